@@ -1,0 +1,1 @@
+"""gpupool: jobs as virtual machines that own real GPUs, restarted elsewhere when their host dies."""

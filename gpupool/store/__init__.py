@@ -1,0 +1,1 @@
+"""The one home of store access, shared by both daemons."""
