@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ PROTOS = sorted((ROOT / "proto").rglob("*.proto"))
 
 def generate(out: Path) -> None:
     """Write the stubs of every .proto under `out`."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # protoc-gen-mypy
     arguments = ["protoc", f"-I{ROOT / 'proto'}"]
     arguments += [f"--{kind}={out}" for kind in ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")]
     if protoc.main([*arguments, *map(str, PROTOS)]) != 0:

@@ -131,6 +131,8 @@ class _EvidenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Evidence.Val
     """the session's lease ran out, and a guard was armed to kill its VMs before that"""
     EVIDENCE_OPERATOR: _Evidence.ValueType  # 4
     """an operator vouched for it"""
+    EVIDENCE_NOTHING_RAN: _Evidence.ValueType  # 5
+    """no VM was allocated to the session"""
 
 class Evidence(_Evidence, metaclass=_EvidenceEnumTypeWrapper):
     """Why we believe that a lost session's VMs are dead. Kept with the decision that rests on it."""
@@ -144,6 +146,8 @@ EVIDENCE_LEASE_EXPIRED_GUARDED: Evidence.ValueType  # 3
 """the session's lease ran out, and a guard was armed to kill its VMs before that"""
 EVIDENCE_OPERATOR: Evidence.ValueType  # 4
 """an operator vouched for it"""
+EVIDENCE_NOTHING_RAN: Evidence.ValueType  # 5
+"""no VM was allocated to the session"""
 Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final

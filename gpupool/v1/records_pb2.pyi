@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from gpupool.v1 import inventory_pb2 as _inventory_pb2
 from gpupool.v1 import job_pb2 as _job_pb2
 import builtins as _builtins
 import sys
@@ -257,7 +258,7 @@ class Allocation(_message.Message):
     UNITS_FIELD_NUMBER: _builtins.int
     PCI_ADDRESSES_FIELD_NUMBER: _builtins.int
     NUMA_NODES_FIELD_NUMBER: _builtins.int
-    CPUS_FIELD_NUMBER: _builtins.int
+    CORES_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     DESIRED_FIELD_NUMBER: _builtins.int
@@ -290,8 +291,8 @@ class Allocation(_message.Message):
         """sorted"""
 
     @_builtins.property
-    def cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """logical CPUs reserved, sorted"""
+    def cores(self) -> _containers.RepeatedCompositeFieldContainer[_inventory_pb2.CpuCore]:
+        """physical cores reserved, sorted"""
 
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec: ...
@@ -310,7 +311,7 @@ class Allocation(_message.Message):
         units: _abc.Iterable[_builtins.str] | None = ...,
         pci_addresses: _abc.Iterable[_builtins.str] | None = ...,
         numa_nodes: _abc.Iterable[_builtins.int] | None = ...,
-        cpus: _abc.Iterable[_builtins.int] | None = ...,
+        cores: _abc.Iterable[_inventory_pb2.CpuCore] | None = ...,
         memory_mib: _builtins.int = ...,
         spec: _job_pb2.JobSpec | None = ...,
         desired: Global___Desired.ValueType = ...,
@@ -321,7 +322,7 @@ class Allocation(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cpus", b"cpus", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "session", b"session", "spec", b"spec", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cores", b"cores", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "session", b"session", "spec", b"spec", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

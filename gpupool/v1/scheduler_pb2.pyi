@@ -43,8 +43,6 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_MEMORY_BUSY: _Reason.ValueType  # 12
     REASON_TOO_LITTLE_MEMORY: _Reason.ValueType  # 13
     REASON_NUMA_SPLIT: _Reason.ValueType  # 14
-    REASON_BACKING_OFF: _Reason.ValueType  # 15
-    REASON_START_FAILED_HERE: _Reason.ValueType  # 16
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a host cannot take a job now. Mirrors scheduler.core.reasons.Reason."""
@@ -64,8 +62,6 @@ REASON_TOO_FEW_CPUS: Reason.ValueType  # 11
 REASON_MEMORY_BUSY: Reason.ValueType  # 12
 REASON_TOO_LITTLE_MEMORY: Reason.ValueType  # 13
 REASON_NUMA_SPLIT: Reason.ValueType  # 14
-REASON_BACKING_OFF: Reason.ValueType  # 15
-REASON_START_FAILED_HERE: Reason.ValueType  # 16
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -75,10 +71,13 @@ class SubmitRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ALLOW_UNAVAILABLE_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """the same key and spec give the same job; empty: always a new job"""
     validate_only: _builtins.bool
     """check, submit nothing"""
+    allow_unavailable: _builtins.bool
+    """accept a GPU model or image that no known host has"""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec: ...
     def __init__(
@@ -87,10 +86,11 @@ class SubmitRequest(_message.Message):
         spec: _job_pb2.JobSpec | None = ...,
         idempotency_key: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        allow_unavailable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_unavailable", b"allow_unavailable", "idempotency_key", b"idempotency_key", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,82 @@
+"""Facts that others wrote. Each is a level, not a message: it says how things are, and may be told again at no harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .model import HostIntent, InventoryFact, Job, Outcome, SessionFact, UnitReport
+from .tables import AllocationState
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChanged:
+    """A host's session key is now so; None: it is gone."""
+
+    host: str
+    fact: SessionFact | None
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryChanged:
+    """A host's inventory is now so; None: it is gone."""
+
+    host: str
+    fact: InventoryFact | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReported:
+    """The agent's report of a unit is now so; None: it is gone."""
+
+    host: str
+    unit: str
+    report: UnitReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class VmReported:
+    """The agent's report of an allocation is now so. `state` is never BOUND or LOST."""
+
+    host: str
+    allocation: str
+    session: int
+    state: AllocationState
+    outcome: Outcome | None = None
+    exit_code: int | None = None
+    message: str = ""
+    started_s: float = 0.0
+    ended_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """A spec that was not known. `job` is PENDING and fresh."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class JobCancelRequested:
+    """Somebody wants the end of a job."""
+
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostIntentChanged:
+    """What an operator wants of a host is now so."""
+
+    host: str
+    intent: HostIntent
+
+
+Event = (
+    SessionChanged
+    | InventoryChanged
+    | UnitReported
+    | VmReported
+    | JobSubmitted
+    | JobCancelRequested
+    | HostIntentChanged
+)

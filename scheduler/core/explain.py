@@ -1,0 +1,53 @@
+"""Why a job waits: every host's verdict, and the reasons counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from .fit import fit
+from .model import Cluster, Job
+from .reasons import Reason, Refusal
+from .tables import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`verdicts` has one entry a host, by name; None means that the job would fit there now."""
+
+    summary: str
+    position: int
+    counts: tuple[tuple[Reason, int], ...]
+    verdicts: tuple[tuple[str, Refusal | None], ...]
+
+
+def explain(cluster: Cluster, job: Job, now: float) -> Explanation:
+    """Explain the job's state at `now`; hosts are judged only while it is pending."""
+    if job.state is not JobState.PENDING:
+        return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}", 0, (), ())
+    verdicts = []
+    for name in sorted(cluster.hosts):
+        outcome = fit(cluster.hosts[name], job.request)
+        verdicts.append((name, outcome if isinstance(outcome, Refusal) else None))
+    counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
+    ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
+    summary = _summary(cluster, job, now, ranked, verdicts)
+    return Explanation(summary, cluster.pending.position(job.id), ranked, tuple(verdicts))
+
+
+def _summary(
+    cluster: Cluster,
+    job: Job,
+    now: float,
+    counts: tuple[tuple[Reason, int], ...],
+    verdicts: list[tuple[str, Refusal | None]],
+) -> str:
+    if job.not_before_s > now:
+        return f"waits {job.not_before_s - now:.0f} s before its next attempt ({job.message})"
+    if not verdicts:
+        return "no host has ever joined"
+    fitting = [name for name, refusal in verdicts if refusal is None]
+    if fitting:
+        return f"fits on {fitting[0]}; waits for its turn, {cluster.pending.position(job.id)} of {len(cluster.pending)}"
+    why = ", ".join(f"{count} {reason.name}" for reason, count in counts)
+    return f"fits on none of {len(verdicts)} hosts: {why}"

@@ -1,0 +1,173 @@
+"""Whether one host can take one request, and with what exactly: pure arithmetic over a host's free resources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .model import Host, Node, NumaPolicy, Request, UnitFact, UnitState
+from .reasons import Reason, Refusal
+from .tables import HostState
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Exact resources on one host. `leftover` counts the free units of that model that would stay."""
+
+    units: tuple[str, ...]
+    nodes: tuple[int, ...]
+    cores: tuple[tuple[int, ...], ...]
+    memory_mib: tuple[int, ...]
+    leftover: int
+    gpu_memory_mib: int
+
+
+def fit(host: Host, request: Request) -> Fit | Refusal:
+    """A Fit, or the first reason against it. Deterministic: ties go to lower ids."""
+    refusal = _host_refusal(host, request)
+    if refusal is not None:
+        return refusal
+    free = _free_units(host, request)
+    if isinstance(free, Refusal):
+        return free
+    failure = None
+    for model_units in free:
+        outcome = _fit_nodes(host, request, model_units)
+        if isinstance(outcome, Fit):
+            return outcome
+        failure = failure or outcome
+    return failure or Refusal(Reason.TOO_FEW_UNITS, "it has no GPU")
+
+
+def _host_refusal(host: Host, request: Request) -> Refusal | None:
+    if host.state is not HostState.READY or host.inventory is None:
+        return Refusal(Reason.HOST_NOT_READY, f"it is {host.state.value}")
+    if host.intent.cordoned:
+        return Refusal(Reason.HOST_CORDONED, host.intent.reason or "cordoned")
+    if request.image not in host.inventory.images:
+        return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
+    return None
+
+
+def _free_units(host: Host, request: Request) -> list[list[UnitFact]] | Refusal:
+    """Free units by model, the least valuable model first; all units of a job are of one model."""
+    if request.gpus == 0:
+        return [[]]
+    matching = [u for u in host.units.values() if request.model in ("", u.model)]
+    if not matching:
+        have = ", ".join(sorted({u.model for u in host.units.values()})) or "none"
+        return Refusal(Reason.MODEL_MISMATCH, f"wants {request.model or 'a GPU'}, it has {have}")
+    large = [u for u in matching if u.memory_mib >= request.gpu_memory_mib]
+    if not large:
+        best = max(u.memory_mib for u in matching)
+        return Refusal(Reason.GPU_MEMORY_TOO_SMALL, f"wants {request.gpu_memory_mib} MiB a GPU, the largest has {best}")
+    usable = [u for u in large if not u.unfit]
+    if not usable:
+        return Refusal(Reason.UNITS_UNFIT, f"{large[0].id}: {large[0].unfit}")
+    by_model: dict[tuple[int, str], list[UnitFact]] = {}
+    for unit in sorted(usable, key=lambda u: u.id):
+        by_model.setdefault((unit.memory_mib, unit.model), []).append(unit)
+    if max(map(len, by_model.values())) < request.gpus:
+        most = max(map(len, by_model.values()))
+        return Refusal(Reason.TOO_FEW_UNITS, f"needs {request.gpus} units of one model, it has {most}")
+    free = [
+        [u for u in units if host.unit_state(u.id) is UnitState.FREE]
+        for _, units in sorted(by_model.items(), key=lambda item: item[0])
+    ]
+    enough = [units for units in free if len(units) >= request.gpus]
+    return enough or _why_not_free(host, request, usable)
+
+
+def _why_not_free(host: Host, request: Request, usable: list[UnitFact]) -> Refusal:
+    states = [host.unit_state(u.id) for u in usable]
+    free, broken = states.count(UnitState.FREE), states.count(UnitState.QUARANTINED)
+    detail = f"needs {request.gpus}, {free} of {len(states)} free"
+    if broken and len(states) - broken < request.gpus:
+        return Refusal(Reason.UNITS_QUARANTINED, f"{detail}, {broken} quarantined")
+    return Refusal(Reason.UNITS_BUSY, detail)
+
+
+def _fit_nodes(host: Host, request: Request, units: list[UnitFact]) -> Fit | Refusal:
+    """Units, cores and memory from one NUMA node if possible, from the fewest if the policy allows more."""
+    nodes = sorted(host.nodes.values(), key=lambda n: n.id)
+    on_node = {n.id: [u for u in units if u.node == n.id] for n in nodes}
+    singles = [n for n in nodes if _room(n, request, len(on_node[n.id])) is None]
+    if singles:
+        best = min(singles, key=lambda n: (len(on_node[n.id]), len(n.free_cores), n.id))
+        return _take(request, [best], on_node[best.id][: request.gpus], len(units))
+    refusal = _capacity_refusal(nodes, request)
+    if refusal is not None:
+        return refusal
+    if request.numa is NumaPolicy.REQUIRED:
+        near = max(nodes, key=lambda n: (len(on_node[n.id]), len(n.free_cores), -n.id))
+        lack = _room(near, request, len(on_node[near.id]))
+        return Refusal(Reason.NUMA_SPLIT, f"no one node has it all; node {near.id} {lack}")
+    return _fit_across(request, nodes, units, on_node)
+
+
+def _fit_across(request: Request, nodes: list[Node], units: list[UnitFact], on_node: dict[int, list[UnitFact]]) -> Fit:
+    """The fewest nodes, those with the most of the wanted units first. Enough in total is known to be there."""
+    chosen: list[Node] = []
+    taken: list[UnitFact] = []
+    for node in sorted(nodes, key=lambda n: (-len(on_node[n.id]), -len(n.free_cores), n.id)):
+        chosen.append(node)
+        taken += on_node[node.id]
+        if len(taken) >= request.gpus and _short(chosen, request) is None:
+            break
+    local = {u.id for u in taken}
+    taken += [u for u in units if u.id not in local]  # units whose node nobody knows come last
+    return _take(request, sorted(chosen, key=lambda n: n.id), taken[: request.gpus], len(units))
+
+
+def _take(request: Request, nodes: list[Node], units: list[UnitFact], free: int) -> Fit:
+    cores: list[tuple[int, ...]] = []
+    memory: list[int] = []
+    want_cpus, want_mib = request.cpus, request.memory_mib
+    for node in nodes:
+        for core in sorted(node.free_cores):
+            if want_cpus <= 0:
+                break
+            cores.append(core)
+            want_cpus -= len(core)
+        part = min(want_mib, node.free_memory_mib)
+        memory.append(part)
+        want_mib -= part
+    return Fit(
+        units=tuple(sorted(u.id for u in units)),
+        nodes=tuple(n.id for n in nodes),
+        cores=tuple(sorted(cores)),
+        memory_mib=tuple(memory),
+        leftover=free - len(units),
+        gpu_memory_mib=units[0].memory_mib if units else 0,
+    )
+
+
+def _room(node: Node, request: Request, units: int) -> str | None:
+    """What the node lacks for the whole request, or None."""
+    if units < request.gpus:
+        return f"lacks {request.gpus - units} units"
+    return _short([node], request)
+
+
+def _short(nodes: list[Node], request: Request) -> str | None:
+    cpus = sum(len(core) for n in nodes for core in n.free_cores)
+    if cpus < request.cpus:
+        return f"lacks {request.cpus - cpus} CPUs"
+    memory_mib = sum(n.free_memory_mib for n in nodes)
+    if memory_mib < request.memory_mib:
+        return f"lacks {request.memory_mib - memory_mib} MiB"
+    return None
+
+
+def _capacity_refusal(nodes: list[Node], request: Request) -> Refusal | None:
+    """A refusal if even the whole host has too little of CPUs or memory, now or ever."""
+    cpus, cpus_free = sum(len(c) for n in nodes for c in n.cores), sum(len(c) for n in nodes for c in n.free_cores)
+    if cpus < request.cpus:
+        return Refusal(Reason.TOO_FEW_CPUS, f"needs {request.cpus} CPUs, it has {cpus}")
+    if cpus_free < request.cpus:
+        return Refusal(Reason.CPUS_BUSY, f"needs {request.cpus} CPUs, {cpus_free} of {cpus} free")
+    memory, memory_free = sum(n.memory_mib for n in nodes), sum(n.free_memory_mib for n in nodes)
+    if memory < request.memory_mib:
+        return Refusal(Reason.TOO_LITTLE_MEMORY, f"needs {request.memory_mib} MiB, it has {memory}")
+    if memory_free < request.memory_mib:
+        return Refusal(Reason.MEMORY_BUSY, f"needs {request.memory_mib} MiB, {memory_free} of {memory} free")
+    return None

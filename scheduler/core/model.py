@@ -1,0 +1,388 @@
+"""The cluster as the scheduler knows it: facts that others wrote, records that the leader writes, and what is reserved.
+
+Mutable and indexed for speed; changed only by `step` and `place`. Sorted where order can reach a decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .queue import PendingQueue
+from .tables import (
+    ALLOCATION,
+    FINAL_JOB_STATES,
+    HOST,
+    JOB,
+    AllocationEvent,
+    AllocationState,
+    HostEvent,
+    HostState,
+    JobEvent,
+    JobState,
+    Transition,
+    next_state,
+)
+
+ATTEMPTS_KEPT = 16  # the newest; the count goes on
+
+
+class NumaPolicy(Enum):
+    """How strictly a VM's resources share a NUMA node."""
+
+    REQUIRED = "REQUIRED"
+    PREFERRED = "PREFERRED"
+    NONE = "NONE"
+
+
+class GuardKind(Enum):
+    """What kills a host's VMs when its session cannot be renewed."""
+
+    NONE = "NONE"
+    SOFT = "SOFT"
+
+
+class Evidence(Enum):
+    """Why we believe that a lost session's VMs are dead."""
+
+    NOTHING_RAN = "NOTHING_RAN"
+    AGENT_REPORTED_DEAD = "AGENT_REPORTED_DEAD"
+    OTHER_BOOT = "OTHER_BOOT"
+    LEASE_EXPIRED_GUARDED = "LEASE_EXPIRED_GUARDED"
+    OPERATOR = "OPERATOR"
+
+
+class Outcome(Enum):
+    """How an attempt ended."""
+
+    EXITED = "EXITED"
+    STOPPED = "STOPPED"
+    START_FAILED = "START_FAILED"
+    CRASHED = "CRASHED"
+    HOST_LOST = "HOST_LOST"
+
+
+class UnitState(Enum):
+    """As the unit's agent reports it."""
+
+    FREE = "FREE"
+    HELD = "HELD"
+    DIRTY = "DIRTY"
+    RESETTING = "RESETTING"
+    QUARANTINED = "QUARANTINED"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a job needs of a host: its shape. Equal requests are interchangeable to placement."""
+
+    image: str
+    gpus: int = 0
+    model: str = ""
+    gpu_memory_mib: int = 0
+    cpus: int = 1
+    memory_mib: int = 0
+    numa: NumaPolicy = NumaPolicy.PREFERRED
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One incarnation of a job."""
+
+    number: int
+    host: str
+    units: tuple[str, ...]
+    created_s: float
+    started_s: float = 0.0
+    ended_s: float = 0.0
+    outcome: Outcome | None = None
+    exit_code: int | None = None
+    message: str = ""
+    evidence: Evidence | None = None
+
+
+@dataclass(slots=True)
+class Job:
+    """A job and what became of it. `arrival` orders the queue: the revision at which its spec was written."""
+
+    id: str
+    request: Request
+    arrival: int
+    submitted_s: float
+    priority: int = 0
+    max_restarts: int = 10
+    max_start_failures: int = 3
+    state: JobState = JobState.PENDING
+    attempts: list[Attempt] = field(default_factory=list)
+    attempt_count: int = 0
+    restarts: int = 0
+    start_failures: int = 0
+    finished_s: float = 0.0
+    not_before_s: float = 0.0
+    exit_code: int | None = None
+    message: str = ""
+    cancel_reason: str | None = None  # not None once cancellation was asked for
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state in FINAL_JOB_STATES
+
+    @property
+    def allocation_id(self) -> str | None:
+        """The allocation of the attempt that is under way."""
+        if self.state in (JobState.STARTING, JobState.RUNNING):
+            return f"{self.id}.{self.attempt_count}"
+        return None
+
+
+@dataclass(slots=True)
+class Allocation:
+    """One VM of one attempt on one host, with everything decided. While it exists its resources are taken."""
+
+    id: str
+    job: str
+    attempt: int
+    host: str
+    session: int
+    units: tuple[str, ...]
+    nodes: tuple[int, ...]
+    cores: tuple[tuple[int, ...], ...]  # physical cores, each as its logical CPUs
+    memory_mib: tuple[int, ...]  # from each of `nodes`
+    created_s: float
+    stop_reason: str = ""  # not empty: it shall stop
+    stop_requested_s: float = 0.0
+    state: AllocationState = AllocationState.BOUND
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFact:
+    """A device unit, from the host's inventory. `node` is -1 where nobody knows it."""
+
+    id: str
+    model: str
+    memory_mib: int
+    node: int
+    functions: tuple[str, ...]
+    unfit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitReport:
+    """The agent's word on a unit. It counts only while `session` is the host's."""
+
+    state: UnitState
+    session: int
+    allocation: str
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Node:
+    """A NUMA node: physical cores (each as its logical CPUs, sorted) and memory, total and free."""
+
+    id: int
+    cores: tuple[tuple[int, ...], ...]
+    memory_mib: int
+    free_cores: set[tuple[int, ...]]
+    free_memory_mib: int
+
+    @property
+    def threads(self) -> int:
+        """Logical CPUs of one physical core."""
+        return len(self.cores[0]) if self.cores else 1
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFact:
+    """A host's session key. `session` is its create revision."""
+
+    session: int
+    boot_id: str
+    guard: GuardKind
+    simulated: bool
+    vms_found_dead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryFact:
+    """A host's inventory, as of `session`."""
+
+    session: int
+    units: tuple[UnitFact, ...]
+    nodes: tuple[tuple[int, tuple[tuple[int, ...], ...], int], ...]  # id, cores, memory_mib
+    images: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class HostIntent:
+    """What an operator wants of a host."""
+
+    cordoned: bool = False
+    reason: str = ""
+    confirmed_dead_session: int = 0
+    confirmed_by: str = ""
+    confirmed_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FenceRecord:
+    """What was concluded about a lost session, from what, and when."""
+
+    session: int
+    evidence: Evidence
+    detail: str
+    lost_s: float
+    fenced_s: float
+    allocations: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Host:
+    """A host: the record that the leader keeps (`state` .. `last_fence`), the facts, and what is reserved on it."""
+
+    name: str
+    state: HostState = HostState.JOINING
+    session: int = 0
+    boot_id: str = ""
+    guard: GuardKind = GuardKind.NONE
+    simulated: bool = False
+    since_s: float = 0.0
+    last_fence: FenceRecord | None = None
+    fact: SessionFact | None = None
+    inventory: InventoryFact | None = None
+    intent: HostIntent = field(default_factory=HostIntent)
+    units: dict[str, UnitFact] = field(default_factory=dict)
+    reports: dict[str, UnitReport] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)  # unit -> allocation
+    nodes: dict[int, Node] = field(default_factory=dict)
+    allocations: set[str] = field(default_factory=set)
+
+    def unit_state(self, unit: str) -> UnitState:
+        """As the scheduler must see it: held from the decision on, and dirty unless this session says otherwise."""
+        report = self.reports.get(unit)
+        current = report is not None and report.session == self.session
+        if report is not None and current and report.state is UnitState.QUARANTINED:
+            return UnitState.QUARANTINED
+        if unit in self.held:
+            return UnitState.HELD
+        return report.state if report is not None and current else UnitState.DIRTY
+
+
+@dataclass(slots=True)
+class Dirty:
+    """What changed since the last commit: records to write again, by id."""
+
+    jobs: set[str] = field(default_factory=set)
+    hosts: set[str] = field(default_factory=set)
+    allocations: set[str] = field(default_factory=set)
+    created: set[str] = field(default_factory=set)  # allocations that the store does not have yet
+    deleted: dict[str, Allocation] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.hosts or self.allocations or self.deleted)
+
+
+@dataclass(slots=True)
+class Policy:
+    """What the site decides. `soft_guard_is_enough`: a lost lease under a soft guard proves real hosts' VMs dead."""
+
+    soft_guard_is_enough: bool = False
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Everything. `capacity_epoch` grows whenever something may fit that did not before."""
+
+    policy: Policy = field(default_factory=Policy)
+    hosts: dict[str, Host] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    allocations: dict[str, Allocation] = field(default_factory=dict)
+    pending: PendingQueue[Request] = field(default_factory=PendingQueue)
+    capacity_epoch: int = 0
+    dirty: Dirty = field(default_factory=Dirty)
+    log: list[Transition] = field(default_factory=list)
+
+    def host(self, name: str) -> Host:
+        """The host of that name, made if it is new."""
+        host = self.hosts.get(name)
+        if host is None:
+            host = self.hosts[name] = Host(name)
+        return host
+
+    def take_dirty(self) -> Dirty:
+        """What is to be committed; the set starts anew."""
+        dirty, self.dirty = self.dirty, Dirty()
+        return dirty
+
+    def take_log(self) -> list[Transition]:
+        """The transitions since the last call, oldest first."""
+        log, self.log = self.log, []
+        return log
+
+    # The funnel: no state changes anywhere else.
+
+    def change_host(self, host: Host, event: HostEvent, now: float, reason: str) -> None:
+        """Move `host` along its table."""
+        before, host.state = host.state, next_state(HOST, host.state, event, f"host {host.name}")
+        host.since_s = now
+        self.dirty.hosts.add(host.name)
+        self.capacity_epoch += 1
+        self.log.append(Transition("host", host.name, before.value, host.state.value, reason))
+
+    def change_allocation(self, allocation: Allocation, event: AllocationEvent, reason: str) -> None:
+        """Move `allocation` along its table. Its state is the agent's report, so nothing is to be written."""
+        before = allocation.state
+        allocation.state = next_state(ALLOCATION, before, event, f"allocation {allocation.id}")
+        self.log.append(Transition("allocation", allocation.id, before.value, allocation.state.value, reason))
+
+    def change_job(self, job: Job, event: JobEvent, now: float, reason: str) -> None:
+        """Move `job` along its table, and into or out of the queue."""
+        before, job.state = job.state, next_state(JOB, job.state, event, f"job {job.id}")
+        job.message = reason
+        if job.final:
+            job.finished_s = now
+        self.dirty.jobs.add(job.id)
+        self.log.append(Transition("job", job.id, before.value, job.state.value, reason))
+        self.enqueue(job)
+
+    def enqueue(self, job: Job) -> None:
+        """Put a pending job into the queue, take any other out."""
+        if job.state is JobState.PENDING:
+            self.pending.add(job.id, job.request, (-job.priority, job.arrival, job.id), job.not_before_s)
+        else:
+            self.pending.discard(job.id)
+
+    def reserve(self, allocation: Allocation) -> None:
+        """Take an allocation's resources."""
+        host = self.host(allocation.host)
+        self.allocations[allocation.id] = allocation
+        host.allocations.add(allocation.id)
+        host.held.update(dict.fromkeys(allocation.units, allocation.id))
+        self._account(host, allocation, taken=True)
+
+    def release(self, allocation: Allocation) -> None:
+        """Give an allocation's resources back and forget it."""
+        host = self.host(allocation.host)
+        del self.allocations[allocation.id]
+        host.allocations.discard(allocation.id)
+        for unit in allocation.units:
+            if host.held.get(unit) == allocation.id:
+                del host.held[unit]
+        self._account(host, allocation, taken=False)
+        self.capacity_epoch += 1
+
+    @staticmethod
+    def _account(host: Host, allocation: Allocation, *, taken: bool) -> None:
+        cores = set(allocation.cores)
+        for node_id, memory_mib in zip(allocation.nodes, allocation.memory_mib, strict=True):
+            node = host.nodes.get(node_id)
+            if node is None:  # the node left the inventory while in use
+                continue
+            mine = cores.intersection(node.cores)
+            if taken:
+                node.free_cores -= mine
+                node.free_memory_mib -= memory_mib
+            else:
+                node.free_cores |= mine
+                node.free_memory_mib += memory_mib

@@ -1,0 +1,33 @@
+"""Why a host cannot take a job now: a closed list, so that refusals can be counted, and translated, and tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Reason(Enum):
+    """Mirrors gpupool.v1.Reason by name, in the order of the checks: a host is refused for its first fault."""
+
+    HOST_NOT_READY = 1
+    HOST_CORDONED = 2
+    IMAGE_MISSING = 3
+    MODEL_MISMATCH = 4
+    GPU_MEMORY_TOO_SMALL = 5
+    UNITS_UNFIT = 6
+    UNITS_QUARANTINED = 7
+    UNITS_BUSY = 8
+    TOO_FEW_UNITS = 9
+    CPUS_BUSY = 10
+    TOO_FEW_CPUS = 11
+    MEMORY_BUSY = 12
+    TOO_LITTLE_MEMORY = 13
+    NUMA_SPLIT = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One host's no. `detail` has the figures, e.g. "needs 2 units, 1 of 4 is free"."""
+
+    reason: Reason
+    detail: str

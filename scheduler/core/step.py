@@ -1,0 +1,152 @@
+"""What facts mean: `step` applies one event, and what follows from it, to the cluster.
+
+It decides when an attempt has ended and what becomes of its job, and when a lost host counts as fenced. It must never
+let a job run again before there is evidence that its last VM is dead.
+"""
+
+from __future__ import annotations
+
+from .events import (
+    Event,
+    HostIntentChanged,
+    InventoryChanged,
+    JobCancelRequested,
+    JobSubmitted,
+    SessionChanged,
+    UnitReported,
+    VmReported,
+)
+from .fence import advance, session_changed
+from .model import Allocation, Cluster, Host, InventoryFact, Job, Node, Outcome, UnitFact, UnitState
+from .retry import end_attempt
+from .tables import AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState
+
+
+def step(cluster: Cluster, event: Event, now: float) -> None:
+    """Apply `event`, seen at `now` (Unix time, seconds). Telling the same fact twice changes nothing."""
+    match event:
+        case SessionChanged():
+            session_changed(cluster, cluster.host(event.host), event.fact, now)
+            _inventory_ready(cluster, cluster.host(event.host), now)
+        case InventoryChanged():
+            _inventory_changed(cluster, cluster.host(event.host), event.fact, now)
+        case UnitReported():
+            _unit_reported(cluster, event)
+        case VmReported():
+            _vm_reported(cluster, event, now)
+        case JobSubmitted():
+            _job_submitted(cluster, event, now)
+        case JobCancelRequested():
+            _cancel_requested(cluster, event, now)
+        case HostIntentChanged():
+            host = cluster.host(event.host)
+            host.intent = event.intent
+            cluster.capacity_epoch += 1
+            advance(cluster, host, now)
+            _inventory_ready(cluster, host, now)
+
+
+def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None, now: float) -> None:
+    if fact == host.inventory:
+        return
+    host.inventory = fact
+    only = fact.nodes[0][0] if fact is not None and len(fact.nodes) == 1 else None
+    host.units = {u.id: _placed_unit(u, only) for u in fact.units} if fact is not None else {}
+    host.nodes = {}
+    for node_id, cores, memory_mib in fact.nodes if fact is not None else ():
+        host.nodes[node_id] = Node(node_id, cores, memory_mib, set(cores), memory_mib)
+    for allocation_id in sorted(host.allocations):
+        cluster.reserve(cluster.allocations[allocation_id])
+    cluster.capacity_epoch += 1
+    _inventory_ready(cluster, host, now)
+
+
+def _placed_unit(unit: UnitFact, only_node: int | None) -> UnitFact:
+    """On a host with one NUMA node a unit can only be there, whatever its firmware fails to say."""
+    if unit.node >= 0 or only_node is None:
+        return unit
+    return UnitFact(unit.id, unit.model, unit.memory_mib, only_node, unit.functions, unit.unfit)
+
+
+def _inventory_ready(cluster: Cluster, host: Host, now: float) -> None:
+    current = host.inventory is not None and host.inventory.session == host.session
+    if host.state is HostState.JOINING and current and host.session:
+        cluster.change_host(host, HostEvent.INVENTORY, now, f"inventory of session {host.session}")
+
+
+def _unit_reported(cluster: Cluster, event: UnitReported) -> None:
+    host = cluster.host(event.host)
+    if event.report == host.reports.get(event.unit):
+        return
+    if event.report is None:
+        del host.reports[event.unit]
+        return
+    host.reports[event.unit] = event.report
+    cluster.capacity_epoch += 1
+    allocation = cluster.allocations.get(host.held.get(event.unit, ""))
+    if allocation is not None:
+        _release_if_clean(cluster, host, allocation)
+
+
+def _vm_reported(cluster: Cluster, event: VmReported, now: float) -> None:
+    allocation = cluster.allocations.get(event.allocation)
+    if allocation is None or allocation.host != event.host or allocation.session != event.session:
+        return  # of an allocation that is over, or from a session that has no say in it
+    reported = AllocationEvent[event.state.value]
+    if allocation.state.value == event.state.value:
+        return
+    cluster.change_allocation(allocation, reported, event.message or f"agent of {event.host}")
+    job = cluster.jobs.get(allocation.job)
+    if job is not None and job.allocation_id == allocation.id:
+        _attempt_reported(cluster, job, event, now)
+    _release_if_clean(cluster, cluster.host(event.host), allocation)
+
+
+def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float) -> None:
+    attempt = job.attempts[-1]
+    attempt.started_s = attempt.started_s or event.started_s
+    if event.state is AllocationState.RUNNING and job.state is JobState.STARTING:
+        cluster.change_job(job, JobEvent.STARTED, now, f"runs on {event.host}")
+    if event.state is AllocationState.ENDED:
+        outcome = event.outcome or Outcome.CRASHED
+        end_attempt(cluster, job, outcome, now, exit_code=event.exit_code, message=event.message)
+
+
+def _release_if_clean(cluster: Cluster, host: Host, allocation: Allocation) -> None:
+    """An ended allocation goes once each of its units is proven clean after it, or is out of use."""
+    if allocation.state is not AllocationState.ENDED:
+        return
+    for unit in allocation.units:
+        report = host.reports.get(unit)
+        if report is None or report.session != allocation.session or report.allocation != allocation.id:
+            return
+        if report.state not in (UnitState.FREE, UnitState.QUARANTINED):
+            return
+    cluster.release(allocation)
+    cluster.dirty.deleted[allocation.id] = allocation
+
+
+def _job_submitted(cluster: Cluster, event: JobSubmitted, now: float) -> None:
+    job = event.job
+    if job.id in cluster.jobs:
+        return
+    cluster.jobs[job.id] = job
+    cluster.enqueue(job)
+    cluster.dirty.jobs.add(job.id)
+    if job.cancel_reason is not None:
+        cluster.change_job(job, JobEvent.CANCELLED, now, job.cancel_reason)
+
+
+def _cancel_requested(cluster: Cluster, event: JobCancelRequested, now: float) -> None:
+    job = cluster.jobs.get(event.job)
+    if job is None or job.final or job.cancel_reason is not None:
+        return
+    job.cancel_reason = event.reason or "cancelled"
+    cluster.dirty.jobs.add(job.id)
+    allocation = cluster.allocations.get(job.allocation_id or "")
+    if allocation is None:
+        cluster.change_job(job, JobEvent.CANCELLED, now, job.cancel_reason)
+        return
+    allocation.stop_reason = job.cancel_reason
+    allocation.stop_requested_s = now
+    cluster.dirty.allocations.add(allocation.id)

@@ -1,0 +1,269 @@
+"""From stored values to the core: facts become events, the leader's own records restore the state.
+
+A value that does not parse is logged and passed over: one bad record must not stop the scheduler.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from google.protobuf.message import DecodeError
+
+from gpupool.store.keys import Kind, parse
+from gpupool.store.port import KeyValue
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
+
+from .core import events, model
+from .core.fence import session_changed
+from .core.step import step
+from .core.tables import AllocationState, HostState, JobState
+
+_log = logging.getLogger(__name__)
+
+
+def _names(wire: type, prefix: str) -> dict[int, str]:
+    return {value: name.removeprefix(prefix) for name, value in wire.items()}  # type: ignore[attr-defined]
+
+
+_JOB_STATE = _names(job_pb2.JobState, "JOB_STATE_")
+_OUTCOME = _names(job_pb2.Outcome, "OUTCOME_")
+_EVIDENCE = _names(job_pb2.Evidence, "EVIDENCE_")
+_NUMA = _names(job_pb2.NumaPolicy, "NUMA_POLICY_")
+_GUARD = _names(records_pb2.GuardKind, "GUARD_KIND_")
+_UNIT_STATE = _names(records_pb2.UnitState, "UNIT_STATE_")
+_ALLOCATION_STATE = _names(records_pb2.AllocationState, "ALLOCATION_STATE_")
+_HOST_STATE = _names(records_pb2.HostState, "HOST_STATE_")
+
+
+def request_of(spec: job_pb2.JobSpec) -> model.Request:
+    """The shape of a job, as placement sees it."""
+    numa = _NUMA[spec.numa]
+    return model.Request(
+        image=spec.image,
+        gpus=spec.gpus.count,
+        model=spec.gpus.model,
+        gpu_memory_mib=spec.gpus.memory_mib,
+        cpus=spec.cpus,
+        memory_mib=spec.memory_mib,
+        numa=model.NumaPolicy[numa if numa != "UNSPECIFIED" else "PREFERRED"],
+    )
+
+
+def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> model.Job:
+    """A fresh job from its spec; `arrival` is the revision at which it was written."""
+    spec = record.spec
+    restart = spec.restart
+    return model.Job(
+        id=job_id,
+        request=request_of(spec),
+        arrival=arrival,
+        submitted_s=record.submitted_s,
+        priority=spec.priority,
+        max_restarts=restart.max_restarts if restart.HasField("max_restarts") else 10,
+        max_start_failures=restart.max_start_failures if restart.HasField("max_start_failures") else 3,
+    )
+
+
+def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:
+    """Give a job the state that the leader last recorded for it."""
+    job.state = JobState[_JOB_STATE[status.state]]
+    job.attempts = [_attempt(a) for a in status.attempts]
+    job.attempt_count = status.attempt_count
+    job.restarts, job.start_failures = status.restarts, status.start_failures
+    job.finished_s, job.not_before_s = status.finished_s, status.not_before_s
+    job.exit_code = status.exit_code if status.HasField("exit_code") else None
+    job.message = status.message
+    job.cancel_reason = (status.message or "cancelled") if status.cancel_requested else None
+
+
+def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
+    return model.Attempt(
+        number=wire.number,
+        host=wire.host,
+        units=tuple(wire.units),
+        created_s=wire.created_s,
+        started_s=wire.started_s,
+        ended_s=wire.ended_s,
+        outcome=model.Outcome[_OUTCOME[wire.outcome]] if wire.outcome else None,
+        exit_code=wire.exit_code if wire.HasField("exit_code") else None,
+        message=wire.message,
+        evidence=_evidence(wire.evidence),
+    )
+
+
+def _evidence(value: int) -> model.Evidence | None:
+    return model.Evidence[_EVIDENCE[value]] if value else None
+
+
+def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
+    """Give a host the state that the leader last recorded for it."""
+    host.state = HostState[_HOST_STATE[record.state]]
+    host.session, host.boot_id, host.simulated = record.session, record.boot_id, record.simulated
+    host.guard = _guard(record.guard)
+    host.since_s = record.since_s
+    if record.HasField("last_fence"):
+        fence = record.last_fence
+        host.last_fence = model.FenceRecord(
+            session=fence.session,
+            evidence=_evidence(fence.evidence) or model.Evidence.NOTHING_RAN,
+            detail=fence.detail,
+            lost_s=fence.lost_s,
+            fenced_s=fence.fenced_s,
+            allocations=tuple(fence.allocations),
+        )
+
+
+def _guard(value: int) -> model.GuardKind:
+    return model.GuardKind[_GUARD[value]] if value else model.GuardKind.NONE
+
+
+def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
+    """An allocation as decided; its state starts at BOUND until a report says more."""
+    return model.Allocation(
+        id=wire.id,
+        job=wire.job,
+        attempt=wire.attempt,
+        host=wire.host,
+        session=wire.session,
+        units=tuple(wire.units),
+        nodes=tuple(wire.numa_nodes),
+        cores=tuple(tuple(core.threads) for core in wire.cores),
+        memory_mib=tuple(wire.memory_mib_per_node),
+        created_s=wire.created_s,
+        stop_reason=(wire.stop_reason or "stop") if wire.desired == records_pb2.DESIRED_STOP else "",
+        stop_requested_s=wire.stop_requested_s,
+    )
+
+
+def session_of(wire: records_pb2.Session, create_revision: int) -> model.SessionFact:
+    """A session fact; its id is the key's create revision."""
+    return model.SessionFact(create_revision, wire.boot_id, _guard(wire.guard), wire.simulated, wire.vms_found_dead)
+
+
+def inventory_of(wire: inventory_pb2.Inventory) -> model.InventoryFact:
+    """An inventory fact; nodes and units come sorted."""
+    nodes = sorted(wire.numa_nodes, key=lambda n: n.id)
+    return model.InventoryFact(
+        session=wire.session,
+        units=tuple(
+            model.UnitFact(
+                id=u.id,
+                model=u.model,
+                memory_mib=u.gpu_memory_mib,
+                node=u.numa_node,
+                functions=tuple(sorted(f.address for f in u.functions)),
+                unfit=u.unfit,
+            )
+            for u in sorted(wire.units, key=lambda u: u.id)
+        ),
+        nodes=tuple((n.id, tuple(sorted(tuple(sorted(c.threads)) for c in n.cores)), n.memory_mib) for n in nodes),
+        images=frozenset(wire.images),
+    )
+
+
+def unit_report_of(wire: records_pb2.UnitReport) -> model.UnitReport:
+    """The agent's word on a unit."""
+    return model.UnitReport(model.UnitState[_UNIT_STATE[wire.state]], wire.session, wire.allocation, wire.reason)
+
+
+def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> events.VmReported:
+    """The agent's word on an allocation."""
+    return events.VmReported(
+        host=host,
+        allocation=allocation,
+        session=wire.session,
+        state=AllocationState[_ALLOCATION_STATE[wire.state]],
+        outcome=model.Outcome[_OUTCOME[wire.outcome]] if wire.outcome else None,
+        exit_code=wire.exit_code if wire.HasField("exit_code") else None,
+        message=wire.message,
+        started_s=wire.started_s,
+        ended_s=wire.ended_s,
+    )
+
+
+def intent_of(wire: records_pb2.HostIntent) -> model.HostIntent:
+    """What an operator wants of a host."""
+    return model.HostIntent(
+        wire.cordoned, wire.reason, wire.confirmed_dead_session, wire.confirmed_by, wire.confirmed_reason
+    )
+
+
+def fact(key: str, kv: KeyValue | None) -> events.Event | None:
+    """The event that a change of `key` means to the core, or None: not a fact, or not readable."""
+    parsed = parse(key)
+    if parsed is None:
+        return None
+    try:
+        return _fact(*parsed, kv)
+    except (DecodeError, KeyError, ValueError) as exc:
+        _log.error("ignoring %s: unreadable value (%r)", key, exc)
+        return None
+
+
+def _fact(kind: Kind, ids: tuple[str, ...], kv: KeyValue | None) -> events.Event | None:
+    match kind:
+        case Kind.SESSION:
+            session = session_of(records_pb2.Session.FromString(kv.value), kv.create_revision) if kv else None
+            return events.SessionChanged(ids[0], session)
+        case Kind.INVENTORY:
+            inventory = inventory_of(inventory_pb2.Inventory.FromString(kv.value)) if kv else None
+            return events.InventoryChanged(ids[0], inventory)
+        case Kind.UNIT:
+            report = unit_report_of(records_pb2.UnitReport.FromString(kv.value)) if kv else None
+            return events.UnitReported(ids[0], ids[1], report)
+        case Kind.VM if kv:
+            return vm_reported(ids[0], ids[1], records_pb2.VmReport.FromString(kv.value))
+        case Kind.JOB_SPEC if kv:
+            return events.JobSubmitted(job_of(ids[0], records_pb2.JobRecord.FromString(kv.value), kv.create_revision))
+        case Kind.JOB_CANCEL if kv:
+            return events.JobCancelRequested(ids[0], records_pb2.CancelRecord.FromString(kv.value).reason)
+        case Kind.HOST_INTENT:
+            intent = intent_of(records_pb2.HostIntent.FromString(kv.value)) if kv else model.HostIntent()
+            return events.HostIntentChanged(ids[0], intent)
+    return None
+
+
+# Facts in the order in which they can be told to a restored cluster: what others refer to comes first.
+_ORDER = (Kind.JOB_SPEC, Kind.INVENTORY, Kind.HOST_INTENT, Kind.UNIT, Kind.SESSION, Kind.VM, Kind.JOB_CANCEL)
+
+
+def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
+    """Rebuild a fresh `cluster` from everything that is stored: first what the leader decided, then the facts."""
+    by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]] = {kind: [] for kind in Kind}
+    for kv in items:
+        parsed = parse(kv.key)
+        if parsed is not None:
+            by_kind[parsed[0]].append((parsed[1], kv))
+    _load_decisions(cluster, by_kind)
+    for kind in _ORDER:
+        for _, kv in by_kind[kind]:
+            event = fact(kv.key, kv)
+            if event is not None and not (isinstance(event, events.JobSubmitted) and event.job.id in cluster.jobs):
+                step(cluster, event, now)
+    for name in sorted(cluster.hosts):  # sessions that ended while nobody led
+        host = cluster.hosts[name]
+        if host.fact is None:
+            session_lost_unseen(cluster, host, now)
+
+
+def session_lost_unseen(cluster: model.Cluster, host: model.Host, now: float) -> None:
+    """Tell a host's lost session to a cluster that never saw it alive."""
+    host.fact = model.SessionFact(host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False)
+    session_changed(cluster, host, None, now)
+
+
+def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]) -> None:
+    for ids, kv in by_kind[Kind.HOST]:
+        restore_host(cluster.host(ids[0]), records_pb2.HostRecord.FromString(kv.value))
+    statuses = {ids[0]: kv for ids, kv in by_kind[Kind.JOB_STATUS]}
+    for ids, kv in by_kind[Kind.JOB_SPEC]:
+        status = statuses.get(ids[0])
+        if status is None:
+            continue
+        job = job_of(ids[0], records_pb2.JobRecord.FromString(kv.value), kv.create_revision)
+        restore_status(job, job_pb2.JobStatus.FromString(status.value))
+        cluster.jobs[job.id] = job
+        cluster.enqueue(job)
+    for _, kv in by_kind[Kind.ALLOCATION]:
+        cluster.reserve(allocation_of(records_pb2.Allocation.FromString(kv.value)))

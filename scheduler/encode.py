@@ -1,0 +1,98 @@
+"""From the core to stored values: what the leader writes."""
+
+from __future__ import annotations
+
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
+
+from .core.model import Allocation, Attempt, Evidence, Host, Job
+
+
+def _evidence(value: Evidence) -> job_pb2.Evidence.ValueType:
+    return job_pb2.Evidence.Value(f"EVIDENCE_{value.value}")
+
+
+def status(job: Job) -> job_pb2.JobStatus:
+    """The record of what became of a job."""
+    wire = job_pb2.JobStatus(
+        state=job_pb2.JobState.Value(f"JOB_STATE_{job.state.value}"),
+        attempts=[_attempt(a) for a in job.attempts],
+        attempt_count=job.attempt_count,
+        restarts=job.restarts,
+        start_failures=job.start_failures,
+        submitted_s=job.submitted_s,
+        finished_s=job.finished_s,
+        not_before_s=job.not_before_s,
+        message=job.message,
+        cancel_requested=job.cancel_reason is not None,
+    )
+    if job.exit_code is not None:
+        wire.exit_code = job.exit_code
+    return wire
+
+
+def _attempt(attempt: Attempt) -> job_pb2.Attempt:
+    wire = job_pb2.Attempt(
+        number=attempt.number,
+        host=attempt.host,
+        units=attempt.units,
+        created_s=attempt.created_s,
+        started_s=attempt.started_s,
+        ended_s=attempt.ended_s,
+        message=attempt.message,
+    )
+    if attempt.outcome is not None:
+        wire.outcome = job_pb2.Outcome.Value(f"OUTCOME_{attempt.outcome.value}")
+    if attempt.exit_code is not None:
+        wire.exit_code = attempt.exit_code
+    if attempt.evidence is not None:
+        wire.evidence = _evidence(attempt.evidence)
+    return wire
+
+
+def host_record(host: Host) -> records_pb2.HostRecord:
+    """The record of a host's state and last fence."""
+    wire = records_pb2.HostRecord(
+        state=records_pb2.HostState.Value(f"HOST_STATE_{host.state.value}"),
+        session=host.session,
+        boot_id=host.boot_id,
+        simulated=host.simulated,
+        since_s=host.since_s,
+    )
+    if host.guard.value != "NONE":
+        wire.guard = records_pb2.GuardKind.Value(f"GUARD_KIND_{host.guard.value}")
+    if host.last_fence is not None:
+        fence = host.last_fence
+        wire.last_fence.CopyFrom(
+            records_pb2.FenceRecord(
+                session=fence.session,
+                evidence=_evidence(fence.evidence),
+                detail=fence.detail,
+                lost_s=fence.lost_s,
+                fenced_s=fence.fenced_s,
+                allocations=fence.allocations,
+            )
+        )
+    return wire
+
+
+def allocation(decided: Allocation, host: Host, spec: job_pb2.JobSpec) -> records_pb2.Allocation:
+    """The reservation and the desired state, as the agent will read it."""
+    addresses = sorted(a for unit in decided.units if unit in host.units for a in host.units[unit].functions)
+    return records_pb2.Allocation(
+        id=decided.id,
+        job=decided.job,
+        attempt=decided.attempt,
+        host=decided.host,
+        session=decided.session,
+        units=decided.units,
+        pci_addresses=addresses,
+        numa_nodes=decided.nodes,
+        cores=[inventory_pb2.CpuCore(threads=core) for core in decided.cores],
+        memory_mib=sum(decided.memory_mib),
+        memory_mib_per_node=decided.memory_mib,
+        spec=spec,
+        desired=records_pb2.DESIRED_STOP if decided.stop_reason else records_pb2.DESIRED_RUN,
+        stop_reason=decided.stop_reason,
+        created_s=decided.created_s,
+        stop_requested_s=decided.stop_requested_s,
+    )

@@ -1,0 +1,224 @@
+"""The decision loop: drain facts, step, place, commit, act. Only the leading replica runs it.
+
+It writes nothing that is not guarded by its term, and acts on nothing that is not committed. When the fate of a write
+is unknown it throws its state away and reads everything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from gpupool.store import keys
+from gpupool.store.port import Change, Created, Delete, Guard, Op, Put, Store, StoreError
+from gpupool.v1 import job_pb2, records_pb2
+
+from . import encode
+from .core.invariants import violations
+from .core.model import Allocation, Cluster, Dirty, Policy
+from .core.place import Placer, retract
+from .core.step import step
+from .core.todo import todo
+from .decode import fact, load
+from .election import Term, TermLostError
+
+_log = logging.getLogger(__name__)
+
+IDLE_S = 5.0  # how often to look when nothing happens
+ALARM_EVERY_S = 60.0
+CONFLICT_S = 0.05
+CHECK_LIMIT = 500  # up to this many jobs, every invariant is checked before every commit
+
+
+class InvariantBrokenError(Exception):
+    """The core is about to commit nonsense; nothing is committed."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Writes that must happen together, and the guards that are theirs alone."""
+
+    ops: list[Op] = field(default_factory=list)
+    guards: list[Guard] = field(default_factory=list)
+    created: list[Allocation] = field(default_factory=list)
+    deleted: dict[str, Allocation] = field(default_factory=dict)
+
+
+class Leader:
+    """One term's decision loop over one store."""
+
+    def __init__(
+        self,
+        store: Store,
+        term: Term,
+        *,
+        wall: Callable[[], float],
+        policy: Policy,
+        on_loaded: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.cluster = Cluster(policy=policy)
+        self._store = store
+        self._term = term
+        self._wall = wall
+        self._on_loaded = on_loaded
+        self._placer = Placer()
+        self._specs: dict[str, job_pb2.JobSpec] = {}
+        self._inbox: list[Sequence[Change]] = []
+        self._news = asyncio.Event()
+        self._alarmed: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Lead until cancelled. Raises StoreError or TermLostError when this state can no longer be trusted."""
+        snapshot = await self._store.list(keys.ROOT)
+        for kv in snapshot.items:
+            self._note_spec(kv.key, kv.value)
+        load(self.cluster, snapshot.items, self._wall())
+        self._on_loaded()
+        _log.info("leading from revision %d: %d hosts, %d jobs", snapshot.revision, *self._counts())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(snapshot.revision), name="leader: watch")
+                tasks.create_task(self._decide(), name="leader: decide")
+        except* (StoreError, TermLostError) as errors:
+            raise errors.exceptions[0] from None
+
+    def _counts(self) -> tuple[int, int]:
+        return len(self.cluster.hosts), len(self.cluster.jobs)
+
+    async def _listen(self, revision: int) -> None:
+        async for changes in self._store.watch(keys.ROOT, after_revision=revision):
+            self._inbox.append(changes)
+            self._news.set()
+
+    async def _decide(self) -> None:
+        """The loop of design section 4."""
+        while True:
+            self._news.clear()
+            self._drain()
+            now = self._wall()
+            self._placer.place(self.cluster, now)
+            self._log_transitions()
+            await self._commit(now)
+            self._act(now)
+            if not self.cluster.dirty:
+                await self._sleep(now)
+
+    def _drain(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        now = self._wall()
+        for changes in inbox:
+            for change in changes:
+                event = fact(change.key, change.kv)
+                if change.kv is not None:
+                    self._note_spec(change.key, change.kv.value)
+                if event is not None:
+                    step(self.cluster, event, now)
+
+    def _note_spec(self, key: str, value: bytes) -> None:
+        parsed = keys.parse(key)
+        if parsed is not None and parsed[0] is keys.Kind.JOB_SPEC:
+            self._specs[parsed[1][0]] = records_pb2.JobRecord.FromString(value).spec
+
+    async def _sleep(self, now: float) -> None:
+        due = self.cluster.pending.next_due_s()
+        timeout_s = IDLE_S if due is None else min(IDLE_S, max(0.0, due - now))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+
+    def _log_transitions(self) -> None:
+        for transition in self.cluster.take_log():
+            level = logging.INFO if transition.kind in ("host", "job") else logging.DEBUG
+            _log.log(level, "%s", transition)
+
+    def _act(self, now: float) -> None:
+        owed = todo(self.cluster)
+        for wanted in owed:
+            if now - self._alarmed.get(wanted.host, -ALARM_EVERY_S) >= ALARM_EVERY_S:
+                self._alarmed[wanted.host] = now
+                _log.error(
+                    "host %s: no evidence that the VMs of session %d are dead; %d jobs wait. Look at the host, then: "
+                    "gpupool confirm-dead %s --reason ...",
+                    wanted.host, wanted.session, len(wanted.jobs), wanted.host,
+                )  # fmt: skip
+        self._alarmed = {w.host: self._alarmed[w.host] for w in owed}
+
+    # Committing
+
+    async def _commit(self, now: float) -> None:
+        """Write what changed: jobs with their allocations, then hosts, so that a half-done fence is found again."""
+        if not self.cluster.dirty:
+            return
+        if len(self.cluster.jobs) <= CHECK_LIMIT and (broken := violations(self.cluster)):
+            raise InvariantBrokenError("; ".join(broken))
+        dirty = self.cluster.take_dirty()
+        for batch in self._batches(self._job_groups(dirty)):
+            await self._write(batch, now)
+        for batch in self._batches(self._host_groups(dirty)):
+            await self._write(batch, now)
+
+    def _job_groups(self, dirty: Dirty) -> list[_Group]:
+        groups: dict[str, _Group] = {}
+        for job_id in sorted(dirty.jobs):
+            job = self.cluster.jobs[job_id]
+            status = encode.status(job).SerializeToString()
+            groups[job_id] = _Group([Put(keys.job_status(job_id), status)])
+        for allocation_id in sorted(dirty.allocations):
+            allocation = self.cluster.allocations.get(allocation_id)
+            if allocation is None:  # made and ended before it was ever written
+                continue
+            group = groups.setdefault(allocation.job, _Group())
+            host = self.cluster.hosts[allocation.host]
+            wire = encode.allocation(allocation, host, self._specs[allocation.job])
+            group.ops.append(Put(keys.allocation(host.name, allocation_id), wire.SerializeToString()))
+            if allocation_id in dirty.created:
+                group.guards.append(Created(keys.session(host.name), allocation.session))
+                group.created.append(allocation)
+        for allocation_id, gone in sorted(dirty.deleted.items()):
+            group = groups.setdefault(gone.job, _Group())
+            group.ops.append(Delete(keys.allocation(gone.host, allocation_id)))
+            group.deleted[allocation_id] = gone
+        return [groups[job_id] for job_id in sorted(groups)]
+
+    def _host_groups(self, dirty: Dirty) -> list[_Group]:
+        hosts = [self.cluster.hosts[name] for name in sorted(dirty.hosts)]
+        return [_Group([Put(keys.host(h.name), encode.host_record(h).SerializeToString())]) for h in hosts]
+
+    def _batches(self, groups: list[_Group]) -> list[list[_Group]]:
+        """Pack groups into transactions as large as the store takes."""
+        batches: list[list[_Group]] = []
+        ops = guards = 0
+        for group in groups:
+            ops, guards = ops + len(group.ops), guards + len(group.guards)
+            if not batches or ops > self._store.max_ops or guards >= self._store.max_ops:
+                batches.append([])
+                ops, guards = len(group.ops), len(group.guards)
+            batches[-1].append(group)
+        return batches
+
+    async def _write(self, batch: list[_Group], now: float) -> None:
+        if await self._try(batch):
+            return
+        await self._still_leading()
+        for group in batch:  # one of the guards failed: find out which
+            if await self._try([group]):
+                continue
+            await self._still_leading()
+            self.cluster.dirty.deleted.update(group.deleted)
+            for allocation in group.created:
+                retract(self.cluster, allocation, now, f"session {allocation.session} of {allocation.host} ended")
+            await asyncio.sleep(CONFLICT_S)  # the news of that session is on its way
+
+    async def _try(self, batch: list[_Group]) -> bool:
+        guards = dict.fromkeys(guard for group in batch for guard in group.guards)
+        ops = [op for group in batch for op in group.ops]
+        return (await self._store.commit([self._term.guard, *guards], ops)).succeeded
+
+    async def _still_leading(self) -> None:
+        current = await self._store.get(keys.LEADER)
+        if current is None or current.create_revision != self._term.revision:
+            raise TermLostError("another replica leads")

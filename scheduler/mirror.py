@@ -1,0 +1,220 @@
+"""What is committed, as one replica sees it: typed records by name, kept up by a watch, for the API to read.
+
+It never decides. Every record is what somebody wrote; what is derived is derived when asked for. Each change of a state
+becomes an Event in a bounded history, the same whichever replica tells it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from gpupool.store import keys
+from gpupool.store.follow import follow
+from gpupool.store.keys import Kind
+from gpupool.store.port import Change, KeyValue, Snapshot, Store
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+
+from .core.model import Cluster, Policy
+from .decode import load
+
+_log = logging.getLogger(__name__)
+
+EVENTS_KEPT = 10_000
+Ids = tuple[str, ...]
+Record = TypeVar("Record", bound=Message)
+
+_TYPES: dict[Kind, type[Message]] = {
+    Kind.SESSION: records_pb2.Session,
+    Kind.INVENTORY: inventory_pb2.Inventory,
+    Kind.VM: records_pb2.VmReport,
+    Kind.UNIT: records_pb2.UnitReport,
+    Kind.JOB_SPEC: records_pb2.JobRecord,
+    Kind.JOB_CANCEL: records_pb2.CancelRecord,
+    Kind.JOB_STATUS: job_pb2.JobStatus,
+    Kind.ALLOCATION: records_pb2.Allocation,
+    Kind.HOST: records_pb2.HostRecord,
+    Kind.HOST_INTENT: records_pb2.HostIntent,
+    Kind.LEADER: records_pb2.Leader,
+}
+
+# Whose `state` field makes events, and how the subject is called.
+_TOLD = {Kind.HOST: "host", Kind.UNIT: "unit", Kind.VM: "allocation", Kind.JOB_STATUS: "job"}
+
+
+class Mirror:
+    """See the module docstring. `wall` gives Unix time, for the events."""
+
+    def __init__(self, store: Store, wall: Callable[[], float]) -> None:
+        self.revision = 0
+        self.history: deque[scheduler_pb2.Event] = deque(maxlen=EVENTS_KEPT)
+        self.synced = asyncio.Event()
+        self._store = store
+        self._wall = wall
+        self._records: dict[Kind, dict[Ids, Message]] = {kind: {} for kind in _TYPES}
+        self._raw: dict[str, KeyValue] = {}
+        self._arrivals: dict[str, int] = {}
+        self._listeners: list[Callable[[Kind, Ids], None]] = []
+        self._event_listeners: list[Callable[[scheduler_pb2.Event], None]] = []
+        self._moved = asyncio.Condition()
+
+    async def run(self) -> None:
+        """Keep up with the store until cancelled."""
+        await follow(self._store, keys.ROOT, on_reset=self._reset, on_changes=self._changes)
+
+    # Reading
+
+    def all(self, kind: Kind, of: type[Record]) -> dict[Ids, Record]:
+        """Every record of a kind, by its ids. Not to be changed."""
+        assert _TYPES[kind] is of
+        return self._records[kind]  # type: ignore[return-value]
+
+    def get(self, kind: Kind, of: type[Record], *ids: str) -> Record | None:
+        """One record. Not to be changed."""
+        return self.all(kind, of).get(ids)
+
+    def session_id(self, host: str) -> int:
+        """The id of the host's present session; 0 if it has none."""
+        kv = self._raw.get(keys.session(host))
+        return kv.create_revision if kv is not None else 0
+
+    def jobs(self) -> list[str]:
+        """Job ids by order of arrival."""
+        return list(self._arrivals)
+
+    def job(self, job_id: str) -> job_pb2.Job | None:
+        """The job as the API shows it; a job that no leader has seen yet is pending."""
+        record = self.get(Kind.JOB_SPEC, records_pb2.JobRecord, job_id)
+        if record is None:
+            return None
+        status = self.get(Kind.JOB_STATUS, job_pb2.JobStatus, job_id)
+        shown = job_pb2.Job(id=job_id, spec=record.spec)
+        if status is not None:
+            shown.status.CopyFrom(status)
+        else:
+            shown.status.state = job_pb2.JOB_STATE_PENDING
+            shown.status.submitted_s = record.submitted_s
+            shown.status.message = "submitted"
+        shown.status.cancel_requested |= self.get(Kind.JOB_CANCEL, records_pb2.CancelRecord, job_id) is not None
+        return shown
+
+    def cluster(self, policy: Policy) -> Cluster:
+        """The core's view of what is committed now, for `explain`. Costs time in proportion to all that is stored."""
+        cluster = Cluster(policy=policy)
+        load(cluster, self._raw.values(), self._wall())
+        return cluster
+
+    async def reached(self, revision: int, timeout_s: float = 5.0) -> None:
+        """Return once what was written at `revision` can be read here, or after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s), self._moved:
+                await self._moved.wait_for(lambda: self.revision >= revision)
+        except TimeoutError:
+            _log.warning("the mirror is at revision %d, %d was wanted", self.revision, revision)
+
+    def listen(self, listener: Callable[[Kind, Ids], None]) -> Callable[[], None]:
+        """Call `listener` for each record that changes; returns how to stop that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def listen_events(self, listener: Callable[[scheduler_pb2.Event], None]) -> Callable[[], None]:
+        """Call `listener` for each new event; returns how to stop that."""
+        self._event_listeners.append(listener)
+        return lambda: self._event_listeners.remove(listener)
+
+    # Following
+
+    async def _reset(self, snapshot: Snapshot) -> None:
+        fresh = {kv.key for kv in snapshot.items}
+        for key in [k for k in self._raw if k not in fresh]:
+            self._apply(Change(key, None, snapshot.revision))
+        for kv in sorted(snapshot.items, key=lambda kv: kv.create_revision):
+            known = self._raw.get(kv.key)
+            if known is None or known.mod_revision != kv.mod_revision:
+                self._apply(Change(kv.key, kv, kv.mod_revision), quiet=not self.synced.is_set())
+        await self._advance(snapshot.revision)
+        self.synced.set()
+
+    async def _changes(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._apply(change)
+        await self._advance(changes[-1].revision)
+
+    async def _advance(self, revision: int) -> None:
+        async with self._moved:
+            self.revision = revision
+            self._moved.notify_all()
+
+    def _apply(self, change: Change, *, quiet: bool = False) -> None:
+        parsed = keys.parse(change.key)
+        if parsed is None or parsed[0] not in _TYPES:
+            return
+        kind, ids = parsed
+        before = self._records[kind].get(ids)
+        try:
+            after = _TYPES[kind].FromString(change.kv.value) if change.kv is not None else None
+        except DecodeError as exc:
+            _log.error("ignoring %s: unreadable value (%s)", change.key, exc)
+            return
+        if change.kv is None or after is None:
+            self._raw.pop(change.key, None)
+            self._records[kind].pop(ids, None)
+        else:
+            self._raw[change.key] = change.kv
+            self._records[kind][ids] = after
+        if kind is Kind.JOB_SPEC:
+            self._note_arrival(ids[0], gone=after is None)
+        if kind in _TOLD and not quiet:
+            for event in _events(_TOLD[kind], ids, before, after):
+                event.at_s, event.revision = self._wall(), change.revision
+                self.history.append(event)
+                for tell in list(self._event_listeners):
+                    tell(event)
+        for listener in list(self._listeners):
+            listener(kind, ids)
+
+    def _note_arrival(self, job_id: str, *, gone: bool) -> None:
+        if gone:
+            self._arrivals.pop(job_id, None)
+        else:
+            self._arrivals.setdefault(job_id, len(self._arrivals))
+
+
+def _state_name(record: Message | None) -> str:
+    if record is None:
+        return ""
+    field = record.DESCRIPTOR.fields_by_name["state"]
+    assert field.enum_type is not None
+    name = field.enum_type.values_by_number[getattr(record, "state")].name  # noqa: B009 - messages are untyped here
+    prefix = {"HostState": "HOST", "UnitState": "UNIT", "AllocationState": "ALLOCATION", "JobState": "JOB"}
+    return str(name).removeprefix(prefix[field.enum_type.name] + "_STATE_")
+
+
+def _events(kind: str, ids: Ids, before: Message | None, after: Message | None) -> Iterator[scheduler_pb2.Event]:
+    old, new = _state_name(before), _state_name(after)
+    if old == new or (after is None and kind == "allocation"):
+        return
+    if kind == "job":
+        subject = ids[0]
+    else:
+        subject = ids[-1] if kind == "allocation" else "/".join(ids)
+    event = scheduler_pb2.Event(kind=kind, subject=subject, to=new or "GONE", reason=_why(after))
+    setattr(event, "from", old)
+    yield event
+
+
+def _why(record: Message | None) -> str:
+    match record:
+        case job_pb2.JobStatus() | records_pb2.VmReport():
+            return record.message
+        case records_pb2.UnitReport():
+            return record.reason or record.proof
+        case records_pb2.HostRecord() if record.state == records_pb2.HOST_STATE_FENCED:
+            fence = record.last_fence
+            return f"{job_pb2.Evidence.Name(fence.evidence).removeprefix('EVIDENCE_')}: {fence.detail}"
+    return ""

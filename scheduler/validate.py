@@ -1,0 +1,72 @@
+"""Whether a job spec makes sense: every fault at once, each with its path, its value and the way out. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from gpupool.v1 import job_pb2
+
+MAX_SPEC_BYTES = 256 * 1024
+MAX_GPUS = 64
+MAX_CPUS = 1024
+MIN_MEMORY_MIB, MAX_MEMORY_MIB = 64, 16 * 1024 * 1024
+MAX_VOLUME_MIB = 64 * 1024 * 1024
+MAX_PRIORITY = 1000
+MAX_GRACE_S = 3600
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SERIAL = re.compile(r"[a-z0-9][a-z0-9-]{0,19}")
+
+
+def faults(spec: job_pb2.JobSpec) -> list[str]:
+    """All that is wrong with `spec`; empty if nothing is."""
+    size = spec.ByteSize()
+    if size > MAX_SPEC_BYTES:
+        return [f"the spec has {size} bytes, at most {MAX_SPEC_BYTES} are allowed; keep data in a volume, not in env"]
+    return [*_texts(spec), *_amounts(spec), *_volumes(spec)]
+
+
+def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:
+    if spec.name and not _NAME.fullmatch(spec.name):
+        yield f"name {spec.name!r}: 1 to 63 letters, digits, '-', '.', '_', the first a letter or digit"
+    if not spec.image:
+        yield "image is missing: name a guest image; `gpupool hosts -o wide` lists those at hand"
+    if not spec.command:
+        yield 'command is missing: give the argv to run in the guest, e.g. ["python3", "train.py"]'
+    for name in sorted(spec.env):
+        if not _ENV.fullmatch(name):
+            yield f"env: {name!r} is no name of an environment variable"
+    for what, text in (*spec.labels.items(), ("image", spec.image), ("gpus.model", spec.gpus.model)):
+        if any(ord(c) < ord(" ") for c in what + text):
+            yield f"{what} {text!r}: control characters are not allowed"
+
+
+def _amounts(spec: job_pb2.JobSpec) -> Iterator[str]:
+    yield from _between("gpus.count", spec.gpus.count, 0, MAX_GPUS)
+    yield from _between("cpus", spec.cpus, 1, MAX_CPUS)
+    yield from _between("memory_mib", spec.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB, " (MiB)")
+    yield from _between("priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    yield from _between("stop_grace_s", spec.stop_grace_s, 0, MAX_GRACE_S, " (seconds)")
+    if spec.gpus.count == 0 and (spec.gpus.model or spec.gpus.memory_mib):
+        yield "gpus.count is 0 but a GPU is described: set gpus.count to 1 or more, or leave gpus out"
+
+
+def _between(what: str, value: int, low: int, high: int, unit: str = "") -> Iterator[str]:
+    if not low <= value <= high:
+        yield f"{what} is {value}: it must be {low} to {high}{unit}"
+
+
+def _volumes(spec: job_pb2.JobSpec) -> Iterator[str]:
+    seen: set[str] = set()
+    for n, volume in enumerate(spec.volumes):
+        where = f"volumes[{n}]"
+        if not _SERIAL.fullmatch(volume.name):
+            yield f"{where}.name {volume.name!r}: 1 to 20 lower-case letters, digits and '-'"
+        if volume.name in seen:
+            yield f"{where}.name {volume.name!r}: used twice; each volume of a job needs its own name"
+        seen.add(volume.name)
+        if not volume.path.startswith("/") or ".." in volume.path.split("/"):
+            yield f"{where}.path {volume.path!r}: must be absolute, without '..'"
+        yield from _between(f"{where}.size_mib", volume.size_mib, 1, MAX_VOLUME_MIB, " (MiB)")
