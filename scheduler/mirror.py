@@ -74,6 +74,10 @@ class Mirror:
         assert _TYPES[kind] is of
         return self._records[kind]  # type: ignore[return-value]
 
+    def ids(self, kind: Kind) -> list[Ids]:
+        """The ids of every record of a kind."""
+        return list(self._records[kind])
+
     def get(self, kind: Kind, of: type[Record], *ids: str) -> Record | None:
         """One record. Not to be changed."""
         return self.all(kind, of).get(ids)
@@ -199,10 +203,7 @@ def _events(kind: str, ids: Ids, before: Message | None, after: Message | None) 
     old, new = _state_name(before), _state_name(after)
     if old == new or (after is None and kind == "allocation"):
         return
-    if kind == "job":
-        subject = ids[0]
-    else:
-        subject = ids[-1] if kind == "allocation" else "/".join(ids)
+    subject = "/".join(ids) if kind == "unit" else ids[-1]  # an allocation's id names it without its host
     event = scheduler_pb2.Event(kind=kind, subject=subject, to=new or "GONE", reason=_why(after))
     setattr(event, "from", old)
     yield event

@@ -37,7 +37,7 @@ def end_attempt(
     attempt.ended_s, attempt.outcome, attempt.exit_code = now, outcome, exit_code
     attempt.message, attempt.evidence = message, evidence
     del job.attempts[:-ATTEMPTS_KEPT]
-    if attempt.started_s:
+    if outcome is not Outcome.START_FAILED:
         job.start_failures = 0
     if outcome is Outcome.EXITED and exit_code is not None:
         job.exit_code = exit_code

@@ -1,0 +1,132 @@
+"""`python -m scheduler`: wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import click
+import grpc
+
+from gpupool.store.etcd import EtcdStore
+from gpupool.store.port import StoreError
+from gpupool.v1 import scheduler_pb2_grpc
+
+from .core.model import Policy
+from .jobs_api import JobsApi
+from .mirror import Mirror
+from .operations_api import OperationsApi
+from .replica import Replica, run_until
+from .service import JobService, OperationsService
+
+_log = logging.getLogger("scheduler")
+
+SYNC_S = 10.0  # how long to wait for etcd at the start
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One replica's settings."""
+
+    name: str
+    etcd: tuple[str, ...]
+    listen: str
+    advertise: str
+    leader_ttl_s: int
+    soft_guard_is_enough: bool
+
+
+@click.command(context_settings={"auto_envvar_prefix": "GPUPOOL_SCHEDULER", "show_default": True})
+@click.option("--name", default=lambda: f"{socket.gethostname()}-{os.getpid()}", help="This replica's name.")
+@click.option("--etcd", default="127.0.0.1:2379", help="etcd endpoints, host:port, separated by commas.")
+@click.option("--listen", default="127.0.0.1:50151", help="Where the API listens, host:port; port 0 takes a free one.")
+@click.option("--advertise", default="", help="Where others reach the API.  [default: as it listens]")
+@click.option("--leader-ttl-s", default=3, type=click.IntRange(2, 60), help="Seconds until a dead leader is replaced.")
+@click.option(
+    "--soft-guard-is-enough/--no-soft-guard-is-enough",
+    default=False,
+    help="Take the end of a real host's lease under a software guard as evidence that its VMs are dead.",
+)
+@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.version_option(version("gpupool"), prog_name="gpupool-scheduler")
+def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int, soft_guard_is_enough: bool,
+         log_level: str) -> None:  # fmt: skip
+    r"""Run a gpupool scheduler replica.
+
+    Any number of replicas may run; one leads and decides, all answer the API. Each option can be given in the
+    environment, e.g. GPUPOOL_SCHEDULER_ETCD.
+
+    \b
+    Example:
+      gpupool-scheduler --etcd 10.0.0.1:2379,10.0.0.2:2379 --listen 0.0.0.0:50151
+    """
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
+    )
+    config = Config(name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, soft_guard_is_enough)
+    try:
+        asyncio.run(serve(config))
+    except (StoreError, OSError) as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(1)
+
+
+async def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    store = EtcdStore(config.etcd)
+    await _etcd_answers(store, config)
+    mirror = Mirror(store, time.time)
+    policy = Policy(soft_guard_is_enough=config.soft_guard_is_enough)
+    jobs = JobsApi(store, mirror, policy=policy, wall=time.time, token=lambda: os.urandom(16))
+    operations = OperationsApi(store, mirror, replica=config.name, version=version("gpupool"), wall=time.time)
+    server = grpc.aio.server()
+    scheduler_pb2_grpc.add_JobServiceServicer_to_server(JobService(jobs, mirror), server)
+    scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations), server)
+    port = _bind(server, config.listen)
+    address = config.advertise or f"{config.listen.rpartition(':')[0]}:{port}"
+    replica = Replica(config.name, address, store, mirror, policy, time.time, config.leader_ttl_s)
+    running = asyncio.create_task(run_until(replica, stop))
+    await asyncio.wait({running, asyncio.create_task(mirror.synced.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    await server.start()
+    _log.info("%s serves at %s", config.name, address)
+    try:
+        await running
+    finally:
+        await server.stop(grace=1.0)
+        await store.close()
+
+
+async def _etcd_answers(store: EtcdStore, config: Config) -> None:
+    deadline = time.monotonic() + SYNC_S
+    while True:
+        try:
+            await store.get("/gpupool/v1/leader")
+        except StoreError as exc:
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"etcd at {','.join(config.etcd)} does not answer ({exc}); start it, or name another with --etcd"
+                ) from None
+            await asyncio.sleep(0.3)
+        else:
+            return
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> int:
+    try:
+        return server.add_insecure_port(listen)
+    except RuntimeError:
+        raise OSError(f"cannot listen at {listen}: in use, or not an address of this machine; see --listen") from None
+
+
+if __name__ == "__main__":
+    main()

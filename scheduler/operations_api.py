@@ -1,0 +1,204 @@
+"""What operators ask: hosts, units, events; cordon, confirm a death, retry a unit. Answered by any replica.
+
+It writes intents, which the leader and the agents turn into decisions; it never changes a state itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+
+from gpupool.store import keys
+from gpupool.store.keys import Kind
+from gpupool.store.port import Put, Store, Unmodified
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+
+from .jobs_api import ApiError
+from .mirror import EVENTS_KEPT, Mirror
+from .subscribe import Subscription
+
+WRITE_TRIES = 5
+
+
+class OperationsApi:
+    """See the module docstring."""
+
+    def __init__(self, store: Store, mirror: Mirror, *, replica: str, version: str, wall: Callable[[], float]) -> None:
+        self._store = store
+        self._mirror = mirror
+        self._replica = replica
+        self._version = version
+        self._wall = wall
+
+    def cluster(self) -> scheduler_pb2.Cluster:
+        """A summary."""
+        units = self.units("")
+        hosts = self._mirror.all(Kind.HOST, records_pb2.HostRecord).values()
+        states = Counter(self._state_of(job_id) for job_id in self._mirror.jobs())
+        return scheduler_pb2.Cluster(
+            leader=self._mirror.get(Kind.LEADER, records_pb2.Leader),
+            replica=self._replica,
+            version=self._version,
+            hosts=len(hosts),
+            hosts_ready=sum(h.state == records_pb2.HOST_STATE_READY for h in hosts),
+            units=len(units),
+            units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
+            jobs=dict(sorted(states.items())),
+            revision=self._mirror.revision,
+        )
+
+    def _state_of(self, job_id: str) -> str:
+        status = self._mirror.get(Kind.JOB_STATUS, job_pb2.JobStatus, job_id)
+        state = status.state if status is not None else job_pb2.JOB_STATE_PENDING
+        return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
+
+    # Hosts and units
+
+    def hosts(self) -> list[scheduler_pb2.Host]:
+        """Every known host, by name."""
+        kinds = (Kind.HOST, Kind.SESSION, Kind.INVENTORY)
+        names = {ids[0] for kind in kinds for ids in self._mirror.ids(kind)}
+        return [self.host(name) for name in sorted(names)]
+
+    def host(self, name: str) -> scheduler_pb2.Host:
+        """One host. ApiError NOT_FOUND."""
+        mirror = self._mirror
+        record = mirror.get(Kind.HOST, records_pb2.HostRecord, name)
+        session = mirror.get(Kind.SESSION, records_pb2.Session, name)
+        inventory = mirror.get(Kind.INVENTORY, inventory_pb2.Inventory, name)
+        if record is None and session is None and inventory is None:
+            known = ", ".join(sorted({ids[0] for ids in mirror.ids(Kind.HOST)})) or "none"
+            raise ApiError(grpc.StatusCode.NOT_FOUND, f"no host {name!r}; known hosts: {known}")
+        units = self.units(name)
+        return scheduler_pb2.Host(
+            name=name,
+            record=record,
+            session=session,
+            intent=mirror.get(Kind.HOST_INTENT, records_pb2.HostIntent, name),
+            inventory=inventory,
+            units_total=len(units),
+            units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
+            vms=sum(ids[0] == name for ids in mirror.ids(Kind.ALLOCATION)),
+        )
+
+    def units(self, host: str) -> list[scheduler_pb2.UnitView]:
+        """Units of one host, or of all ("")."""
+        inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory)
+        names = sorted(ids[0] for ids in inventories if host in ("", ids[0]))
+        held = {
+            (a.host, unit): a.id
+            for a in self._mirror.all(Kind.ALLOCATION, records_pb2.Allocation).values()
+            if host in ("", a.host)
+            for unit in a.units
+        }
+        return [self._unit(name, unit, held) for name in names for unit in inventories[(name,)].units]
+
+    def _unit(self, host: str, unit: inventory_pb2.Unit, held: dict[tuple[str, str], str]) -> scheduler_pb2.UnitView:
+        report = self._mirror.get(Kind.UNIT, records_pb2.UnitReport, host, unit.id)
+        record = self._mirror.get(Kind.HOST, records_pb2.HostRecord, host)
+        current = report is not None and record is not None and report.session == record.session
+        allocation = held.get((host, unit.id), "")
+        state = report.state if report is not None and current else records_pb2.UNIT_STATE_DIRTY
+        if allocation and state == records_pb2.UNIT_STATE_FREE:
+            state = records_pb2.UNIT_STATE_HELD
+        return scheduler_pb2.UnitView(
+            host=host, unit=unit, state=state, allocation=allocation, report=report, current=current
+        )
+
+    # Intents
+
+    async def cordon(self, host: str, reason: str, by: str) -> scheduler_pb2.Host:
+        """Nothing new is placed on the host."""
+
+        def change(intent: records_pb2.HostIntent) -> None:
+            intent.cordoned, intent.reason, intent.by, intent.at_s = True, reason, by, self._wall()
+
+        return await self._intend(host, change)
+
+    async def uncordon(self, host: str, by: str) -> scheduler_pb2.Host:
+        """The host takes jobs again."""
+
+        def change(intent: records_pb2.HostIntent) -> None:
+            intent.cordoned, intent.reason, intent.by, intent.at_s = False, "", by, self._wall()
+
+        return await self._intend(host, change)
+
+    async def confirm_dead(self, host: str, reason: str, by: str) -> scheduler_pb2.Host:
+        """An operator vouches that no VM of the host's lost session is alive."""
+        shown = self.host(host)
+        if shown.record.state not in (records_pb2.HOST_STATE_SUSPECT, records_pb2.HOST_STATE_FENCING):
+            state = records_pb2.HostState.Name(shown.record.state).removeprefix("HOST_STATE_")
+            raise ApiError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"host {host} is {state}; a death is confirmed only for a host in SUSPECT or FENCING",
+            )
+        if not reason:
+            raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "reason is missing: say how you know that it is dead")
+
+        def change(intent: records_pb2.HostIntent) -> None:
+            intent.confirmed_dead_session = shown.record.session
+            intent.confirmed_by, intent.confirmed_reason, intent.at_s = by or "operator", reason, self._wall()
+
+        return await self._intend(host, change)
+
+    async def _intend(self, host: str, change: Callable[[records_pb2.HostIntent], None]) -> scheduler_pb2.Host:
+        """Change the host's intent, keeping what others wrote meanwhile."""
+        self.host(host)
+        key = keys.host_intent(host)
+        for _ in range(WRITE_TRIES):
+            kv = await self._store.get(key)
+            intent = records_pb2.HostIntent.FromString(kv.value) if kv is not None else records_pb2.HostIntent()
+            change(intent)
+            guard = Unmodified(key, kv.mod_revision if kv is not None else 0)
+            done = await self._store.commit([guard], [Put(key, intent.SerializeToString())])
+            if done.succeeded:
+                await self._mirror.reached(done.revision)
+                return self.host(host)
+        raise ApiError(grpc.StatusCode.ABORTED, f"the intent of host {host} kept changing; try again")
+
+    async def retry_unit(self, request: scheduler_pb2.RetryUnitRequest) -> scheduler_pb2.UnitView:
+        """Ask the agent to reset and prove a quarantined unit once more."""
+        view = self._find_unit(request.host, request.unit)
+        if view.state != records_pb2.UNIT_STATE_QUARANTINED:
+            state = records_pb2.UnitState.Name(view.state).removeprefix("UNIT_STATE_")
+            raise ApiError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"unit {request.unit} of {request.host} is {state}; only a QUARANTINED unit is tried again",
+            )
+        intent = records_pb2.UnitIntent(retry_requested_s=self._wall(), by=request.by, reason=request.reason)
+        put = Put(keys.unit_intent(request.host, request.unit), intent.SerializeToString())
+        done = await self._store.commit([], [put])
+        await self._mirror.reached(done.revision)
+        return self._find_unit(request.host, request.unit)
+
+    def _find_unit(self, host: str, unit: str) -> scheduler_pb2.UnitView:
+        self.host(host)
+        views = self.units(host)
+        for view in views:
+            if view.unit.id == unit:
+                return view
+        have = ", ".join(v.unit.id for v in views) or "none"
+        raise ApiError(grpc.StatusCode.NOT_FOUND, f"host {host} has no unit {unit!r}; its units: {have}")
+
+    # Events
+
+    async def events(self, request: scheduler_pb2.WatchEventsRequest) -> AsyncIterator[scheduler_pb2.Event]:
+        """The kept events, then new ones as they come if `follow`. A reader too far behind loses the oldest."""
+        with Subscription[str]() as news:
+            fresh: deque[scheduler_pb2.Event] = deque(maxlen=EVENTS_KEPT)
+
+            def tell(event: scheduler_pb2.Event) -> None:
+                fresh.append(event)
+                news.put("news")
+
+            news.on_close(self._mirror.listen_events(tell))
+            kept = list(self._mirror.history)
+            for event in kept[-request.last :] if request.last else kept:
+                yield event
+            if not request.follow:
+                return
+            async for _ in news:
+                while fresh:
+                    yield fresh.popleft()

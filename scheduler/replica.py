@@ -1,0 +1,72 @@
+"""One scheduler replica: it mirrors what is committed, and campaigns; while it leads, it decides."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gpupool.store.port import Store, StoreError
+from gpupool.v1 import records_pb2
+
+from .core.model import Policy
+from .election import TermLostError, lead
+from .leader import Leader
+from .mirror import Mirror
+
+_log = logging.getLogger(__name__)
+
+PAUSE_S = 0.5  # before campaigning again after a term that failed
+
+
+@dataclass(slots=True)
+class Replica:
+    """See the module docstring. `wall` gives Unix time; `leader` is the loop of the present term, while it leads."""
+
+    name: str
+    address: str
+    store: Store
+    mirror: Mirror
+    policy: Policy
+    wall: Callable[[], float]
+    leader_ttl_s: int = 3
+    leader: Leader | None = None
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises InvariantBrokenError, and nothing else."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.mirror.run(), name=f"{self.name}: mirror")
+            tasks.create_task(self._campaign(), name=f"{self.name}: campaign")
+
+    async def _campaign(self) -> None:
+        while True:
+            try:
+                await self._term()
+            except (StoreError, TermLostError) as exc:
+                _log.warning("%s leads no longer: %s", self.name, exc)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _term(self) -> None:
+        me = records_pb2.Leader(id=self.name, address=self.address, since_s=self.wall())
+        async with lead(self.store, me, ttl_s=self.leader_ttl_s) as term:
+            _log.info("%s leads, term %d", self.name, term.revision)
+            self.leader = Leader(self.store, term, wall=self.wall, policy=self.policy)
+            try:
+                await self.leader.run()
+            finally:
+                self.leader = None
+
+
+async def run_until(replica: Replica, stop: asyncio.Event) -> None:
+    """Run the replica until `stop` is set."""
+    running = asyncio.create_task(replica.run())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if running.done():
+        running.result()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running

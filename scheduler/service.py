@@ -1,0 +1,155 @@
+"""The gRPC face of the two APIs: it maps errors to statuses and streams to streams, and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from gpupool.store.port import Refused, StoreError
+from gpupool.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
+
+from .agent_logs import job_logs
+from .jobs_api import SUBMIT_BATCH, ApiError, JobsApi
+from .mirror import Mirror
+from .operations_api import OperationsApi
+
+Answer = TypeVar("Answer")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+async def _unary(context: Context, answer: Awaitable[Answer]) -> Answer:
+    try:
+        return await answer
+    except (ApiError, StoreError) as exc:
+        await context.abort(*_status(exc))
+        raise AssertionError from exc  # abort raises
+
+
+async def _stream(context: Context, answers: AsyncIterator[Answer]) -> AsyncIterator[Answer]:
+    try:
+        async for answer in answers:
+            yield answer
+    except (ApiError, StoreError) as exc:
+        await context.abort(*_status(exc))
+
+
+def _status(exc: ApiError | StoreError) -> tuple[grpc.StatusCode, str]:
+    if isinstance(exc, ApiError):
+        return exc.code, exc.message
+    if isinstance(exc, Refused):
+        return grpc.StatusCode.INVALID_ARGUMENT, f"the store refused it: {exc}"
+    return grpc.StatusCode.UNAVAILABLE, f"the store did not answer ({exc}); nothing is lost, try again"
+
+
+async def _call(answer: Callable[..., Answer], *arguments: object) -> Answer:
+    """Call within `_unary`, so that what a plain function raises is mapped as well."""
+    return answer(*arguments)
+
+
+class JobService(scheduler_pb2_grpc.JobServiceServicer):
+    """See proto/gpupool/v1/scheduler.proto."""
+
+    def __init__(self, api: JobsApi, mirror: Mirror) -> None:
+        self._api = api
+        self._mirror = mirror
+
+    async def Submit(self, request: scheduler_pb2.SubmitRequest, context: Context) -> scheduler_pb2.SubmitResponse:
+        return await _unary(context, self._api.submit(request))
+
+    async def SubmitMany(
+        self, request_iterator: AsyncIterator[scheduler_pb2.SubmitRequest], context: Context
+    ) -> AsyncIterator[scheduler_pb2.SubmitResult]:
+        async for results in _stream(context, self._batches(request_iterator)):
+            for result in results:
+                yield result
+
+    async def _batches(
+        self, requests: AsyncIterator[scheduler_pb2.SubmitRequest]
+    ) -> AsyncIterator[list[scheduler_pb2.SubmitResult]]:
+        """Answers in batches of whatever has arrived: large under load, of one for a client that waits for each."""
+        arrived: asyncio.Queue[scheduler_pb2.SubmitRequest | None] = asyncio.Queue(maxsize=10 * SUBMIT_BATCH)
+
+        async def read() -> None:
+            async for request in requests:
+                await arrived.put(request)
+            await arrived.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            more = True
+            while more:
+                batch = [await arrived.get()]
+                while len(batch) < SUBMIT_BATCH and not arrived.empty():
+                    batch.append(arrived.get_nowait())
+                more = None not in batch
+                wanted = [request for request in batch if request is not None]
+                if wanted:
+                    yield await self._api.submit_batch(wanted)
+        finally:
+            reader.cancel()
+
+    async def GetJob(self, request: scheduler_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
+        return await _unary(context, _call(self._api.get, request.id))
+
+    async def ListJobs(
+        self, request: scheduler_pb2.ListJobsRequest, context: Context
+    ) -> scheduler_pb2.ListJobsResponse:
+        return await _unary(context, _call(self._api.list, request))
+
+    def WatchJobs(self, request: scheduler_pb2.WatchJobsRequest, context: Context) -> AsyncIterator[job_pb2.Job]:
+        return _stream(context, self._api.watch(request))
+
+    async def CancelJob(self, request: scheduler_pb2.CancelJobRequest, context: Context) -> job_pb2.Job:
+        return await _unary(context, self._api.cancel(request))
+
+    async def ExplainJob(self, request: scheduler_pb2.ExplainJobRequest, context: Context) -> scheduler_pb2.Explanation:
+        return await _unary(context, _call(self._api.explain, request.id))
+
+    def JobLogs(self, request: scheduler_pb2.JobLogsRequest, context: Context) -> AsyncIterator[scheduler_pb2.LogChunk]:
+        return _stream(context, job_logs(self._api, self._mirror, request))
+
+
+class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
+    """See proto/gpupool/v1/scheduler.proto."""
+
+    def __init__(self, api: OperationsApi) -> None:
+        self._api = api
+
+    async def GetCluster(self, request: scheduler_pb2.GetClusterRequest, context: Context) -> scheduler_pb2.Cluster:
+        del request
+        return await _unary(context, _call(self._api.cluster))
+
+    async def ListHosts(
+        self, request: scheduler_pb2.ListHostsRequest, context: Context
+    ) -> scheduler_pb2.ListHostsResponse:
+        del request
+        return scheduler_pb2.ListHostsResponse(hosts=await _unary(context, _call(self._api.hosts)))
+
+    async def ListUnits(
+        self, request: scheduler_pb2.ListUnitsRequest, context: Context
+    ) -> scheduler_pb2.ListUnitsResponse:
+        if request.host:
+            await _unary(context, _call(self._api.host, request.host))
+        return scheduler_pb2.ListUnitsResponse(units=await _unary(context, _call(self._api.units, request.host)))
+
+    async def CordonHost(self, request: scheduler_pb2.CordonHostRequest, context: Context) -> scheduler_pb2.Host:
+        return await _unary(context, self._api.cordon(request.host, request.reason, request.by))
+
+    async def UncordonHost(self, request: scheduler_pb2.UncordonHostRequest, context: Context) -> scheduler_pb2.Host:
+        return await _unary(context, self._api.uncordon(request.host, request.by))
+
+    async def ConfirmHostDead(
+        self, request: scheduler_pb2.ConfirmHostDeadRequest, context: Context
+    ) -> scheduler_pb2.Host:
+        return await _unary(context, self._api.confirm_dead(request.host, request.reason, request.by))
+
+    async def RetryUnit(self, request: scheduler_pb2.RetryUnitRequest, context: Context) -> scheduler_pb2.UnitView:
+        return await _unary(context, self._api.retry_unit(request))
+
+    def WatchEvents(
+        self, request: scheduler_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[scheduler_pb2.Event]:
+        return _stream(context, self._api.events(request))

@@ -1,0 +1,183 @@
+"""Plays a scenario's script against the pure core and returns the log: every transition, decision and invariant.
+
+A script has one command a line; see `Player`. Time advances one second a line, or by `wait SECONDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scheduler.core import events
+from scheduler.core.explain import explain
+from scheduler.core.invariants import violations
+from scheduler.core.model import (
+    Cluster,
+    GuardKind,
+    HostIntent,
+    InventoryFact,
+    Job,
+    NumaPolicy,
+    Outcome,
+    Policy,
+    Request,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.place import Placer
+from scheduler.core.step import step
+from scheduler.core.tables import AllocationState
+from scheduler.core.todo import todo
+from scheduler.decode import load
+from tests.golden.stored import stored
+
+CORES_PER_NODE, NODE_MIB = 8, 65536
+
+
+def inventory(session: int, gpus: dict[str, int], nodes: int = 2) -> InventoryFact:
+    """`gpus` by model, spread over the nodes in turn."""
+    models = [model for model, count in gpus.items() for _ in range(count)]
+    units = tuple(
+        UnitFact(f"0000:{16 + n:02x}:00.0", model, 81920, n % nodes, (f"0000:{16 + n:02x}:00.0",))
+        for n, model in enumerate(models)
+    )
+    cores = [tuple((c, c + nodes * CORES_PER_NODE) for c in range(n * 8, n * 8 + 8)) for n in range(nodes)]
+    return InventoryFact(session, units, tuple((n, cores[n], NODE_MIB) for n in range(nodes)), frozenset({"img"}))
+
+
+class Player:
+    """Commands: host, submit, cancel, report, clean, lost, back, cordon, uncordon, confirm, place, leader, explain,
+    owed, wait."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self.policy = policy or Policy()
+        self.cluster = Cluster(policy=self.policy)
+        self.placer = Placer()
+        self.now = 1000.0
+        self.session = 0
+        self.arrival = 0
+        self.gpus: dict[str, dict[str, int]] = {}
+        self.reports: dict[str, events.VmReported] = {}
+        self.log: list[str] = []
+
+    def play(self, script: str) -> str:
+        for raw in script.splitlines():
+            line = raw.split("#")[0].strip()
+            if not line:
+                continue
+            self.log.append(f"> {line}")
+            name, *words = line.split()
+            command: Callable[..., None] = getattr(self, f"do_{name}")
+            plain = [w for w in words if "=" not in w]
+            command(*plain, **dict(w.split("=", 1) for w in words if "=" in w))
+            self._note()
+            self.now += 1
+        return "\n".join(self.log) + "\n"
+
+    def _note(self) -> None:
+        self.log += [str(t) for t in self.cluster.take_log()]
+        self.log += [f"VIOLATION {v}" for v in violations(self.cluster)]
+
+    def tell(self, event: events.Event) -> None:
+        step(self.cluster, event, self.now)
+        step(self.cluster, event, self.now)  # a fact told twice changes nothing
+
+    def do_host(self, name: str, *gpus: str, guard: str = "SOFT", simulated: str = "yes", boot: str = "b1",
+                dead: str = "yes") -> None:  # fmt: skip
+        self.session += 1
+        if gpus:
+            self.gpus[name] = {model: int(n) for n, model in (g.split("x", 1) for g in gpus)}
+        fact = SessionFact(self.session, f"{name}-{boot}", GuardKind[guard], simulated == "yes", dead == "yes")
+        self.tell(events.SessionChanged(name, fact))
+        self._note()
+        found = inventory(self.session, self.gpus[name])
+        self.tell(events.InventoryChanged(name, found))
+        for unit in found.units:
+            self.tell(events.UnitReported(name, unit.id, UnitReport(UnitState.FREE, self.session, "")))
+
+    def do_submit(self, job: str, *, gpus: str = "1", model: str = "", cpus: str = "2", mib: str = "1024",
+                  numa: str = "PREFERRED", priority: str = "0", restarts: str = "10",
+                  starts: str = "3") -> None:  # fmt: skip
+        self.arrival += 1
+        request = Request("img", int(gpus), model, 0, int(cpus), int(mib), NumaPolicy[numa])
+        fresh = Job(job, request, self.arrival, self.now, int(priority), int(restarts), int(starts))
+        self.tell(events.JobSubmitted(fresh))
+
+    def do_cancel(self, job: str) -> None:
+        self.tell(events.JobCancelRequested(job, "by the user"))
+        for allocation in sorted(self.cluster.allocations):
+            if self.cluster.allocations[allocation].stop_reason:
+                self.log.append(f"  {allocation} shall stop: {self.cluster.allocations[allocation].stop_reason}")
+
+    def do_place(self) -> None:
+        self.placer.place(self.cluster, self.now)
+        for allocation_id in sorted(self.cluster.dirty.created):
+            a = self.cluster.allocations[allocation_id]
+            units = ",".join(u[5:7] for u in a.units)
+            self.log.append(
+                f"  {a.id}: {a.host} units {units} nodes {a.nodes} cores {len(a.cores)} session {a.session}"
+            )
+        self.cluster.take_dirty()
+
+    def do_report(self, allocation: str, state: str, outcome: str = "", code: str = "", said: str = "") -> None:
+        """As the agent of the allocation's host would."""
+        a = self.cluster.allocations[allocation]
+        exit_code = int(code) if code else None
+        event = events.VmReported(
+            a.host, a.id, a.session, AllocationState[state], Outcome[outcome] if outcome else None, exit_code,
+            said, self.now if state == "RUNNING" else 0.0, self.now,
+        )  # fmt: skip
+        self.reports[a.id] = event
+        self.tell(event)
+
+    def do_clean(self, allocation: str, state: str = "FREE") -> None:
+        """The agent reports each unit of the allocation clean after it, or `state`."""
+        a = self.cluster.allocations[allocation]
+        for unit in a.units:
+            report = UnitReport(UnitState[state], a.session, a.id, "bars differ" if state == "QUARANTINED" else "")
+            self.tell(events.UnitReported(a.host, unit, report))
+        self.log.append(f"  allocations left: {', '.join(sorted(self.cluster.allocations)) or 'none'}")
+
+    def do_lost(self, host: str) -> None:
+        self.tell(events.SessionChanged(host, None))
+
+    def do_host_gone_unseen(self, host: str) -> None:
+        """The session key goes while no leader watches."""
+        self.cluster.hosts[host].fact = None
+
+    def do_back(
+        self, host: str, boot: str = "b2", dead: str = "yes", guard: str = "SOFT", simulated: str = "yes"
+    ) -> None:
+        self.do_host(host, boot=boot, dead=dead, guard=guard, simulated=simulated)
+
+    def do_cordon(self, host: str) -> None:
+        self.tell(events.HostIntentChanged(host, HostIntent(cordoned=True, reason="maintenance")))
+
+    def do_uncordon(self, host: str) -> None:
+        self.tell(events.HostIntentChanged(host, HostIntent()))
+
+    def do_confirm(self, host: str) -> None:
+        session = self.cluster.hosts[host].session
+        self.tell(events.HostIntentChanged(host, HostIntent(False, "", session, "ann", "pulled the plug")))
+
+    def do_leader(self) -> None:
+        """The leader dies; another reads what was committed: everything, for each command ends with a commit."""
+        items = stored(self.cluster, self.reports)
+        self.cluster = Cluster(policy=self.policy)
+        self.placer = Placer()
+        load(self.cluster, items, self.now)
+        self.log.append(
+            f"  a new leader read {len(self.cluster.jobs)} jobs, {len(self.cluster.allocations)} allocations"
+        )
+
+    def do_explain(self, job: str) -> None:
+        found = explain(self.cluster, self.cluster.jobs[job], self.now)
+        self.log.append(f"  {job}: {found.summary}")
+        self.log += [f"    {host}: {r.reason.name} {r.detail}" for host, r in found.verdicts if r is not None]
+
+    def do_owed(self) -> None:
+        self.log += [f"  owed: {effect}" for effect in todo(self.cluster)] or ["  nothing is owed"]
+
+    def do_wait(self, seconds: str) -> None:
+        self.now += float(seconds)

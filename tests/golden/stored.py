@@ -1,0 +1,98 @@
+"""A cluster as etcd would hold it: what the leader wrote, through the real encoder, and the facts that others wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from google.protobuf.message import Message
+
+from gpupool.store import keys
+from gpupool.store.port import KeyValue
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
+from scheduler import encode
+from scheduler.core.events import VmReported
+from scheduler.core.model import Cluster, Host, Job
+
+
+def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
+    """Everything under the root, for `scheduler.decode.load`."""
+    items: list[KeyValue] = []
+
+    def put(key: str, message: Message, revision: int = 1) -> None:
+        items.append(KeyValue(key, message.SerializeToString(), revision, revision))
+
+    for job in cluster.jobs.values():
+        put(keys.job_spec(job.id), records_pb2.JobRecord(spec=spec_of(job), submitted_s=job.submitted_s), job.arrival)
+        put(keys.job_status(job.id), encode.status(job))
+    for allocation in cluster.allocations.values():
+        host = cluster.hosts[allocation.host]
+        wire = encode.allocation(allocation, host, spec_of(cluster.jobs[allocation.job]))
+        put(keys.allocation(host.name, allocation.id), wire)
+    for host in cluster.hosts.values():
+        put(keys.host(host.name), encode.host_record(host))
+        for key, message, revision in _facts(host):
+            put(key, message, revision)
+    for event in reports.values():
+        put(keys.vm(event.host, event.allocation), _report(event))
+    return items
+
+
+def spec_of(job: Job) -> job_pb2.JobSpec:
+    request = job.request
+    return job_pb2.JobSpec(
+        image=request.image,
+        command=["true"],
+        gpus=job_pb2.GpuRequest(count=request.gpus, model=request.model, memory_mib=request.gpu_memory_mib),
+        cpus=request.cpus,
+        memory_mib=request.memory_mib,
+        numa=job_pb2.NumaPolicy.Value(f"NUMA_POLICY_{request.numa.value}"),
+        priority=job.priority,
+        restart=job_pb2.RestartPolicy(max_restarts=job.max_restarts, max_start_failures=job.max_start_failures),
+    )
+
+
+def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
+    if host.fact is not None:
+        fact = host.fact
+        session = records_pb2.Session(
+            boot_id=fact.boot_id,
+            guard=records_pb2.GuardKind.Value(
+                f"GUARD_KIND_{fact.guard.value}" if fact.guard.value != "NONE" else "GUARD_KIND_UNSPECIFIED"
+            ),
+            simulated=fact.simulated,
+            vms_found_dead=fact.vms_found_dead,
+        )
+        yield keys.session(host.name), session, fact.session
+    if host.inventory is not None:
+        found = host.inventory
+        inventory = inventory_pb2.Inventory(session=found.session, images=sorted(found.images))
+        for unit in found.units:
+            inventory.units.add(
+                id=unit.id, model=unit.model, gpu_memory_mib=unit.memory_mib, numa_node=unit.node, unfit=unit.unfit,
+                functions=[inventory_pb2.PciFunction(address=a) for a in unit.functions],
+            )  # fmt: skip
+        for node, cores, memory_mib in found.nodes:
+            wire = [inventory_pb2.CpuCore(threads=core) for core in cores]
+            inventory.numa_nodes.add(id=node, cores=wire, memory_mib=memory_mib)
+        yield keys.inventory(host.name), inventory, 1
+    for unit_id, report in host.reports.items():
+        state = records_pb2.UnitState.Value(f"UNIT_STATE_{report.state.value}")
+        wire_report = records_pb2.UnitReport(
+            state=state, session=report.session, allocation=report.allocation, reason=report.reason
+        )
+        yield keys.unit(host.name, unit_id), wire_report, 1
+
+
+def _report(event: VmReported) -> records_pb2.VmReport:
+    wire = records_pb2.VmReport(
+        state=records_pb2.AllocationState.Value(f"ALLOCATION_STATE_{event.state.value}"),
+        session=event.session,
+        message=event.message,
+        started_s=event.started_s,
+        ended_s=event.ended_s,
+    )
+    if event.outcome is not None:
+        wire.outcome = job_pb2.Outcome.Value(f"OUTCOME_{event.outcome.value}")
+    if event.exit_code is not None:
+        wire.exit_code = event.exit_code
+    return wire

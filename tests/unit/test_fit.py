@@ -1,0 +1,145 @@
+"""Placement arithmetic: properties over random hosts and requests, and the refusals' order."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpupool.v1 import scheduler_pb2
+from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.fit import Fit, fit
+from scheduler.core.invariants import violations
+from scheduler.core.model import (
+    Cluster,
+    GuardKind,
+    InventoryFact,
+    Job,
+    NumaPolicy,
+    Request,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.place import Placer
+from scheduler.core.reasons import Reason, Refusal
+from scheduler.core.step import step
+
+NODES = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(1, 2), st.integers(0, 8192)), min_size=1, max_size=3
+)  # cores, threads a core, MiB
+UNITS = st.lists(st.tuples(st.sampled_from(["a100", "h100"]), st.integers(-1, 2), st.booleans()), max_size=8)
+REQUESTS = st.builds(
+    Request,
+    image=st.just("img"),
+    gpus=st.integers(0, 4),
+    model=st.sampled_from(["", "a100", "h100", "t4"]),
+    gpu_memory_mib=st.sampled_from([0, 81920, 90000]),
+    cpus=st.integers(1, 8),
+    memory_mib=st.integers(64, 8192),
+    numa=st.sampled_from(NumaPolicy),
+)
+
+
+def cluster_of(
+    nodes: list[tuple[int, int, int]], units: list[tuple[str, int, bool]], names: tuple[str, ...] = ("h1",)
+) -> Cluster:
+    cluster = Cluster()
+    for session, name in enumerate(names, 1):
+        found = []
+        next_cpu = 0
+        for node, (cores, threads, mib) in enumerate(nodes):
+            these = []
+            for _ in range(cores):
+                these.append(tuple(range(next_cpu, next_cpu + threads)))
+                next_cpu += threads
+            found.append((node, tuple(these), mib))
+        facts = tuple(
+            UnitFact(f"u{n}", model, 81920, min(node, len(nodes) - 1), (f"u{n}",))
+            for n, (model, node, _) in enumerate(units)
+        )
+        step(cluster, SessionChanged(name, SessionFact(session, "b", GuardKind.SOFT, True, True)), 1.0)
+        step(cluster, InventoryChanged(name, InventoryFact(session, facts, tuple(found), frozenset({"img"}))), 1.0)
+        for n, (_, _, free) in enumerate(units):
+            state = UnitState.FREE if free else UnitState.DIRTY
+            step(cluster, UnitReported(name, f"u{n}", UnitReport(state, session, "")), 1.0)
+    return cluster
+
+
+@given(NODES, UNITS, REQUESTS)
+def test_a_fit_is_sound(
+    nodes: list[tuple[int, int, int]], units: list[tuple[str, int, bool]], request: Request
+) -> None:
+    host = cluster_of(nodes, units).hosts["h1"]
+    found = fit(host, request)
+    if isinstance(found, Refusal):
+        assert found.detail
+        return
+    assert len(found.units) == len(set(found.units)) == request.gpus
+    facts = [host.units[u] for u in found.units]
+    assert all(host.unit_state(u) is UnitState.FREE for u in found.units)
+    assert len({f.model for f in facts}) <= 1
+    assert all(request.model in ("", f.model) and f.memory_mib >= request.gpu_memory_mib for f in facts)
+    assert sum(map(len, found.cores)) >= request.cpus
+    assert sum(found.memory_mib) == request.memory_mib
+    for node, mib in zip(found.nodes, found.memory_mib, strict=True):
+        assert mib <= host.nodes[node].free_memory_mib
+    assert set(found.cores) <= {core for n in found.nodes for core in host.nodes[n].free_cores}
+    if request.numa is NumaPolicy.REQUIRED:
+        assert len(found.nodes) == 1
+        assert all(f.node == found.nodes[0] for f in facts)
+
+
+@given(NODES, UNITS, REQUESTS)
+def test_a_refusal_is_right(
+    nodes: list[tuple[int, int, int]], units: list[tuple[str, int, bool]], request: Request
+) -> None:
+    """Where everything in the host would do, no request may be refused."""
+    host = cluster_of(nodes, units).hosts["h1"]
+    if not isinstance(fit(host, request), Refusal):
+        return
+    free = [u for u in host.units.values() if host.unit_state(u.id) is UnitState.FREE]
+    by_model = {
+        m: [u for u in free if u.model == m and u.memory_mib >= request.gpu_memory_mib] for m in ("a100", "h100")
+    }
+    wanted = [by_model[m] for m in by_model if request.model in ("", m)]
+    spans = [{n} for n in host.nodes] if request.numa is NumaPolicy.REQUIRED else [set(host.nodes)]
+    for span in spans:
+        cpus = sum(len(core) for n in span for core in host.nodes[n].free_cores)
+        mib = sum(host.nodes[n].free_memory_mib for n in span)
+        enough = request.gpus == 0 or any(
+            sum(request.numa is not NumaPolicy.REQUIRED or u.node in span for u in us) >= request.gpus for us in wanted
+        )
+        assert not (enough and cpus >= request.cpus and mib >= request.memory_mib)
+
+
+@given(NODES, UNITS, st.lists(REQUESTS, max_size=12))
+@settings(max_examples=60)
+def test_capacity_is_never_exceeded(
+    nodes: list[tuple[int, int, int]], units: list[tuple[str, int, bool]], requests: list[Request]
+) -> None:
+    def run() -> tuple[list[str], list[str]]:
+        cluster = cluster_of(nodes, units, ("h1", "h2"))
+        for n, request in enumerate(requests):
+            step(cluster, JobSubmitted(Job(f"j{n}", request, n, 1.0)), 1.0)
+        Placer().place(cluster, 2.0)
+        return violations(cluster), [repr(cluster.allocations[a]) for a in sorted(cluster.allocations)]
+
+    broken, placed = run()
+    assert not broken
+    assert run() == (broken, placed)  # the same input, the same bytes
+
+
+def test_unknown_locality_is_not_good_enough_for_required() -> None:
+    host = cluster_of([(4, 2, 4096), (4, 2, 4096)], [("a100", -1, True)]).hosts["h1"]
+    wanted = Request("img", 1, "a100", 0, 2, 64, NumaPolicy.REQUIRED)
+    refused = fit(host, wanted)
+    assert isinstance(refused, Refusal)
+    assert refused.reason is Reason.NUMA_SPLIT
+    assert isinstance(fit(host, Request("img", 1, "a100", 0, 2, 64, NumaPolicy.PREFERRED)), Fit)
+
+
+def test_reasons_mirror_the_contract() -> None:
+    wire = {name.removeprefix("REASON_"): value for name, value in scheduler_pb2.Reason.items()}
+    del wire["UNSPECIFIED"]
+    assert wire == {reason.name: reason.value for reason in Reason}
