@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import click
 import grpc
@@ -41,6 +42,7 @@ class Config:
     advertise: str
     leader_ttl_s: int
     soft_guard_is_enough: bool
+    announce: Path | None
 
 
 @click.command(context_settings={"auto_envvar_prefix": "GPUPOOL_SCHEDULER", "show_default": True})
@@ -54,10 +56,13 @@ class Config:
     default=False,
     help="Take the end of a real host's lease under a software guard as evidence that its VMs are dead.",
 )
+@click.option(
+    "--announce", type=click.Path(path_type=Path), help="Write the API's address to this file once it serves."
+)
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.version_option(version("gpupool"), prog_name="gpupool-scheduler")
 def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int, soft_guard_is_enough: bool,
-         log_level: str) -> None:  # fmt: skip
+         announce: Path | None, log_level: str) -> None:  # fmt: skip
     r"""Run a gpupool scheduler replica.
 
     Any number of replicas may run; one leads and decides, all answer the API. Each option can be given in the
@@ -70,7 +75,7 @@ def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
     )
-    config = Config(name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, soft_guard_is_enough)
+    config = Config(name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, soft_guard_is_enough, announce)
     try:
         asyncio.run(serve(config))
     except (StoreError, OSError) as exc:
@@ -99,6 +104,8 @@ async def serve(config: Config) -> None:
     await asyncio.wait({running, asyncio.create_task(mirror.synced.wait())}, return_when=asyncio.FIRST_COMPLETED)
     await server.start()
     _log.info("%s serves at %s", config.name, address)
+    if config.announce is not None:
+        config.announce.write_text(address)
     try:
         await running
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from gpupool.store.keys import LEADER
@@ -101,8 +101,8 @@ async def _leader_gone(store: Store, timeout_s: float) -> None:
     if current is None:
         return
     with suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            watch = store.watch(LEADER, after_revision=current.mod_revision)
+        watch = store.watch(LEADER, after_revision=current.mod_revision)
+        async with asyncio.timeout(timeout_s), aclosing(watch):
             async for changes in watch:
                 if any(change.key == LEADER and change.kv is None for change in changes):
                     return

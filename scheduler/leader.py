@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 from gpupool.store import keys
@@ -88,9 +89,10 @@ class Leader:
         return len(self.cluster.hosts), len(self.cluster.jobs)
 
     async def _listen(self, revision: int) -> None:
-        async for changes in self._store.watch(keys.ROOT, after_revision=revision):
-            self._inbox.append(changes)
-            self._news.set()
+        async with aclosing(self._store.watch(keys.ROOT, after_revision=revision)) as batches:
+            async for changes in batches:
+                self._inbox.append(changes)
+                self._news.set()
 
     async def _decide(self) -> None:
         """The loop of design section 4."""
@@ -124,11 +126,9 @@ class Leader:
     async def _sleep(self, now: float) -> None:
         due = self.cluster.pending.next_due_s()
         timeout_s = IDLE_S if due is None else min(IDLE_S, max(0.0, due - now))
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._news.wait()
-        except TimeoutError:
-            pass
 
     def _log_transitions(self) -> None:
         for transition in self.cluster.take_log():

@@ -7,7 +7,7 @@ Two implementations pass one contract suite (tests/contract/test_store.py): `gpu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -129,12 +129,13 @@ class Store(Protocol):
         """
         ...
 
-    def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Sequence[Change]]:
+    def watch(self, prefix: str, *, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
         """Changes under `prefix` with revision > `after_revision`, in order, each exactly once, batched as they arrive.
 
         Never ends by itself: breaks in the connection are mended inside by resuming after the last revision that was
         handed out; a frozen or silent peer is noticed within seconds. Raises Compacted when it cannot resume.
-        Changes of one revision are never split over two batches.
+        Changes of one revision are never split over two batches. Who leaves the loop early by other means than
+        cancellation wraps it in `contextlib.aclosing`, or the connection lives on until garbage collection.
         """
         ...
 

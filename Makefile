@@ -1,0 +1,80 @@
+# `make` lists the targets. Every target sets up what it needs; running one again costs nothing.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+IMAGES := var/images
+READY := .venv/.ready
+SEEDS ?= 300
+ARGS ?= --help
+
+.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel bench soak proto lock rewrite clean
+help:           ## this list
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
+
+setup: $(READY) image  ## system packages, locked virtual environment, guest image
+
+$(READY): requirements.lock pyproject.toml tools/system-packages.sh
+	@tools/system-packages.sh $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the locked environment"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+image: $(READY)  ## the guest image, from Debian's packages
+	@deploy/guest/build.sh $(IMAGES)/debian-numpy
+
+demo: setup     ## the main job, live: a host dies in the middle of a training run
+	@$(BIN)/gpupool demo --images $(IMAGES)
+
+up: setup       ## keep an embedded cluster running; Ctrl-C ends it (ARGS are passed on)
+	@$(BIN)/gpupool up --images $(IMAGES) $(filter-out --help,$(ARGS))
+
+run: $(READY)   ## the CLI from this tree: make run ARGS='jobs -o wide'
+	@$(BIN)/gpupool $(ARGS)
+
+test: setup     ## everything that CI runs
+	@$(MAKE) --no-print-directory lint types imports proto-check
+	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest
+	@$(MAKE) --no-print-directory wheel
+
+lint: $(READY)  ## ruff, and its formatter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check -q
+
+types: $(READY) ## mypy, strict
+	@$(BIN)/mypy
+
+imports: $(READY)  ## who may import whom
+	@$(BIN)/lint-imports --no-cache
+
+proto-check: $(READY)  ## the committed stubs are those of proto/
+	@$(BIN)/python tools/protogen.py --check 2>/dev/null
+
+unit: $(READY)  ## the tests that need neither etcd nor VMs
+	@$(BIN)/pytest -m "not etcd and not vm"
+
+e2e: setup      ## only the tests with real etcd and real VMs
+	@$(BIN)/pytest -m "etcd or vm"
+
+wheel: $(READY) ## build the wheel and try it in a fresh environment
+	@tools/test-wheel.sh $(BIN)/python
+
+soak: $(READY)  ## the simulation for many seeds (SEEDS=5000)
+	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest tests/sim
+
+bench: setup    ## measure, and print a table with its ceiling
+	@$(BIN)/python -m bench
+
+proto: $(READY) ## generate gpupool/v1 from proto/
+	@$(BIN)/python tools/protogen.py
+
+lock: $(READY)  ## choose the newest dependencies and lock them with hashes
+	@$(BIN)/uv pip compile -q --upgrade pyproject.toml --all-extras --group dev --generate-hashes --no-annotate \
+	  --no-header --no-emit-index-url -o requirements.lock
+
+rewrite: $(READY)  ## write golden files anew; read the diff
+	@$(BIN)/pytest -q tests/golden tests/unit --rewrite
+
+clean:          ## remove what was built
+	@rm -rf .venv var dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

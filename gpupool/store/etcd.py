@@ -1,0 +1,175 @@
+"""The store on etcd (3.4 and later), over grpc.aio and the generated stubs of `aetcd`; nothing else of that package.
+
+It never retries a write whose fate is unknown, never lets a call outlast its deadline, and never hands out a change
+twice. What is asked of a cluster: see `gpupool.store.port`. Members older than 3.4.28 or 3.5.10 can end a live lease
+when a leader that was stuck wakes up (https://github.com/etcd-io/etcd/issues/15247): no client can mend that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import grpc
+from aetcd.rpc import rpc_pb2
+
+from gpupool.store import etcd_wire as wire
+from gpupool.store._check import check_commit, check_key
+from gpupool.store.etcd_link import Link, Member, TlsFiles
+from gpupool.store.etcd_watch import watch
+from gpupool.store.port import Change, Committed, Guard, KeyValue, LeaseNotFound, Op, Snapshot, Unavailable
+
+__all__ = ["EtcdStore", "TlsFiles"]
+
+_LIST_TRIES = 5
+
+
+class EtcdStore:
+    """A client of one etcd cluster; implements gpupool.store.port.Store. Make it inside a running event loop.
+
+    `endpoints` are host:port of members, asked in turn when one fails. `timeout_s` bounds every call. `user` and
+    `password` log in where etcd's auth is on; a certificate's common name needs neither. `max_ops` is the cluster's
+    --max-txn-ops, `page_keys` how many keys one read of a list asks for. A watch hears from its peer within `silence_s`
+    or moves to another connection. `probe_key` is any key that our role may read, present or not (see `renew`).
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        tls: TlsFiles | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        timeout_s: float = 5.0,
+        max_ops: int = 128,
+        page_keys: int = 1000,
+        silence_s: float = 6.0,
+        probe_key: str = "\0",
+    ) -> None:
+        self._link = Link(endpoints, tls=tls, user=user, password=password, timeout_s=timeout_s)
+        self._max_ops = max_ops
+        self._page_keys = page_keys
+        self._silence_s = silence_s
+        self._probe = rpc_pb2.RangeRequest(key=wire.encode_key(probe_key), keys_only=True)
+
+    async def get(self, key: str) -> KeyValue | None:
+        """See Store.get."""
+        check_key(key)
+        response = await self._range(rpc_pb2.RangeRequest(key=wire.encode_key(key)))
+        return wire.decode_kv(response.kvs[0]) if response.kvs else None
+
+    async def list(self, prefix: str) -> Snapshot:
+        """See Store.list. A compaction that overtakes the pages starts the list again, a few times."""
+        for _ in range(_LIST_TRIES):
+            try:
+                return await self._list_once(prefix)
+            except grpc.aio.AioRpcError as exc:  # Link.run lets only "compacted" through
+                last = exc
+        raise Unavailable(f"compacted during {_LIST_TRIES} lists of {prefix!r} in a row: {wire.details(last)}")
+
+    async def _list_once(self, prefix: str) -> Snapshot:
+        first, end = wire.prefix_range(prefix)
+        items: list[KeyValue] = []
+        revision = 0  # the newest, linearizable; every later page is read as of the first one
+        while True:
+            page = await self._range(
+                rpc_pb2.RangeRequest(key=first, range_end=end, limit=self._page_keys, revision=revision)
+            )
+            revision = revision or page.header.revision
+            items.extend(wire.decode_kv(kv) for kv in page.kvs)
+            if not page.more:
+                return Snapshot(revision, tuple(items))
+            first = page.kvs[-1].key + b"\0"
+
+    async def _range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
+        async def send(member: Member, timeout_s: float, metadata: grpc.aio.Metadata) -> Any:
+            return await member.kv.Range(request, timeout=timeout_s, metadata=metadata)
+
+        return await self._link.run(send, again=True)
+
+    async def commit(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:
+        """See Store.commit. Unavailable means "perhaps done", save when there was no connection at all."""
+        check_commit(guards, ops, self._max_ops)
+        request = wire.encode_txn(guards, ops)
+
+        async def send(member: Member, timeout_s: float, metadata: grpc.aio.Metadata) -> Any:
+            return await member.kv.Txn(request, timeout=timeout_s, metadata=metadata)
+
+        response = await self._link.run(send, again=False)
+        return Committed(succeeded=response.succeeded, revision=response.header.revision)
+
+    def watch(self, prefix: str, *, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
+        """See Store.watch."""
+        return watch(self._link, prefix, after_revision, silence_s=self._silence_s)
+
+    async def grant(self, ttl_s: int) -> int:
+        """See Store.grant. etcd raises a TTL below 1.5 election timeouts to that; `renew` tells. Sent only once."""
+        request = rpc_pb2.LeaseGrantRequest(TTL=ttl_s)
+
+        async def send(member: Member, timeout_s: float, metadata: grpc.aio.Metadata) -> Any:
+            return await member.lease.LeaseGrant(request, timeout=timeout_s, metadata=metadata)
+
+        return int((await self._link.run(send, again=False)).ID)
+
+    async def renew(self, lease: int) -> int:
+        """See Store.renew. The lease ends no earlier than the TTL after this call began.
+
+        A leader that has been deposed without knowing it acknowledges renewals that its successor never hears of. So a
+        linearizable read follows on the same member: if it succeeds in the same raft term, then the renewal was handled
+        by the leader of that term, no later leader had been elected, and a later one starts the TTL afresh.
+        """
+
+        async def send(member: Member, timeout_s: float, metadata: grpc.aio.Metadata) -> int:
+            async with asyncio.timeout(timeout_s):
+                response = await _keep_alive(member, lease, metadata)
+                if response.TTL > 0:
+                    probe = await member.kv.Range(self._probe, metadata=metadata)
+                    if _origin(probe.header) != _origin(response.header):
+                        raise Unavailable(f"{member.endpoint} saw an election during the renewal")
+            return int(response.TTL)
+
+        ttl_s = await self._link.run(send, again=True)
+        if ttl_s <= 0:
+            raise LeaseNotFound(f"lease {lease} has ended")
+        return ttl_s
+
+    async def revoke(self, lease: int) -> None:
+        """See Store.revoke."""
+        request = rpc_pb2.LeaseRevokeRequest(ID=lease)
+
+        async def send(member: Member, timeout_s: float, metadata: grpc.aio.Metadata) -> Any:
+            return await member.lease.LeaseRevoke(request, timeout=timeout_s, metadata=metadata)
+
+        with contextlib.suppress(LeaseNotFound):
+            await self._link.run(send, again=True)
+
+    async def close(self) -> None:
+        """See Store.close."""
+        await self._link.close()
+
+    @property
+    def max_ops(self) -> int:
+        """See Store.max_ops."""
+        return self._max_ops
+
+
+async def _keep_alive(member: Member, lease: int, metadata: grpc.aio.Metadata) -> Any:
+    """One renewal on a stream of its own: failing over and giving up then work as for any other call."""
+    call = member.lease.LeaseKeepAlive(metadata=metadata)
+    try:
+        await call.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+        response = await call.read()
+    except asyncio.InvalidStateError:  # what grpc.aio raises for a write on a stream that has ended
+        raise Unavailable(f"{member.endpoint}: {await call.details()}") from None
+    finally:
+        call.cancel()
+    if response is grpc.aio.EOF:
+        raise Unavailable(f"{member.endpoint} ended the stream without an answer")
+    return response
+
+
+def _origin(header: rpc_pb2.ResponseHeader) -> tuple[int, int]:
+    """Which member answered, in which term."""
+    return header.member_id, header.raft_term
