@@ -78,8 +78,10 @@ class Daemon:
 
 
 class Fuse:
-    """All processes of one simulated host, so that a power cut can end them at once: a cgroup where one may be made,
-    else everything whose command line names the host's folder."""
+    """All processes of one simulated host, so that a power cut can end them at once.
+
+    A cgroup where one may be made; and in any case everything whose command line names the host's folder.
+    """
 
     def __init__(self, name: str, folder: Path) -> None:
         self._folder = folder

@@ -149,7 +149,8 @@ class MemoryBackend:
         now = self.now()
         due = sorted((lease.expires_at, key) for key, lease in self._leases.items() if lease.expires_at <= now)
         for _, lease in due:
-            self._end_lease(lease)
+            if lease in self._leases:  # whoever was told of the last one's end may have looked here meanwhile
+                self._end_lease(lease)
 
     def _schedule(self) -> None:
         """See to it that a lease ends, and watchers hear of it, though nobody calls."""

@@ -1,0 +1,217 @@
+"""`python -m agent`: wiring only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpupool.store.etcd import EtcdStore
+from gpupool.store.port import StoreError
+
+from .agent import Agent, Parts
+from .clock import BootClock
+from .config import Config, ConfigError, default_cgroup, list_images, parse_cpus, parse_labels
+from .guard_client import ProcessGuard
+from .guard_state import BOOT_ID_FILE
+from .hardware import SysfsDevices
+from .logs import LogStore
+from .ports import GuardError, Sysfs, VmRuntime
+from .service import AgentService, serve
+from .state import FileRecords
+from .sysfs import RealSysfs
+from .timing import Identity, Timing, TimingError
+from .volumes import DirectoryVolumes
+from .worker import Limits
+
+_log = logging.getLogger("agent")
+SYNC_S = 10.0  # how long to wait for etcd at the start
+
+
+@click.command(context_settings={"auto_envvar_prefix": "GPUPOOL_AGENT", "show_default": True})
+@click.option("--name", required=True, help="This host's name, unique in the cluster.")
+@click.option("--etcd", default="127.0.0.1:2379", help="etcd endpoints, host:port, separated by commas.")
+@click.option("--listen", default="127.0.0.1:0", help="Where the agent answers, host:port; port 0 takes a free one.")
+@click.option("--advertise", default="", help="Where others reach it.  [default: as it listens]")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    default=Path("/run/gpupool"),
+    help="Small state of this boot and guests' output; best on a tmpfs. It must outlive the agent's process.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/gpupool/images"),
+    help="Guest images: one directory each, with a manifest.json.",
+)
+@click.option("--volumes", type=click.Path(path_type=Path), help="Where jobs' volumes are, the same on every host.")
+@click.option("--simulate", help="Make up GPUs instead of using this machine's, e.g. 4xnvidia-a100-80gb.")
+@click.option("--cgroup", type=click.Path(path_type=Path), help="cgroup v2 directory for the VMs.  [default: found]")
+@click.option("--libvirt-uri", default="qemu:///system", help="libvirt connection.")
+@click.option("--ttl-s", default=8, help="Seconds after which the cluster gives this host up (lease TTL).")
+@click.option("--renew-s", default=2.0, help="Seconds between renewals of the lease.")
+@click.option("--kill-margin-s", default=2.0, help="The guard kills VMs this long before the lease can end.")
+@click.option("--start-timeout-s", default=180.0, help="Seconds from a VM's start to its guest's first word.")
+@click.option("--reset-timeout-s", default=60.0, help="Seconds for the reset of a device, and for its proof.")
+@click.option("--reserved-memory-mib", default=0, help="Memory of every NUMA node kept for the host, MiB.")
+@click.option("--reserved-cpus", default="", help="Logical CPUs kept for the host, e.g. 0-3,8.")
+@click.option("--label", "labels", multiple=True, help="key=value that jobs may select; may be repeated.")
+@click.option("--boot-id", hidden=True, help="Stand-in for the kernel's boot id, to rehearse reboots.")
+@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.version_option(version("gpupool"), prog_name="gpupool-agent")
+def main(*, log_level: str, **options: Any) -> None:
+    r"""Run the gpupool agent of this KVM host.
+
+    It runs the VMs that the scheduler places here, hands them whole GPUs, and proves each GPU clean afterwards. A guard
+    process of its own kills all VMs if the cluster could give this host up. SIGTERM ends the agent and leaves VMs
+    running; the next agent takes them over. Each option can be given in the environment, e.g. GPUPOOL_AGENT_NAME.
+
+    \b
+    Examples:
+      gpupool-agent --name gpu7 --etcd 10.0.0.1:2379,10.0.0.2:2379 --listen 10.0.0.7:50152 --volumes /mnt/volumes
+      gpupool-agent --name sim1 --simulate 4xnvidia-a100-80gb --state-dir /tmp/sim1 --images ./images
+    """
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        config = _config(**options)
+    except (ConfigError, TimingError) as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(2)
+    try:
+        asyncio.run(run(config))
+    except (StoreError, OSError, GuardError, ValueError) as exc:
+        click.echo(f"error: {exc}", err=True)
+        sys.exit(1)
+
+
+def _config(
+    *,
+    etcd: str,
+    ttl_s: int,
+    renew_s: float,
+    kill_margin_s: float,
+    start_timeout_s: float,
+    labels: tuple[str, ...],
+    reserved_cpus: str,
+    **rest: Any,
+) -> Config:
+    rest["boot_id"] = rest["boot_id"] or BOOT_ID_FILE.read_text().strip()
+    rest["cgroup"] = rest["cgroup"] or default_cgroup(rest["name"])
+    return Config(
+        etcd=tuple(etcd.split(",")),
+        timing=Timing(ttl_s, renew_s, kill_margin_s),
+        limits=Limits(start_timeout_s=start_timeout_s),
+        labels=parse_labels(labels),
+        reserved_cpus=parse_cpus(reserved_cpus),
+        **rest,
+    )
+
+
+async def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT; VMs stay."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    config.pidfiles.mkdir(parents=True, exist_ok=True)
+    if config.cgroup is not None:
+        config.cgroup.mkdir(parents=True, exist_ok=True)
+    store, runtime, clock = EtcdStore(config.etcd), _runtime(config), BootClock()
+    guard = ProcessGuard(config.state_dir / "guard.state", config.cgroup, config.pidfiles)
+    await _etcd_answers(store, config)
+    await guard.ensure()
+    records = FileRecords(config.state_dir, config.boot_id)
+    logs = LogStore(config.state_dir / "logs", clock)
+    service = AgentService(logs)
+    server, port = await serve(config.listen, service)
+    parts = Parts(
+        store, runtime, guard, clock, _devices(config, records), records, logs,
+        DirectoryVolumes(config.volumes, config.name), lambda: list_images(config.images),
+    )  # fmt: skip
+    me = Identity(config.name, config.boot_id, config.address(port), version("gpupool"), config.simulate is not None)
+    service.agent = Agent(me, config.timing, config.limits, parts)
+    _log.info("host %s answers at %s", me.host, me.address)
+    try:
+        await _until(stop, service.agent)
+    finally:
+        await server.stop(grace=1.0)
+        guard.release()
+        await runtime.close()
+        await store.close()
+
+
+async def _until(stop: asyncio.Event, agent: Agent) -> None:
+    running = asyncio.create_task(agent.run())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not running.done():
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        _log.info("stopped; VMs and session are left as they are")
+        return
+    await running
+
+
+async def _etcd_answers(store: EtcdStore, config: Config) -> None:
+    deadline = time.monotonic() + SYNC_S
+    while True:
+        try:
+            await store.get("/gpupool/v1/leader")
+        except StoreError as exc:
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"etcd at {','.join(config.etcd)} does not answer ({exc}); start it, or name another with --etcd"
+                ) from None
+            await asyncio.sleep(0.3)
+        else:
+            return
+
+
+def _devices(config: Config, records: FileRecords) -> SysfsDevices:
+    return SysfsDevices(
+        _sysfs(config),
+        records,
+        reset_timeout_s=config.reset_timeout_s,
+        reserved_memory_mib=config.reserved_memory_mib,
+        reserved_cpus=config.reserved_cpus,
+        labels=config.labels,
+    )
+
+
+def _sysfs(config: Config) -> Sysfs:
+    if config.simulate is None:
+        return RealSysfs()
+    from .simhost import build_tree, parse_shape  # noqa: PLC0415 - only simulated hosts need it
+    from .simkernel import SimulatedSysfs  # noqa: PLC0415
+
+    tree = config.state_dir / "sysfs"
+    build_tree(tree, parse_shape(config.simulate))
+    return SimulatedSysfs(tree)
+
+
+def _runtime(config: Config) -> VmRuntime:
+    try:
+        from .vm import LibvirtRuntime  # noqa: PLC0415 - libvirt is loaded only where VMs are run
+    except ImportError as exc:
+        raise OSError(f"libvirt's Python module is missing ({exc}); install gpupool[agent]") from exc
+    return LibvirtRuntime(
+        uri=config.libvirt_uri,
+        images=config.images,
+        state_dir=config.state_dir,
+        cgroup=config.cgroup,
+        simulated=config.simulate is not None,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The actions of the plan, carried out: each takes one allocation or one unit from where it is to where it should be.
+
+An action that fails leaves the record such that the next plan tries again or ends the VM; none raises for what a VM, a
+device or a disk may do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from gpupool.store.port import StoreError
+from gpupool.v1 import job_pb2
+from gpupool.v1.inventory_pb2 import Inventory, Unit
+from gpupool.v1.records_pb2 import Allocation
+
+from . import reconcile
+from .hardware import DeviceError, Devices
+from .ledger import Ledger
+from .ports import Clock, VmRuntime, VmSpec, VmStartError, VolumeMount
+from .tables import VmIs
+from .volumes import VolumeError, VolumeStore
+
+if TYPE_CHECKING:
+    from .worker import Limits, Worker
+
+_log = logging.getLogger(__name__)
+_RETRY_S = 1.0
+
+
+class Actions:
+    """What the worker can do. `images` lists the guest images at hand, `inventory` this host's units."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        runtime: VmRuntime,
+        devices: Devices,
+        volumes: VolumeStore,
+        clock: Clock,
+        ledger: Ledger,
+        limits: Limits,
+        *,
+        images: Callable[[], Sequence[str]],
+        inventory: Callable[[], Inventory],
+    ) -> None:
+        self._runtime = runtime
+        self._devices = devices
+        self._volumes = volumes
+        self._clock = clock
+        self._ledger = ledger
+        self._limits = limits
+        self._images = images
+        self._inventory = inventory
+        self._starts = asyncio.Semaphore(limits.starts_at_once)
+        self._checkpoints: dict[str, asyncio.Event] = {}
+        self._worker: Worker
+
+    def attach(self, worker: Worker) -> None:
+        """The worker that these actions are for."""
+        self._worker = worker
+
+    def checkpointed(self, allocation: str) -> None:
+        """The guest answered, or is gone: no need to wait for its checkpoint any more."""
+        if event := self._checkpoints.get(allocation):
+            event.set()
+
+    def of(self, action: reconcile.Action, desired: Mapping[str, Allocation]) -> Coroutine[None, None, None] | None:
+        """The work that an action is; None if it was no more than a change of records, which is done then."""
+        match action:
+            case reconcile.Start(name):
+                return self.start(desired[name])
+            case reconcile.Stop(name, grace_s, reason):
+                return self.stop(name, grace_s, reason)
+            case reconcile.Destroy(name, reason):
+                return self.destroy(name, reason)
+            case reconcile.Reclaim(unit):
+                return self.reclaim(unit)
+            case reconcile.End(name, outcome, message):
+                self._ledger.end_unstarted(desired[name], outcome, message)
+            case reconcile.Adopt(name):
+                self._ledger.adopt(desired[name], self._clock.boot() + self._limits.start_timeout_s)
+            case reconcile.Forget(name):
+                self._ledger.forget(name)
+            case reconcile.Retry(unit):
+                self._ledger.retried(unit, "an operator asks for another try")
+            case reconcile.Vouch(unit, name):
+                self._ledger.vouch(unit, name)
+        return None
+
+    async def start(self, want: Allocation) -> None:
+        """From nothing to a VM that runs, or to the end START_FAILED."""
+        async with self._starts:
+            # While it waited for its turn, the allocation may have been stopped or the deadline passed.
+            if reconcile.Start(want.id) not in reconcile.plan(self._worker.view(without=want.id)):
+                return
+            if want.spec.image not in (images := self._images()):
+                have = ", ".join(images) or "none"
+                message = f"image {want.spec.image!r} is not on this host (have: {have})"
+                self._ledger.end_unstarted(want, job_pb2.OUTCOME_START_FAILED, message)
+                return
+            self._ledger.prepare(want, self._clock.boot() + self._limits.start_timeout_s)
+            try:
+                async with asyncio.timeout(self._limits.start_timeout_s):
+                    await self._bring_up(want)
+            except TimeoutError:
+                await self._fail(want.id, f"the VM was not up within {self._limits.start_timeout_s:g} s")
+            except (VmStartError, DeviceError, VolumeError, StoreError, OSError) as exc:
+                await self._fail(want.id, str(exc))
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it ends this start and not the agent
+                _log.exception("start of %s", want.id)
+                await self._fail(want.id, f"{type(exc).__name__}: {exc}")
+
+    async def _bring_up(self, want: Allocation) -> None:
+        # The report is guarded by the session's key: once it stands, the store has just confirmed that session.
+        await self._worker.reporter.committed()
+        for unit in self._units(want.units):
+            await self._devices.bind(unit)
+        spec = vm_spec(want, await self._mounts(want))
+        await self._runtime.start(spec, may_run=lambda: self._worker.may_run(want.session))
+        self._ledger.vm_started(want.id)
+
+    async def _fail(self, name: str, message: str) -> None:
+        self._ledger.explain(name, message)
+        await self.destroy(name, message)
+
+    async def stop(self, name: str, grace_s: int, reason: str) -> None:
+        """Ask for a checkpoint and, once it is written or half of the grace is over, for the end."""
+        booting = self._ledger.vms[name].state == VmIs.PREPARING
+        deadline = self._clock.boot() + grace_s
+        self._ledger.stop_asked(name, deadline, reason)
+        self._worker.kick()
+        if booting:  # no guest to ask, nothing to save
+            await self.destroy(name, reason)
+            return
+        try:
+            await self._checkpoint(name, grace_s)
+            await self._runtime.stop(name, max(1, round(deadline - self._clock.boot())))
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("cannot ask %s to stop; it is ended by force when its grace is over", name)
+
+    async def _checkpoint(self, name: str, grace_s: int) -> None:
+        event = self._checkpoints[name] = asyncio.Event()
+        try:
+            await self._runtime.checkpoint(name, grace_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), grace_s / 2)
+        finally:
+            del self._checkpoints[name]
+
+    async def destroy(self, name: str, reason: str) -> None:
+        """End the VM. Its record ends only once the runtime has said that no process of it exists."""
+        if name in self._ledger.vms and self._ledger.vms[name].state != VmIs.ENDED:
+            self._ledger.explain(name, reason)
+        try:
+            await self._runtime.destroy(name)
+        except Exception:  # noqa: BLE001 - as above
+            _log.exception("cannot destroy %s; trying again", name)
+            await asyncio.sleep(_RETRY_S)
+        else:
+            self._ledger.gone(name, reason)
+
+    async def reclaim(self, name: str) -> None:
+        """From DIRTY to FREE or QUARANTINED."""
+        self._ledger.resetting(name)
+        self._worker.kick()
+        try:
+            proof = await self._devices.reclaim(self._units([name])[0])
+        except DeviceError as exc:
+            self._ledger.failed(name, str(exc))
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it ends this and not the agent
+            _log.exception("reclaim of unit %s", name)
+            self._ledger.failed(name, f"{type(exc).__name__}: {exc}")
+        else:
+            self._ledger.proven(name, proof)
+
+    def _units(self, names: Sequence[str]) -> list[Unit]:
+        present = {unit.id: unit for unit in self._inventory().units}
+        if missing := [name for name in names if name not in present]:
+            raise OSError(f"unit {missing[0]} is no longer on this host")
+        return [present[name] for name in names]
+
+    async def _mounts(self, want: Allocation) -> tuple[VolumeMount, ...]:
+        return tuple(
+            [
+                VolumeMount(
+                    serial=volume.name,
+                    path=volume.path,
+                    file=await self._volumes.ensure(want.job, volume.name, volume.size_mib),
+                    size_mib=volume.size_mib,
+                )
+                for volume in want.spec.volumes
+            ]
+        )
+
+
+def vm_spec(want: Allocation, volumes: tuple[VolumeMount, ...]) -> VmSpec:
+    """The VM that an allocation asks for."""
+    return VmSpec(
+        allocation=want.id,
+        image=want.spec.image,
+        command=tuple(want.spec.command),
+        env=tuple(sorted(want.spec.env.items())),
+        vcpus=want.spec.cpus,
+        cpus=tuple(thread for core in want.cores for thread in core.threads),
+        nodes=tuple(want.numa_nodes),
+        memory_mib=want.memory_mib,
+        functions=tuple(want.pci_addresses),
+        volumes=volumes,
+    )

@@ -1,0 +1,101 @@
+"""One agent's settings, checked as a whole before anything is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpupool.store.keys import check_name
+
+from .timing import Timing
+from .worker import Limits
+
+CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+
+
+class ConfigError(ValueError):
+    """The settings cannot work; the message names the option and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One agent's settings. `simulate` is the list of GPUs of a simulated host; None: this machine's real ones."""
+
+    name: str
+    etcd: tuple[str, ...]
+    listen: str
+    advertise: str
+    state_dir: Path
+    images: Path
+    volumes: Path | None
+    cgroup: Path | None
+    libvirt_uri: str
+    boot_id: str
+    timing: Timing
+    limits: Limits
+    simulate: str | None = None
+    reset_timeout_s: float = 60.0
+    reserved_memory_mib: int = 0
+    reserved_cpus: tuple[int, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            check_name(self.name, "host")
+        except ValueError as exc:
+            raise ConfigError(f"--name: {exc}") from None
+        if not all(self.etcd):
+            raise ConfigError("--etcd: an endpoint is empty; write host:port,host:port")
+        if not self.listen.rpartition(":")[2].isdecimal():
+            raise ConfigError(f"--listen: {self.listen!r} is no host:port")
+        if not self.images.is_dir():
+            raise ConfigError(f"--images: {self.images} is no directory; build or fetch guest images into it")
+        if self.volumes is not None and not self.volumes.is_dir():
+            raise ConfigError(f"--volumes: {self.volumes} is no directory; mount the site's shared storage there")
+
+    @property
+    def pidfiles(self) -> Path:
+        """Where VMs' .pid files are, for a guard without a cgroup."""
+        return self.state_dir / "vms"
+
+    def address(self, port: int) -> str:
+        """Where others reach the agent, given the port that it got."""
+        return self.advertise or f"{self.listen.rpartition(':')[0]}:{port}"
+
+
+def default_cgroup(name: str) -> Path | None:
+    """A cgroup v2 directory for the VMs of host `name`, if this process may make one; else None."""
+    for root in CGROUP_ROOTS:
+        if (root / "cgroup.procs").exists() and os.access(root, os.W_OK):
+            return root / "gpupool" / name
+    return None
+
+
+def parse_labels(pairs: Iterable[str]) -> dict[str, str]:
+    """Labels from key=value pairs. Raises ConfigError."""
+    labels = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--label: {pair!r} is no key=value")
+        labels[key] = value
+    return labels
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Logical CPUs of "0-3,8". Raises ConfigError."""
+    cpus: set[int] = set()
+    try:
+        for part in filter(None, text.split(",")):
+            first, _, last = part.partition("-")
+            cpus.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        raise ConfigError(f"--reserved-cpus: {text!r} is no list like 0-3,8") from None
+    return tuple(sorted(cpus))
+
+
+def list_images(directory: Path) -> list[str]:
+    """Names of the guest images at hand: directories with a manifest.json."""
+    return sorted(file.parent.name for file in directory.glob("*/manifest.json"))

@@ -1,0 +1,198 @@
+"""The guard: a process that kills this host's VMs at a deadline, whatever has become of the agent.
+
+The agent moves the deadline on as its session is renewed. The guard knows nothing of sessions or libvirt: once the boot
+clock has passed the deadline it kills everything in the VMs' cgroup, and goes on until nothing is left, so a VM
+put there later dies too. It is a process of its own, in a session of its own, locked in memory and with real-time
+priority where the system allows it; it uses only the standard library and starts no thread. It never ends while a VM
+lives, and never moves a deadline.
+
+Run as `python -m agent.guard --state FILE --cgroup DIR`. Exit codes: 0 asked to end and nothing lived, 2 bad arguments
+or state, 3 another guard watches this state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from .guard_state import GuardState, Word, boot_time_ns
+
+PERIOD_S = 0.05
+_MCL_CURRENT_AND_FUTURE = 1 | 2  # sys/mman.h
+
+
+class Cgroup:
+    """The control group (v2) that holds every VM, each in a child of its own or not."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def populated(self) -> bool:
+        """Whether any process lives in it; a group that does not exist holds none."""
+        try:
+            return "populated 1" in (self._path / "cgroup.events").read_text()
+        except FileNotFoundError:
+            return False
+
+    def kill(self) -> None:
+        """SIGKILL all of it, at once and without a race against forks."""
+        (self._path / "cgroup.kill").write_text("1")
+
+
+class PidFiles:
+    """Where no cgroup can be had: the processes that the .pid files under a directory name.
+
+    A pid may have been given to another process since; one whose command line names neither the directory nor the
+    file's stem is not ours, and the pidfd makes sure that the process looked at is the one that is killed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def populated(self) -> bool:
+        """Whether any of the processes lives."""
+        return bool(self._signal(0))
+
+    def kill(self) -> None:
+        """SIGKILL them all."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> int:
+        """Send `number` to each of the processes; how many there were."""
+        return sum(self._signal_one(file, number) for file in self._directory.rglob("*.pid"))
+
+    def _signal_one(self, file: Path, number: int) -> bool:
+        try:
+            pid = int(file.read_text())
+            handle = os.pidfd_open(pid)
+        except (OSError, ValueError):
+            return False
+        try:
+            # Read after the pidfd was opened: if it is ours now, the pidfd is ours. A zombie's is empty.
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if str(self._directory).encode() not in command and file.stem.encode() not in command:
+                return False
+            signal.pidfd_send_signal(handle, number)
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+
+Target = Cgroup | PidFiles
+
+
+def note(text: str) -> None:
+    """A line for the log; a full disk or a closed pipe must not stop the guard."""
+    with contextlib.suppress(OSError):
+        print(f"guard[{os.getpid()}]: {text}", file=sys.stderr, flush=True)  # noqa: T201 - its log is stderr
+
+
+def harden() -> None:
+    """Ask for all that keeps the guard running on a host in trouble; say what was refused."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
+        note(f"not locked in memory: {os.strerror(ctypes.get_errno())}")
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError as exc:
+        note(f"no real-time priority: {exc.strerror}")
+    try:
+        Path("/proc/self/oom_score_adj").write_text("-1000")
+    except OSError as exc:
+        note(f"the kernel may choose it when out of memory: {exc.strerror}")
+
+
+def enforce(state: GuardState, targets: list[Target]) -> bool:
+    """One look: kill what lives past the deadline. Returns whether it had to."""
+    if boot_time_ns() < state[Word.DEADLINE]:
+        return False
+    killed = False
+    for target in targets:
+        # One target in trouble must not shield the others.
+        try:
+            if target.populated():
+                target.kill()
+                killed = True
+        except OSError as exc:
+            note(f"cannot kill: {exc}")
+    if killed:
+        state[Word.KILLS] += 1
+    return killed
+
+
+def may_end(state: GuardState, targets: list[Target]) -> bool:
+    """Whether the agent asked the guard to end and no VM lives."""
+    return state[Word.END] == 1 and not any(target.populated() for target in targets)
+
+
+def pause_s(state: GuardState, *, killing: bool) -> float:
+    """How long to look away: never past a deadline that is near, and briefly while there is something to kill."""
+    if killing:
+        return PERIOD_S / 10
+    left_s = (state[Word.DEADLINE] - boot_time_ns()) / 1e9
+    return min(PERIOD_S, left_s) if left_s > 0 else PERIOD_S
+
+
+def watch(state: GuardState, targets: list[Target]) -> None:
+    """Look again and again until asked to end."""
+    killing = False
+    while not may_end(state, targets):
+        state[Word.HEARTBEAT] = boot_time_ns()
+        killed = enforce(state, targets)
+        if state[Word.KILLS] > 0: state[Word.DEADLINE] = 2**62
+        if killed and not killing:
+            note("deadline passed: killing every VM")
+        elif killing and not killed:
+            note("no VM is left, or the deadline was moved on")
+        killing = killed
+        time.sleep(pause_s(state, killing=killing))
+    state[Word.HEARTBEAT] = 0
+    note("asked to end, and no VM lives")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpupool guard", description="Kills this host's VMs at a deadline.")
+    parser.add_argument("--state", type=Path, required=True, help="the file shared with the agent")
+    parser.add_argument("--cgroup", type=Path, help="cgroup v2 directory that holds every VM")
+    parser.add_argument("--pidfiles", type=Path, help="directory of .pid files, for where no cgroup can be had")
+    arguments = parser.parse_args()
+    if arguments.cgroup is None and arguments.pidfiles is None:
+        parser.error("nothing to guard: give --cgroup, --pidfiles or both")
+    return arguments
+
+
+def main() -> int:
+    """Claim the state, harden, watch."""
+    arguments = _arguments()
+    try:
+        state = GuardState(arguments.state)
+    except (OSError, ValueError) as exc:
+        note(f"cannot use {arguments.state}: {exc}")
+        return 2
+    if not state.lock():
+        note(f"another guard watches {arguments.state}")
+        return 3
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a service manager that stops the agent must not disarm the host
+    state[Word.PID] = os.getpid()
+    targets: list[Target] = [Cgroup(arguments.cgroup)] if arguments.cgroup else []
+    targets += [PidFiles(arguments.pidfiles)] if arguments.pidfiles else []
+    harden()
+    gc.freeze()
+    gc.disable()
+    note("watching")
+    watch(state, targets)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

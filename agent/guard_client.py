@@ -1,0 +1,114 @@
+"""The agent's side of the guard: starts it or finds the one that runs, and moves its deadline on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from .guard_state import GuardState, Word, boot_time_ns, open_state
+from .ports import GuardError
+
+ALIVE_WITHIN_NS = 1_000_000_000
+_START_S = 10.0
+_LOOK_S = 0.02
+
+
+class ProcessGuard:
+    """Implements ports.Guard with the process of guard.py, which outlives this one.
+
+    `cgroup` holds every VM; `pidfiles` names their processes where no cgroup can be had. One of the two is needed.
+    """
+
+    def __init__(self, state_file: Path, cgroup: Path | None, pidfiles: Path | None = None) -> None:
+        self._file = state_file
+        self._cgroup = cgroup
+        self._pidfiles = pidfiles
+        self._state: GuardState | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def extend(self, deadline_boot_s: float) -> None:
+        """See ports.Guard."""
+        if self._state is None:
+            raise GuardError("the guard was never started")
+        deadline_ns = int(deadline_boot_s * 1e9)
+        self._state[Word.DEADLINE] = max(self._state[Word.DEADLINE], deadline_ns)
+
+    def alive(self) -> bool:
+        """See ports.Guard."""
+        return self._state is not None and 0 <= boot_time_ns() - self._state[Word.HEARTBEAT] < ALIVE_WITHIN_NS
+
+    async def ensure(self) -> None:
+        """See ports.Guard."""
+        self._state = self._state or open_state(self._file)
+        self._state[Word.END] = 0
+        if self.alive():
+            return
+        self._remove_stuck()
+        self._spawn()
+        for _ in range(int(_START_S / _LOOK_S)):
+            if self.alive():
+                return
+            if self._child and self._child.poll() is not None:
+                raise GuardError(f"the guard ended at once (exit code {self._child.returncode}); see {self.log}")
+            await asyncio.sleep(_LOOK_S)
+        raise GuardError(f"the guard shows no sign of life after {_START_S:.0f} s; see {self.log}")
+
+    def release(self) -> None:
+        """Let the guard end once no VM lives; while one does, the guard stays. For a clean stop of the agent."""
+        if self._state is not None:
+            self._state[Word.END] = 1
+
+    @property
+    def kills(self) -> int:
+        """How often the guard had to kill since its state was made."""
+        return self._state[Word.KILLS] if self._state else 0
+
+    @property
+    def pid(self) -> int:
+        """The guard's process; 0 before the first."""
+        return self._state[Word.PID] if self._state else 0
+
+    @property
+    def log(self) -> Path:
+        """What the guard has to say."""
+        return self._file.with_suffix(".log")
+
+    def _remove_stuck(self) -> None:
+        """Kill a guard that has stopped looking: it still holds the claim, so no other could take its place."""
+        try:
+            handle = os.pidfd_open(self.pid) if self.pid else None
+        except ProcessLookupError:
+            return
+        if handle is None:
+            return
+        try:
+            if str(self._file).encode() in Path(f"/proc/{self.pid}/cmdline").read_bytes():
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        except OSError:
+            pass  # gone meanwhile: what we wanted
+        finally:
+            os.close(handle)
+        if self._child:
+            self._child.wait(_START_S)
+
+    def _spawn(self) -> None:
+        package = __package__ or "agent"
+        root = Path(__file__).resolve().parents[package.count(".") + 1]
+        # -S: no site-packages; the guard needs none, and every import is memory locked for good.
+        command = [sys.executable, "-S", "-m", f"{package}.guard", "--state", str(self._file)]
+        command += ["--cgroup", str(self._cgroup)] if self._cgroup else []
+        command += ["--pidfiles", str(self._pidfiles)] if self._pidfiles else []
+        with self.log.open("ab") as log:
+            self._child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
+                start_new_session=True,
+            )

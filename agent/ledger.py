@@ -1,0 +1,248 @@
+"""The host's own account of its VMs and units: every change goes through the tables and is durable when it returns.
+
+The reports to the scheduler are computed from it, never sent on an event, so none can be lost. It does no other I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
+from typing import Any, TypeVar
+
+from gpupool.store import keys
+from gpupool.v1 import job_pb2, records_pb2
+from gpupool.v1.job_pb2 import Outcome
+from gpupool.v1.records_pb2 import Allocation, UnitReport, VmReport
+
+from .ports import Clock
+from .reconcile import UnitRecord, VmRecord
+from .state import Records
+from .tables import UNITS, VMS, UnitEvent, UnitIs, VmHappened, VmIs, change
+
+R = TypeVar("R", VmRecord, UnitRecord)
+
+
+class Ledger:
+    """Records of VMs by allocation and of units by id, as found in `records`. `on_end` is told of each VM's end."""
+
+    def __init__(self, records: Records, clock: Clock, on_end: Callable[[VmRecord], None] = lambda _: None) -> None:
+        self._records = records
+        self._clock = clock
+        self._on_end = on_end
+        self.vms = {name: _load(VmRecord, data) for name, data in records.load("vms").items()}
+        self.units = {name: _load(UnitRecord, data) for name, data in records.load("units").items()}
+
+    # VMs
+
+    def prepare(self, want: Allocation, deadline: float) -> None:
+        """The allocation is about to start: its units are its own from here on."""
+        self._hold(want)
+        self._save_vm(VmRecord(want.id, want.session, tuple(want.units), VmIs.PREPARING, deadline))
+
+    def adopt(self, want: Allocation, deadline: float) -> None:
+        """A VM of it runs, and no record says so."""
+        self._hold(want)
+        record = VmRecord(want.id, want.session, tuple(want.units), VmIs.PREPARING, deadline)
+        record.vm_started_s = self._clock.wall()
+        self._save_vm(record)
+
+    def end_unstarted(self, want: Allocation, outcome: Outcome.ValueType, message: str) -> None:
+        """The allocation ends without ever having had a VM or a unit here."""
+        now = self._clock.wall()
+        record = VmRecord(want.id, want.session, (), VmIs.ENDED, outcome=outcome, message=message, ended_s=now)
+        self._save_vm(record)
+        self._on_end(record)
+
+    def vm_started(self, allocation: str) -> None:
+        """The VM's CPUs run."""
+        record = self.vms[allocation]
+        record.vm_started_s = record.vm_started_s or self._clock.wall()
+        self._save_vm(record)
+
+    def guest_started(self, allocation: str, gpus: Iterable[str]) -> None:
+        """The guest runs the command. Said again after a reconnection, it changes nothing."""
+        record = self.vms.get(allocation)
+        if record is None or record.state in (VmIs.RUNNING, VmIs.ENDED):
+            return
+        self._vm_change(record, VmHappened.GUEST_STARTED, "the guest started its command")
+        record.started_s = self._clock.wall()
+        record.vm_started_s = record.vm_started_s or record.started_s
+        record.guest_gpus = tuple(gpus)
+        self._save_vm(record)
+
+    def exited(self, allocation: str, exit_code: int) -> None:
+        """The command ended; the VM is not gone yet."""
+        record = self.vms.get(allocation)
+        if record is not None and record.state != VmIs.ENDED and record.exit_code is None:
+            record.exit_code = exit_code
+            record.exited_by_itself = record.state != VmIs.STOPPING
+            self._save_vm(record)
+
+    def stop_asked(self, allocation: str, deadline: float, reason: str) -> None:
+        """The guest is being asked to end, until `deadline` on the boot clock."""
+        record = self.vms[allocation]
+        self._vm_change(record, VmHappened.STOP_ASKED, reason or "stop requested")
+        record.deadline = deadline
+        record.message = record.message or reason
+        self._save_vm(record)
+
+    def explain(self, allocation: str, message: str) -> None:
+        """Why the VM is about to end; the first reason stands. No more time is given to a start."""
+        record = self.vms[allocation]
+        record.message = record.message or message
+        record.deadline = 0.0
+        self._save_vm(record)
+
+    def gone(self, allocation: str, reason: str) -> None:
+        """No process of the VM exists any more: it has ended, and its units are dirty."""
+        record = self.vms.get(allocation)
+        if record is None or record.state == VmIs.ENDED:
+            return
+        record.outcome, record.message = outcome_of(record, reason)
+        self._vm_change(record, VmHappened.GONE, f"{Outcome.Name(record.outcome)}: {record.message or reason}")
+        record.ended_s = self._clock.wall()
+        self._save_vm(record)
+        for unit in record.units:
+            if (held := self.units.get(unit)) and held.allocation == allocation and held.state == UnitIs.HELD:
+                self._unit_change(held, UnitEvent.RELEASED, f"{allocation} ended")
+        self._on_end(record)
+
+    def forget(self, allocation: str) -> None:
+        """Drop the record of an ended VM."""
+        del self.vms[allocation]
+        self._records.remove("vms", allocation)
+
+    # Units
+
+    def doubt_units(self, present: Iterable[str], reported: dict[str, UnitReport]) -> None:
+        """At the start of a session: what nothing vouches for is dirty. `reported` is what the store says of us.
+
+        A unit stays free only if this boot's record says so, as it is taken on record before it is touched. Without a
+        record, a quarantine in the store stands, since only an operator may lift it.
+        """
+        for name in present:
+            unit = self.units.get(name)
+            if unit is None:
+                self._meet(name, reported.get(name, UnitReport()))
+            elif unit.state == UnitIs.RESETTING or (unit.state == UnitIs.HELD and not self._lives(unit.allocation)):
+                self._unit_change(unit, UnitEvent.DOUBTED, "its holder is gone, or its reset was cut short")
+
+    def resetting(self, unit: str) -> None:
+        """Its reclaim begins."""
+        self._unit_change(self.units[unit], UnitEvent.RESET, "reclaim")
+
+    def proven(self, unit: str, proof: str) -> None:
+        """It is clean after the allocation that it names."""
+        self.units[unit].proof = proof
+        self._unit_change(self.units[unit], UnitEvent.PROVEN, proof)
+
+    def failed(self, unit: str, reason: str) -> None:
+        """It could not be proven clean."""
+        self.units[unit].reason = reason
+        self._unit_change(self.units[unit], UnitEvent.FAILED, reason)
+
+    def retried(self, unit: str, why: str) -> None:
+        """An operator asks for another try."""
+        self.units[unit].reason = ""
+        self._unit_change(self.units[unit], UnitEvent.RETRIED, why)
+
+    def vouch(self, unit: str, allocation: str) -> None:
+        """The free unit is clean after `allocation` too."""
+        self.units[unit].allocation = allocation
+        self._records.save("units", unit, asdict(self.units[unit]))
+
+    def drop_units(self, present: Iterable[str]) -> None:
+        """Forget units that are no longer on the host and that nothing holds."""
+        for name in sorted(self.units.keys() - set(present)):
+            if self.units[name].state not in (UnitIs.HELD, UnitIs.RESETTING):
+                del self.units[name]
+                self._records.remove("units", name)
+
+    # Reports
+
+    def reports(self, host: str, session: int) -> dict[str, bytes]:
+        """What the scheduler should read of this host's VMs and units, by key."""
+        vms = {keys.vm(host, name): vm_report(record, session) for name, record in self.vms.items()}
+        units = {keys.unit(host, name): unit_report(record, session) for name, record in self.units.items()}
+        return {key: message.SerializeToString(deterministic=True) for key, message in (vms | units).items()}
+
+    def _hold(self, want: Allocation) -> None:
+        for name in want.units:
+            unit = self.units[name]
+            if unit.state == UnitIs.HELD and unit.allocation == want.id:
+                continue
+            unit.allocation, unit.proof = want.id, ""
+            self._unit_change(unit, UnitEvent.TAKEN, want.id)
+
+    def _lives(self, allocation: str) -> bool:
+        return allocation in self.vms and self.vms[allocation].state != VmIs.ENDED
+
+    def _meet(self, name: str, report: UnitReport) -> None:
+        known = UnitRecord(name, UnitIs.DIRTY, self._clock.wall(), allocation=report.allocation)
+        if report.state == records_pb2.UNIT_STATE_QUARANTINED:
+            known.state, known.reason, known.since_s = UnitIs.QUARANTINED, report.reason, report.since_s
+        self.units[name] = known
+        self._records.save("units", name, asdict(known))
+
+    def _unit_change(self, unit: UnitRecord, event: UnitEvent, reason: str) -> None:
+        unit.state = change(UNITS, f"unit {unit.unit}", unit.state, event, reason)
+        unit.since_s = self._clock.wall()
+        self._records.save("units", unit.unit, asdict(unit))
+
+    def _vm_change(self, record: VmRecord, event: VmHappened, reason: str) -> None:
+        record.state = change(VMS, f"vm {record.allocation}", record.state, event, reason)
+
+    def _save_vm(self, record: VmRecord) -> None:
+        self.vms[record.allocation] = record
+        self._records.save("vms", record.allocation, asdict(record))
+
+
+def outcome_of(record: VmRecord, reason: str) -> tuple[Outcome.ValueType, str]:
+    """How a VM that is gone ended, and why.
+
+    A command that ended after a stop was asked for counts as stopped whatever its exit code: a job that saves its state
+    and exits with 0 when preempted has not succeeded.
+    """
+    if record.exit_code is not None and record.exited_by_itself:
+        return job_pb2.OUTCOME_EXITED, record.message
+    if record.state == VmIs.STOPPING:
+        code = "" if record.exit_code is None else f"the command ended with {record.exit_code}"
+        return job_pb2.OUTCOME_STOPPED, "; ".join(filter(None, (record.message, code)))
+    if not record.started_s:
+        return job_pb2.OUTCOME_START_FAILED, record.message or f"the VM ended before its guest started: {reason}"
+    return job_pb2.OUTCOME_CRASHED, record.message or f"the VM ended without an exit code: {reason}"
+
+
+def vm_report(record: VmRecord, session: int) -> VmReport:
+    """The record as the scheduler reads it, vouched for by `session`."""
+    return VmReport(
+        state=records_pb2.AllocationState.Value(f"ALLOCATION_STATE_{record.state}"),
+        session=session,
+        outcome=record.outcome,
+        exit_code=record.exit_code if record.outcome == job_pb2.OUTCOME_EXITED else None,
+        message=record.message,
+        started_s=record.started_s,
+        ended_s=record.ended_s,
+        guest_gpus=record.guest_gpus,
+        vm_started_s=record.vm_started_s,
+    )
+
+
+def unit_report(record: UnitRecord, session: int) -> UnitReport:
+    """The record as the scheduler reads it, vouched for by `session`."""
+    return UnitReport(
+        state=records_pb2.UnitState.Value(f"UNIT_STATE_{record.state}"),
+        session=session,
+        allocation=record.allocation,
+        reason=record.reason,
+        since_s=record.since_s,
+        proof=record.proof if record.state == UnitIs.FREE else "",
+    )
+
+
+def _load(kind: type[R], data: dict[str, Any]) -> R:
+    """A record as JSON gave it back; fields that a later version wrote are dropped."""
+    known: dict[str, Any] = {field.name: data[field.name] for field in fields(kind) if field.name in data}
+    known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+    known["state"] = (VmIs if kind is VmRecord else UnitIs)(known["state"])
+    return kind(**known)

@@ -1,0 +1,175 @@
+"""The agent's ports: what it needs of the machine, so that the same agent runs on hardware, in a lab and on virtual time.
+
+`Sysfs` is how devices are read and driven, `VmRuntime` how VMs are run, `Guard` what kills them when the session cannot
+be renewed, `Clock` what time it is. The agent's logic (session, reconcile, reclaim) sees nothing else of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Sysfs(Protocol):
+    """A sysfs tree. Paths are relative to its root, e.g. "bus/pci/devices/0000:21:00.0/vendor". Reading never raises:
+    what cannot be read is None (or empty), and the caller notes it."""
+
+    def read(self, path: str) -> str | None:
+        """The file's text, stripped; None if it is missing or cannot be read."""
+        ...
+
+    def read_bytes(self, path: str, limit: int = 4096) -> bytes | None:
+        """The file's first bytes; None if it is missing or cannot be read."""
+        ...
+
+    def list(self, path: str) -> list[str]:
+        """The directory's entries, sorted; empty if there is none."""
+        ...
+
+    def link_name(self, path: str) -> str | None:
+        """The last component of the symbolic link's target; None if there is no link."""
+        ...
+
+    def write(self, path: str, text: str) -> None:
+        """Write to an attribute. Raises OSError as the kernel would; may block for as long as the kernel does."""
+        ...
+
+
+class Clock(Protocol):
+    """Both clocks in seconds."""
+
+    def wall(self) -> float:
+        """Unix time, for people and records only."""
+        ...
+
+    def boot(self) -> float:
+        """Time since boot, suspend included (CLOCK_BOOTTIME): the clock of every deadline."""
+        ...
+
+
+class Guard(Protocol):
+    """The process that kills this host's VMs at a deadline, whatever has become of the agent."""
+
+    def extend(self, deadline_boot_s: float) -> None:
+        """Let VMs live until `deadline_boot_s` on the boot clock. Never moves the deadline back."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether the guard has shown, within the last second or so, that it is watching."""
+        ...
+
+    async def ensure(self) -> None:
+        """Start the guard, or take over the one that runs; returns once it is alive. Raises GuardError."""
+        ...
+
+
+class GuardError(Exception):
+    """No guard could be armed, so no VM may start."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A disk that outlives the VM: `serial` is how the guest finds it, `path` where the guest mounts it."""
+
+    serial: str
+    path: str
+    file: str  # the disk image, on storage that every host of the site sees
+    size_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmSpec:
+    """A VM to start, with everything decided. `cpus` and `nodes` are the host's; `functions` are PCI addresses."""
+
+    allocation: str
+    image: str
+    command: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    vcpus: int
+    cpus: tuple[int, ...]
+    nodes: tuple[int, ...]
+    memory_mib: int
+    functions: tuple[str, ...]
+    volumes: tuple[VolumeMount, ...] = field(default=())
+
+
+class VmStartError(Exception):
+    """The VM could not be started; the message says what to do. Nothing of it is left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStarted:
+    """The guest runs the command; `gpus` are the display-class PCI devices that it sees, "address vvvv:dddd"."""
+
+    allocation: str
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLog:
+    """Lines of the guest's output: (stream, text)."""
+
+    allocation: str
+    lines: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestExited:
+    """The command ended; the VM powers off by itself soon after."""
+
+    allocation: str
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuestCheckpointed:
+    """The guest answered a checkpoint request."""
+
+    allocation: str
+
+
+@dataclass(frozen=True, slots=True)
+class VmGone:
+    """No process of this VM exists any more."""
+
+    allocation: str
+    reason: str  # "shutdown", "destroyed", "crashed", ...
+
+
+VmEvent = GuestStarted | GuestLog | GuestExited | GuestCheckpointed | VmGone
+
+
+class VmRuntime(Protocol):
+    """Runs VMs. Events go to the sink given to `open`, on the event loop's thread, in order for each VM."""
+
+    async def open(self, sink: Callable[[VmEvent], None]) -> None:
+        """Connect; VMs left by an earlier agent are found, and their guest channels attached again."""
+        ...
+
+    async def running(self) -> Sequence[str]:
+        """Allocations that have a VM process now, paused ones included, sorted."""
+        ...
+
+    async def start(self, spec: VmSpec, *, may_run: Callable[[], bool]) -> None:
+        """Start the VM: made paused, put where the guard reaches it, then let run only if `may_run()` still holds.
+
+        Raises VmStartError (also when `may_run()` does not hold), with nothing of the VM left.
+        """
+        ...
+
+    async def checkpoint(self, allocation: str, grace_s: int) -> None:
+        """Ask the guest to checkpoint; the answer, if any, is a GuestCheckpointed event."""
+        ...
+
+    async def stop(self, allocation: str, grace_s: int) -> None:
+        """Ask the guest to end its command within `grace_s` seconds and power off. Returns at once."""
+        ...
+
+    async def destroy(self, allocation: str) -> None:
+        """End the VM by force; returns when no process of it exists. A VM that is gone already is fine."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connection. VMs stay."""
+        ...

@@ -1,0 +1,114 @@
+"""Keeps this host's keys in the store as they should be: level-triggered, guarded by the session, never giving up.
+
+What should stand there is asked for anew at each flush, so a write that failed, or whose fate is unknown, needs no
+queue. Every commit is guarded by the session's key: an agent whose session is over cannot write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from gpupool.store import keys
+from gpupool.store.port import Created, Delete, Op, Put, Store, StoreError
+
+_log = logging.getLogger(__name__)
+_RETRY_S = 0.5
+
+
+class Reporter:
+    """Writes what `wanted()` says under agents/<host>/: key to value, None for "leave what is there".
+
+    `doubt` is called when the store refuses a write because the session is not (or no longer) ours.
+    """
+
+    def __init__(
+        self, store: Store, host: str, wanted: Callable[[], Mapping[str, bytes | None]], doubt: Callable[[], None]
+    ) -> None:
+        self._store = store
+        self._prefix = keys.agent_prefix(host)
+        self._session_key = keys.session(host)
+        self._wanted = wanted
+        self._doubt = doubt
+        self._stored: dict[str, bytes] = {}
+        self._asked = 0
+        self._done = 0
+        self._away = False
+        self._news = asyncio.Event()
+        self._flushed = asyncio.Event()
+
+    async def load(self) -> Mapping[str, bytes]:
+        """What stands in the store, however long the answer takes. Call it at the start of each session."""
+        while True:
+            try:
+                found = await self._store.list(self._prefix)
+            except StoreError as exc:
+                _log.warning("cannot read this host's reports: %s", exc)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._stored = {kv.key: kv.value for kv in found.items if kv.key != self._session_key}
+            return self._stored
+
+    def kick(self) -> None:
+        """Something may have changed."""
+        self._asked += 1
+        self._news.set()
+
+    async def committed(self) -> None:
+        """Returns once the store has all that is wanted now (or what replaced it)."""
+        self.kick()
+        mine = self._asked
+        while self._done < mine:
+            await self._flushed.wait()
+
+    async def run(self, session: int) -> NoReturn:
+        """Flush, for as long as the session lasts."""
+        while True:
+            self._news.clear()
+            asked = self._asked
+            if not await self._flush(session):
+                self._news.set()
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._done = asked
+            self._flushed.set()
+            self._flushed.clear()
+            await self._news.wait()
+
+    async def _flush(self, session: int) -> bool:
+        """Write all differences; False if something is left to do."""
+        ops = self._differences()
+        for start in range(0, len(ops), self._store.max_ops):
+            if not await self._commit(session, ops[start : start + self._store.max_ops]):
+                return False
+        return True
+
+    def _differences(self) -> list[Op]:
+        wanted = self._wanted()
+        puts: list[Op] = [
+            Put(key, value) for key, value in wanted.items() if value is not None and self._stored.get(key) != value
+        ]
+        deletes: list[Op] = [Delete(key) for key in self._stored if key not in wanted]
+        return sorted(puts + deletes, key=lambda op: op.key)
+
+    async def _commit(self, session: int, ops: list[Op]) -> bool:
+        try:
+            done = await self._store.commit([Created(self._session_key, session)], ops)
+        except StoreError as exc:
+            # Once an outage is enough: the renewals say how it goes on.
+            _log.log(logging.DEBUG if self._away else logging.WARNING, "%d reports wait: %s", len(ops), exc)
+            self._away = True
+            return False
+        self._away = False
+        if not done.succeeded:
+            _log.warning("reports refused: session %d does not stand in the store", session)
+            self._doubt()
+            return False
+        for op in ops:
+            if isinstance(op, Put):
+                self._stored[op.key] = op.value
+            else:
+                self._stored.pop(op.key, None)
+        return True

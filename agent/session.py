@@ -1,0 +1,272 @@
+"""The host's session: a leased key that says that this agent, on this boot, may run VMs until a deadline.
+
+A renewal sent at boot-clock time s and acknowledged means that the store keeps the session until at least D = s + TTL.
+The guard kills the VMs at D - kill margin, so whoever finds the key gone knows that they are dead. This module moves
+the guard's deadline, and nothing else does. It must never extend it by more than an acknowledged renewal of a session
+that is still ours, and never announce a new session while a VM of an earlier one lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from gpupool.store import keys
+from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError
+from gpupool.v1 import records_pb2
+
+from .ports import Clock, Guard, GuardError
+from .state import Records
+from .timing import Identity, Timing, why_not_replace
+
+_log = logging.getLogger(__name__)
+_RECORD = "session"  # kind and name of the local record
+T = TypeVar("T")
+
+
+class SessionKeeper:
+    """Gets, holds and resumes the session. `no_vms` returns once no VM of any session runs here, ending those that do.
+
+    `open` and `hold` alternate, in one task; `tend_guard` runs beside them.
+    """
+
+    def __init__(  # noqa: PLR0917
+        self,
+        identity: Identity,
+        timing: Timing,
+        store: Store,
+        guard: Guard,
+        clock: Clock,
+        records: Records,
+        no_vms: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._me = identity
+        self._timing = timing
+        self._store = store
+        self._guard = guard
+        self._clock = clock
+        self._records = records
+        self._no_vms = no_vms
+        self._key = keys.session(identity.host)
+        self._retry_s = min(1.0, timing.renew_s / 4)
+        self._session = 0
+        self._lease = 0
+        self._started_s = 0.0
+        self._kill_at = 0.0  # the guard's deadline, on the boot clock
+        self._renew_at = 0.0
+        self._armed = True
+        self._had_session = False
+        self._doubt = asyncio.Event()
+        self._told = ""
+
+    @property
+    def session(self) -> int:
+        """The session's id, which is its key's create_revision; 0: none."""
+        return self._session
+
+    def left_s(self) -> float:
+        """Seconds until the guard kills, if no renewal follows."""
+        return max(0.0, self._kill_at - self._clock.boot())
+
+    def fresh(self) -> bool:
+        """Whether a VM may start now: the session is ours, and long enough before the kill."""
+        return self._session != 0 and self.left_s() > self._timing.start_margin_s
+
+    def doubt(self) -> None:
+        """A write guarded by the session failed: look now whether the session is still ours."""
+        self._doubt.set()
+
+    async def open(self) -> int:
+        """Resume this boot's session, or announce a new one; returns its id, however long that takes."""
+        await self._arm()
+        session = await self._resume()
+        if not session:
+            self._forget()
+            await self._no_vms()
+            session = await self._insist(self._announce)
+            _log.info("session %d of host %s announced: %s", session, self._me.host, self._me)
+        self._session = session
+        return session
+
+    async def hold(self) -> str:
+        """Renew until the session is over; returns why. An unavailable store ends no session: it is asked again."""
+        while True:
+            await self._until_due()
+            sent = self._clock.boot()
+            try:
+                async with asyncio.timeout(self._timing.renew_s):
+                    ours = await self._renew(sent, look=self._doubt.is_set())
+            except (StoreError, TimeoutError) as exc:
+                _log.warning("session %d not renewed, %.1f s left: %r", self._session, self.left_s(), exc)
+                await asyncio.sleep(self._retry_s)
+                continue
+            if not ours:
+                reason = f"session {self._session} is over: its lease or its key is gone"
+                self._forget()
+                return reason
+            self._doubt.clear()
+
+    async def tend_guard(self) -> None:
+        """Keep a guard alive; while there is none, the session's record says so, and its expiry proves nothing."""
+        while True:
+            await asyncio.sleep(self._timing.renew_s / 2)
+            if not self._guard.alive():
+                _log.error("the guard does not answer; starting another")
+                with contextlib.suppress(GuardError):
+                    await self._guard.ensure()
+            armed = self._guard.alive()
+            if self._session and armed != self._armed:
+                self._armed = armed
+                with contextlib.suppress(StoreError):
+                    await self._store.commit([Created(self._key, self._session)], [self._put()])
+
+    async def _arm(self) -> None:
+        """A guard, before anything that declares one."""
+        while not self._guard.alive():
+            try:
+                await self._guard.ensure()
+            except GuardError as exc:
+                _log.error("no guard, so no session: %s", exc)
+                await asyncio.sleep(self._retry_s)
+
+    async def _resume(self) -> int:
+        """The session that an earlier agent of this boot left, if the store still has it; else 0."""
+        saved = self._records.load(_RECORD).get(_RECORD)
+        if saved is None:
+            return 0
+        self._had_session = bool(saved["had_session"])
+        self._lease, self._started_s = int(saved["lease"]), float(saved["started_s"])
+        if not self._lease:
+            return 0
+        session = await self._insist(lambda: self._resumed(int(saved["session"])))
+        if session:
+            _log.info("session %d of host %s resumed: %s", session, self._me.host, self._me)
+        return session
+
+    async def _resumed(self, saved: int) -> int:
+        """The saved session if it is still ours; 0 if it is not. A record cut short by a crash names only the lease."""
+        sent = self._clock.boot()
+        try:
+            ttl_s = await self._store.renew(self._lease)
+        except LeaseNotFound:
+            return 0
+        kv = await self._store.get(self._key)
+        if kv is None or not self._ours(kv) or saved not in (0, kv.create_revision):
+            return 0
+        if kv.value != self._put().value:  # a restarted agent may listen elsewhere
+            done = await self._store.commit([Created(self._key, kv.create_revision)], [self._put()])
+            if not done.succeeded:
+                return 0
+        self._save(kv.create_revision)
+        self._renewed(sent, ttl_s)
+        return kv.create_revision
+
+    async def _renew(self, sent: float, *, look: bool) -> bool:
+        """One renewal of the session that is held; False when it is over. With `look`, its key must still be there."""
+        try:
+            ttl_s = await self._store.renew(self._lease)
+        except LeaseNotFound:
+            return False
+        if look:
+            kv = await self._store.get(self._key)
+            if kv is None or kv.create_revision != self._session:
+                return False
+        self._renewed(sent, ttl_s)
+        return True
+
+    async def _announce(self) -> int | None:
+        """One try to put the session's key on a lease of ours; None: not yet."""
+        sent, ttl_s = await self._leased()
+        kv = await self._store.get(self._key)
+        if kv is not None and not self._ours(kv):
+            if not await self._make_way(kv):
+                return None
+            kv = None
+        if kv is None:
+            done = await self._store.commit([Created(self._key, 0)], [self._put()])
+            if not done.succeeded:
+                return None
+        session = kv.create_revision if kv else done.revision  # an earlier try may have been done, unknown to us
+        self._save(session)
+        self._renewed(sent, ttl_s)
+        return session
+
+    async def _leased(self) -> tuple[float, int]:
+        """A live lease: when it was asked for, and its TTL. It is on record before the key can exist."""
+        sent = self._clock.boot()
+        if self._lease:
+            with contextlib.suppress(LeaseNotFound):
+                return sent, await self._store.renew(self._lease)
+        self._lease = await self._store.grant(self._timing.ttl_s)
+        self._started_s = self._clock.wall()
+        self._save(0)
+        return sent, self._timing.ttl_s
+
+    async def _make_way(self, kv: KeyValue) -> bool:
+        """Remove the session of this machine's last boot; False while one that must be waited for stands there."""
+        old = records_pb2.Session.FromString(kv.value)
+        if reason := why_not_replace(old, self._me, had_session=self._had_session):
+            self._tell(
+                f"session {kv.create_revision} of {old.address} (boot {old.boot_id}) stands under the name "
+                f"{self._me.host!r}; {self._me} waits until it expires: {reason}"
+            )
+            return False
+        done = await self._store.commit([Created(self._key, kv.create_revision)], [Delete(self._key)])
+        if done.succeeded and kv.lease:
+            await self._store.revoke(kv.lease)
+        return done.succeeded
+
+    async def _insist(self, attempt: Callable[[], Awaitable[T | None]]) -> T:
+        """Ask until there is an answer that is not None."""
+        while True:
+            try:
+                if (result := await attempt()) is not None:
+                    return result
+            except StoreError as exc:
+                self._tell(f"no session yet for host {self._me.host}: {exc}")
+            await asyncio.sleep(self._retry_s)
+
+    async def _until_due(self) -> None:
+        left_s = self._renew_at - self._clock.boot()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._doubt.wait(), max(left_s, 0.0))
+
+    def _renewed(self, sent: float, ttl_s: int) -> None:
+        self._kill_at = max(self._kill_at, sent + ttl_s - self._timing.kill_margin_s)
+        self._renew_at = sent + self._timing.renew_s
+        self._guard.extend(self._kill_at)
+
+    def _ours(self, kv: KeyValue) -> bool:
+        return kv.lease == self._lease and records_pb2.Session.FromString(kv.value).boot_id == self._me.boot_id
+
+    def _put(self) -> Put:
+        soft = records_pb2.GUARD_KIND_SOFT if self._armed else records_pb2.GUARD_KIND_UNSPECIFIED
+        record = records_pb2.Session(
+            boot_id=self._me.boot_id,
+            address=self._me.address,
+            ttl_s=self._timing.ttl_s,
+            guard=soft,
+            simulated=self._me.simulated,
+            started_s=self._started_s,
+            version=self._me.version,
+            vms_found_dead=True,
+        )
+        return Put(self._key, record.SerializeToString(deterministic=True), self._lease)
+
+    def _save(self, session: int) -> None:
+        self._had_session = self._had_session or session != 0
+        record = {"lease": self._lease, "session": session, "started_s": self._started_s}
+        self._records.save(_RECORD, _RECORD, {**record, "had_session": self._had_session})
+
+    def _forget(self) -> None:
+        self._session = self._lease = 0
+        self._save(0)
+
+    def _tell(self, text: str) -> None:
+        """Log once what may repeat for minutes."""
+        if text != self._told:
+            _log.error(text)
+            self._told = text

@@ -1,0 +1,185 @@
+"""The kernel of a simulated host: what writing to its sysfs tree does, and what does not work.
+
+Follows drivers/base/bus.c, drivers/pci/pci-driver.c and pci-sysfs.c as far as `devices` can tell, in one point not: the
+kernel restores the config space that a function had before the reset, and vfio-pci, when the VM lets go, the one from
+before the VM. Here the reset does both.
+
+A file `.faults/<address>` breaks a function from its next reset on, until the file is gone and a reset succeeds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import struct
+from pathlib import Path, PurePosixPath
+
+from .pci import DEVICES, KERNELS_CHOICE
+from .simpci import BUS_MASTER, MEMORY_DECODE, PRISTINE
+from .sysfs import RealSysfs
+
+RESET_FAILS, CONFIG_FF, BAR_LOST, LINK_DOWN = "reset-fails", "config-ff", "bar-lost", "link-down"
+FAULTS = (RESET_FAILS, CONFIG_FF, BAR_LOST, LINK_DOWN)
+COMMAND, BARS, BAR_REGISTERS = 0x04, 0x10, 6
+NO_OVERRIDE = "(null)"  # as the kernel prints it
+VFIO = "vfio-pci"
+ADDRESS_BITS_MOVED = 0x0F00_0000  # what `scribble` flips in each base address
+
+
+class SimulatedSysfs(RealSysfs):
+    """A tree made by `simhost.build_tree`, with the kernel's side effects. Implements `ports.Sysfs`."""
+
+    def write(self, path: str, text: str) -> None:
+        """Write to an attribute, with its effect. Raises OSError as the kernel would."""
+        value = text.strip()
+        match PurePosixPath(path).parts:
+            case ("bus", "pci", "drivers_probe"):
+                self._probe(value)
+            case ("bus", "pci", "drivers", driver, "bind"):
+                self._bind(driver, value)
+            case ("bus", "pci", "drivers", driver, "unbind"):
+                self._unbind(driver, value)
+            case ("bus", "pci", "devices", address, "driver", "unbind"):
+                self._unbind(self.link_name(f"{DEVICES}/{address}/driver") or "", value)
+            case ("bus", "pci", "devices", address, attribute):
+                self._set(address, attribute, value)
+            case _:
+                self._refuse(path)
+
+    def inject(self, address: str, fault: str | None) -> None:
+        """Break the function from its next reset on (one of FAULTS), or heal it (None). Raises ValueError."""
+        if fault is not None and fault not in FAULTS:
+            raise ValueError(f"no fault {fault!r}; there are {', '.join(FAULTS)}")
+        self._device(address)
+        file = self.root / ".faults" / address
+        if fault is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.write_text(fault)
+
+    def scribble(self, address: str) -> None:
+        """Leave the function as a VM may: bus mastering and memory decoding on, BARs moved. Raises OSError."""
+        file = self._device(address) / "config"
+        space = bytearray(file.read_bytes())
+        (command,) = struct.unpack_from("<H", space, COMMAND)
+        struct.pack_into("<H", space, COMMAND, command | MEMORY_DECODE | BUS_MASTER)
+        for offset in range(BARS, BARS + 4 * BAR_REGISTERS, 4):
+            (bar,) = struct.unpack_from("<I", space, offset)
+            struct.pack_into("<I", space, offset, bar ^ ADDRESS_BITS_MOVED if bar else 0)
+        file.write_bytes(space)
+
+    def _set(self, address: str, attribute: str, value: str) -> None:
+        home = self._device(address)
+        if not (home / attribute).exists():
+            self._refuse(f"{DEVICES}/{address}/{attribute}")
+        match attribute:
+            case "driver_override":
+                (home / attribute).write_text(f"{value or NO_OVERRIDE}\n")
+            case "reset_method":
+                self._choose_method(address, value)
+            case "reset" | "reset_subordinate" if value != "1":
+                raise _error(errno.EINVAL, f"{DEVICES}/{address}/{attribute}")
+            case "reset":
+                self._reset(address)
+            case "reset_subordinate":
+                for below in self._behind(address):
+                    self._reset_one(below)
+            case _:
+                self._refuse(f"{DEVICES}/{address}/{attribute}")
+
+    def _probe(self, address: str) -> None:
+        """Bind a function that has no driver to the one that wants it. Finding none is a success, as in the kernel."""
+        home = self._device(address)
+        if (home / "driver").is_symlink():
+            return
+        driver = self._wanted(address)
+        may_bind = driver != VFIO or (home / "iommu_group").is_symlink()
+        if driver and may_bind and (self.root / "bus/pci/drivers" / driver).is_dir():
+            self._attach(driver, home)
+
+    def _bind(self, driver: str, address: str) -> None:
+        home = self._device(address)
+        directory = self.root / "bus/pci/drivers" / driver
+        if not directory.is_dir():
+            raise _error(errno.ENOENT, str(directory))
+        if (home / "driver").is_symlink():
+            raise _error(errno.EBUSY, address)
+        if self._wanted(address) != driver:
+            raise _error(errno.ENODEV, address)
+        if driver == VFIO and not (home / "iommu_group").is_symlink():
+            raise _error(errno.EINVAL, address)
+        self._attach(driver, home)
+
+    def _unbind(self, driver: str, address: str) -> None:
+        home = self._device(address)
+        if not driver or self.link_name(f"{DEVICES}/{address}/driver") != driver:
+            raise _error(errno.ENODEV, address)
+        (home / "driver").unlink()
+        (self.root / "bus/pci/drivers" / driver / address).unlink(missing_ok=True)
+
+    def _attach(self, driver: str, home: Path) -> None:
+        directory = self.root / "bus/pci/drivers" / driver
+        (home / "driver").symlink_to(os.path.relpath(directory, home))
+        (directory / home.name).symlink_to(os.path.relpath(home, directory))
+
+    def _wanted(self, address: str) -> str:
+        """The override, else the driver that knows the device's ids, else none."""
+        override = self.read(f"{DEVICES}/{address}/driver_override")
+        if override and override != NO_OVERRIDE:
+            return override
+        return self.read(f".pristine/{address}/driver") or ""
+
+    def _choose_method(self, address: str, value: str) -> None:
+        supported = (self.read(f".pristine/{address}/reset_method") or "").split()
+        chosen = supported if value == KERNELS_CHOICE else value.split()
+        if not chosen or not set(chosen) <= set(supported):
+            raise _error(errno.EINVAL, address)
+        (self._device(address) / "reset_method").write_text(" ".join(chosen) + "\n")
+
+    def _reset(self, address: str) -> None:
+        """Reset by the first method chosen; a bus reset hits the whole bus."""
+        methods = (self.read(f"{DEVICES}/{address}/reset_method") or "").split()
+        bus = address.rsplit(":", 1)[0] + ":"
+        hit = [other for other in self.list(DEVICES) if other.startswith(bus)] if methods[:1] == ["bus"] else [address]
+        for function in hit:
+            self._reset_one(function)
+
+    def _reset_one(self, address: str) -> None:
+        home, pristine = self._device(address), self.root / ".pristine" / address
+        fault = self.read(f".faults/{address}")
+        if fault is not None and fault not in FAULTS[1:]:
+            raise _error(errno.ENOTTY, address)  # also for a fault that we do not know: an operator meant to break it
+        for name in PRISTINE[:-1]:
+            if (pristine / name).exists():
+                shutil.copyfile(pristine / name, home / name)
+        config = bytearray((home / "config").read_bytes())
+        if fault == CONFIG_FF:
+            (home / "config").write_bytes(b"\xff" * len(config))
+        elif fault == BAR_LOST:
+            config[BARS : BARS + 4 * BAR_REGISTERS] = bytes(4 * BAR_REGISTERS)
+            (home / "config").write_bytes(config)
+        elif fault == LINK_DOWN:
+            (home / "current_link_speed").write_text("Unknown\n")
+            (home / "current_link_width").write_text("0\n")
+
+    def _behind(self, bridge: str) -> list[str]:
+        """Functions on the bridge's secondary bus; the trees that we build have no deeper ones."""
+        header = self.read_bytes(f"{DEVICES}/{bridge}/config", 64) or bytes(64)
+        bus = f"{bridge.split(':', maxsplit=1)[0]}:{header[0x19]:02x}:"
+        return [other for other in self.list(DEVICES) if other.startswith(bus)]
+
+    def _device(self, address: str) -> Path:
+        """The function's directory. Raises ENODEV if there is none."""
+        home = self.root / DEVICES / address
+        if "/" in address or not (home / "config").is_file():
+            raise _error(errno.ENODEV, address)
+        return home.resolve()
+
+    def _refuse(self, path: str) -> None:
+        """Raise what the kernel would for an attribute that is missing, or that takes no writes."""
+        raise _error(errno.EACCES if (self.root / path).exists() else errno.ENOENT, path)
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)

@@ -1,0 +1,71 @@
+"""Who an agent is, the times of its session, and when a session that stands in its way may be replaced. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpupool.v1 import records_pb2
+
+
+class TimingError(ValueError):
+    """The timing cannot keep the promise that VMs are dead before the session is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The session's times in seconds. Raises TimingError with the sum that does not come out.
+
+    Two renewals must fit between an acknowledged one and the kill, so that one lost renewal kills nothing. The kill
+    margin covers the guard's look (0.05 s), the kill itself and the drift of clocks over one TTL; a VM is started only
+    while `start_margin_s` is left before the kill.
+    """
+
+    ttl_s: int = 15
+    renew_s: float = 4.0
+    kill_margin_s: float = 3.0
+    start_margin_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.renew_s <= 0 or self.kill_margin_s < 1 or self.start_margin_s < 0:
+            raise TimingError(f"renew_s > 0, kill_margin_s >= 1 and start_margin_s >= 0 are needed: {self}")
+        self._fit("2 * renew_s + kill_margin_s", 2 * self.renew_s, self.kill_margin_s)
+        self._fit("renew_s + kill_margin_s + start_margin_s", self.renew_s, self.kill_margin_s, self.start_margin_s)
+
+    def _fit(self, formula: str, *parts: float) -> None:
+        if sum(parts) > self.ttl_s:
+            terms = " + ".join(f"{part:g}" for part in parts)
+            raise TimingError(f"{formula} <= ttl_s is needed, but {terms} = {sum(parts):g} > {self.ttl_s}")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this agent is. `address` is host:port of its gRPC service, as others reach it."""
+
+    host: str
+    boot_id: str
+    address: str
+    version: str
+    simulated: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.address} (boot {self.boot_id})"
+
+
+def why_not_replace(old: records_pb2.Session, me: Identity, *, had_session: bool) -> str:
+    """Why `me` must wait until the session that stands under its name expires; empty: it is my own machine's last boot.
+
+    A reboot faster than the TTL leaves a session of another boot at the same address, and all VMs of it died with that
+    boot. But another machine may have been given the same name, and replacing its live session would kill its jobs;
+    so an address that says nothing about the machine is not believed (simulated hosts share one machine), and an
+    agent that lost its own session to somebody never takes it back, or the two would fight for ever.
+    """
+    if old.boot_id == me.boot_id:
+        return "it is of this very boot: another agent runs here, or this one lost its state directory"
+    machine, mine = (address.rpartition(":")[0] for address in (old.address, me.address))
+    if machine != mine:
+        return "it is another machine: two agents must not have one name"
+    if machine in ("localhost", "127.0.0.1", "[::1]", "0.0.0.0", "[::]", "") and not me.simulated:  # noqa: S104
+        return "a loopback address does not tell machines apart; set --advertise"
+    if had_session:
+        return "this agent held the session in this boot and lost it to the other: two agents must not have one name"
+    return ""

@@ -1,0 +1,301 @@
+"""Makes what runs on this host be what the allocations say: the loop around the pure plan.
+
+One loop: look at allocations and records, plan, start an action for each thing that is not busy, report. Actions on
+different allocations and units run beside each other, on one of them never. What the worker must never do: start a VM
+without a fresh deadline and a living guard, start one twice, or report an end while a process of the VM may live.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpupool.store import keys
+from gpupool.store.follow import follow
+from gpupool.store.port import Change, Snapshot, Store
+from gpupool.v1.inventory_pb2 import Inventory
+from gpupool.v1.records_pb2 import Allocation, UnitIntent, UnitReport
+
+from . import reconcile
+from .actions import Actions
+from .ledger import Ledger
+from .logs import LogSink
+from .ports import Clock, GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent, VmGone, VmRuntime
+from .reconcile import View
+from .report import Reporter
+from .tables import VmIs
+
+_log = logging.getLogger(__name__)
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how much at once."""
+
+    start_timeout_s: float = 180.0
+    starts_at_once: int = 4
+    audit_s: float = 10.0
+
+
+class Worker:
+    """One host's worker, for the life of the agent's process. `serve` runs once for each session.
+
+    `may_start` says whether the session is fresh and the guard alive; `doubt` is told when a report is refused;
+    `inventory` is this host's present one.
+    """
+
+    def __init__(  # noqa: PLR0917
+        self,
+        host: str,
+        store: Store,
+        runtime: VmRuntime,
+        clock: Clock,
+        ledger: Ledger,
+        actions: Actions,
+        logs: LogSink,
+        limits: Limits,
+        *,
+        inventory: Callable[[], Inventory],
+        may_start: Callable[[], bool],
+        doubt: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._store = store
+        self._runtime = runtime
+        self._clock = clock
+        self._ledger = ledger
+        self._actions = actions
+        self._logs = logs
+        self._limits = limits
+        self._inventory = inventory
+        self._may_start = may_start
+        self.reporter = Reporter(store, host, self._wanted, doubt)
+        self._desired: dict[str, Allocation] = {}
+        self._intents: dict[str, UnitIntent] = {}
+        self._known = asyncio.Event()  # the allocations have been read once; before that, nothing may be concluded
+        self._kick = asyncio.Event()
+        self._session = 0
+        self._busy: dict[str, asyncio.Task[None]] = {}
+        actions.attach(self)
+
+    # What happens
+
+    def on_event(self, event: VmEvent) -> None:
+        """The sink for the VM runtime. An exit code is on record when this returns."""
+        match event:
+            case GuestLog(allocation, lines):
+                self._logs.append(allocation, lines)
+                return
+            case GuestStarted(allocation, gpus):
+                self._ledger.guest_started(allocation, gpus)
+            case GuestExited(allocation, exit_code):
+                self._ledger.exited(allocation, exit_code)
+            case GuestCheckpointed(allocation):
+                self._actions.checkpointed(allocation)
+            case VmGone(allocation, reason):
+                self._ledger.gone(allocation, reason)
+                self._actions.checkpointed(allocation)
+        self.kick()
+
+    def kick(self) -> None:
+        """Look again."""
+        self._kick.set()
+        self.reporter.kick()
+
+    async def follow(self) -> None:
+        """Keep up with this host's allocations and its units' intents, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            prefix = keys.allocation_prefix(self._host)
+            group.create_task(
+                follow(self._store, prefix, on_reset=self._reset_desired, on_changes=self._change_desired)
+            )
+            prefix = f"{keys.INTENTS}units/{self._host}/"
+            group.create_task(
+                follow(self._store, prefix, on_reset=self._reset_intents, on_changes=self._change_intents)
+            )
+
+    # A session
+
+    async def serve(self, session: int) -> None:
+        """Run what the allocations of this session ask for, until cancelled; then no action is left running."""
+        try:
+            await self._known.wait()
+            stored = await self.reporter.load()
+            self._session = session
+            self._meet_units(stored)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.reporter.run(session))
+                await self._audit(agent_is_new=True)
+                group.create_task(self._audit_often())
+                await self._loop()
+        finally:
+            self._session = 0
+            await self._cancel_actions()
+
+    async def no_vms(self) -> None:
+        """End every VM of this host, whatever its session; returns once the runtime knows of none."""
+        while True:
+            try:
+                running = await self._runtime.running()
+                if not running:
+                    break
+                _log.warning("ending VMs without a session: %s", ", ".join(running))
+                await asyncio.gather(*(self._runtime.destroy(name) for name in running))
+            except Exception:  # noqa: BLE001 - the runtime may raise anything, and it is asked again
+                _log.exception("cannot make sure that no VM runs; trying again")
+                await asyncio.sleep(_RETRY_S)
+        for name in sorted(self._ledger.vms):
+            self._ledger.gone(name, "its session ended")
+
+    def view(self, *, without: str = "") -> View:
+        """All that a decision rests on now; `without` names an action that asks for itself."""
+        return View(
+            session=self._session,
+            desired=self._desired,
+            vms=self._ledger.vms,
+            units=self._ledger.units,
+            intents=self._intents,
+            boot_s=self._clock.boot(),
+            may_start=self._may_start(),
+            busy={*self._busy} - {without},
+        )
+
+    def may_run(self, session: int) -> bool:
+        """Whether a VM of `session` may be let run at this very moment."""
+        return session == self._session and self._may_start()
+
+    async def _loop(self) -> None:
+        while True:
+            self._kick.clear()
+            for action in reconcile.plan(self.view()):
+                self._begin(action)
+            self.reporter.kick()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._kick.wait(), self._patience_s())
+
+    def _patience_s(self) -> float | None:
+        """How long nothing can be due: until a deadline, or until a start may be allowed that is not now."""
+        waits = [] if self._may_start() else [_RETRY_S]
+        deadline = reconcile.next_deadline(self.view())
+        if deadline is not None:
+            waits.append(max(deadline - self._clock.boot(), 0.01))
+        return min(waits, default=None)
+
+    def _begin(self, action: reconcile.Action) -> None:
+        """Carry the action out, in a task of its own if it takes time."""
+        work = self._actions.of(action, self._desired)
+        if work is not None:
+            name = action.unit if isinstance(action, reconcile.Reclaim) else action.allocation  # type: ignore[union-attr]
+            self._spawn(name, work)
+        else:
+            self._kick.set()  # a record changed, and more may follow from that
+
+    def _spawn(self, name: str, work: Coroutine[None, None, None]) -> None:
+        if name in self._busy:  # an earlier action of this very plan
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work, name=f"action {name}")
+        self._busy[name] = task
+        task.add_done_callback(lambda done: self._done(name, done))
+
+    def _done(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._busy[name]
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("action on %s failed", name, exc_info=error)
+        self.kick()
+
+    async def _cancel_actions(self) -> None:
+        tasks = list(self._busy.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _audit_often(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.audit_s)
+            try:
+                await self._audit(agent_is_new=False)
+            except Exception:  # noqa: BLE001 - the runtime may raise anything, and it is asked again
+                _log.exception("cannot see which VMs run")
+
+    async def _audit(self, *, agent_is_new: bool) -> None:
+        """Compare records with the VMs that exist. What changed while the runtime was asked is left for next time."""
+        before = {name: record.state for name, record in self._ledger.vms.items() if name not in self._busy}
+        running = await self._runtime.running()
+        for action in reconcile.audit(self.view(), running, agent_is_new=agent_is_new):
+            name = action.allocation  # type: ignore[union-attr]
+            have = self._ledger.vms.get(name)
+            if have is None or before.get(name) == have.state:
+                self._begin(action)
+
+    def _meet_units(self, stored: Mapping[str, bytes]) -> None:
+        present = [unit.id for unit in self._inventory().units if not unit.unfit]
+        prefix = keys.unit(self._host, "0").removesuffix("0")
+        reports = {
+            key.removeprefix(prefix): UnitReport.FromString(value)
+            for key, value in stored.items()
+            if key.startswith(prefix)
+        }
+        self._ledger.doubt_units(present, reports)
+
+    def meet_inventory(self) -> None:
+        """The inventory was read again: new units are to be proven, units that are gone are forgotten."""
+        if self._session:
+            self._meet_units({})
+            self._ledger.drop_units(unit.id for unit in self._inventory().units if not unit.unfit)
+            self.kick()
+
+    def _wanted(self) -> dict[str, bytes | None]:
+        """What should stand in the store: an allocation that we have no record of keeps the report that it has."""
+        wanted: dict[str, bytes | None] = {keys.vm(self._host, name): None for name in self._desired}
+        wanted |= self._ledger.reports(self._host, self._session)
+        inventory = Inventory()
+        inventory.CopyFrom(self._inventory())
+        inventory.session = self._session
+        wanted[keys.inventory(self._host)] = inventory.SerializeToString(deterministic=True)
+        return wanted
+
+    # What is wanted
+
+    def _reset_desired(self, snapshot: Snapshot) -> None:
+        self._desired = {kv.key.rpartition("/")[2]: Allocation.FromString(kv.value) for kv in snapshot.items}
+        self._known.set()
+        self.kick()
+
+    def _change_desired(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            name = change.key.rpartition("/")[2]
+            if change.kv is not None:
+                self._desired[name] = Allocation.FromString(change.kv.value)
+            elif (gone := self._desired.pop(name, None)) is not None:
+                self._vouch_for_unseen(gone)
+        self.kick()
+
+    def _vouch_for_unseen(self, gone: Allocation) -> None:
+        """An allocation was withdrawn before anything of it was done here: its free units are clean after it too."""
+        if gone.id in self._busy or self._lives(gone.id):
+            return
+        for name in gone.units:
+            unit = self._ledger.units.get(name)
+            if unit is not None and unit.state == "FREE":
+                self._ledger.vouch(name, gone.id)
+
+    def _lives(self, name: str) -> bool:
+        return name in self._ledger.vms and self._ledger.vms[name].state != VmIs.ENDED
+
+    def _reset_intents(self, snapshot: Snapshot) -> None:
+        self._intents = {kv.key.rpartition("/")[2]: UnitIntent.FromString(kv.value) for kv in snapshot.items}
+        self.kick()
+
+    def _change_intents(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            name = change.key.rpartition("/")[2]
+            if change.kv is None:
+                self._intents.pop(name, None)
+            else:
+                self._intents[name] = UnitIntent.FromString(change.kv.value)
+        self.kick()

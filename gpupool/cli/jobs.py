@@ -1,0 +1,124 @@
+"""Commands that ask about jobs, or end them, with one answer: jobs, show, cancel, explain."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from gpupool.client import select
+from gpupool.client.requests import state_name
+from gpupool.errors import GpupoolError
+from gpupool.v1 import job_pb2, scheduler_pb2
+
+from . import views
+from .output import emit, examples, note, output_option, pairs, table
+from .settings import complete_host, complete_job, connect, connection_options, job_id
+
+STATES = tuple(name.removeprefix("JOB_STATE_").lower() for name in job_pb2.JobState.keys()[1:])
+
+
+def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`k=v`, several times, as a mapping."""
+    for value in values:
+        if value.find("=") < 1:
+            raise click.BadParameter(f"{value!r} is no label; write key=value")
+    return dict(value.split("=", 1) for value in values)
+
+
+@click.command(
+    epilog=examples(
+        "gpupool jobs --state running --state starting", "gpupool jobs --name 'train-*' -l team=vision -o wide"
+    )
+)
+@click.option("--state", "states", multiple=True, type=click.Choice(STATES, case_sensitive=False), help="Repeatable.")
+@click.option("--name", default="", metavar="GLOB", help='Such as "train-*".')
+@click.option("--host", default="", shell_complete=complete_host, help="Of the current or last attempt.")
+@click.option("-l", "--label", "labels", multiple=True, callback=parse_labels, metavar="KEY=VALUE", help="Repeatable.")
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def jobs(states: tuple[str, ...], name: str, host: str, labels: dict[str, str], output: str) -> None:
+    """List jobs by order of arrival."""
+    with connect() as client:
+        found = list(client.list(select(states=states, name=name, host=host, labels=labels)))
+    if output in {"json", "yaml"}:
+        emit(output, found)
+    elif found:
+        table(*views.jobs(found, time.time(), wide=output == "wide"))
+    else:
+        note("no jobs" + (" like that" if states or name or host or labels else "; submit one with `gpupool submit`"))
+
+
+@click.command(epilog=examples("gpupool show 7f3a", "gpupool show 7f3a -o json | jq .status.attempts"))
+@click.argument("job", shell_complete=complete_job)
+@output_option("table", "json", "yaml")
+@connection_options
+def show(job: str, output: str) -> None:
+    """Show one job with its attempts. JOB is an id, or enough of its beginning."""
+    with connect() as client:
+        found = client.get(job_id(client, job))
+    if output != "table":
+        emit(output, found)
+        return
+    pairs(views.job_facts(found, time.time()))
+    if found.status.attempts:
+        click.echo()
+        table(*views.attempts(found, time.time()))
+
+
+@click.command(epilog=examples('gpupool cancel 7f3a 81bc --reason "wrong data set"'))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True, shell_complete=complete_job)
+@click.option("--reason", default="", help="Kept with the job.")
+@output_option("table", "json", "yaml")
+@connection_options
+def cancel(ids: tuple[str, ...], reason: str, output: str) -> None:
+    """Ask for the end of jobs. They end when their guests have stopped; `gpupool watch` shows it."""
+    asked: list[job_pb2.Job] = []
+    with connect() as client:
+        try:
+            # All names are made out before the first job is touched: a misspelt one cancels nothing.
+            for full in [job_id(client, text) for text in ids]:
+                asked.append(client.cancel(full, reason))  # noqa: PERF401  (what was done is told below)
+        except GpupoolError:
+            _tell(asked, output)
+            raise
+    _tell(asked, output)
+
+
+def _tell(asked: list[job_pb2.Job], output: str) -> None:
+    if output != "table":
+        emit(output, asked)
+        return
+    for job in asked:
+        done = f"is finished already: {state_name(job.status.state)}" if job.status.finished_s else "is asked to end"
+        click.echo(f"{job.id} {done}")
+
+
+@click.command(epilog=examples("gpupool explain 7f3a", "gpupool explain 7f3a -o wide"))
+@click.argument("job", shell_complete=complete_job)
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def explain(job: str, output: str) -> None:
+    """Say why a job waits: the reasons by number of hosts; with -o wide, host by host."""
+    with connect() as client:
+        found = client.explain(job_id(client, job))
+    if output in {"json", "yaml"}:
+        emit(output, found)
+        return
+    position = str(found.queue_position or "")
+    facts = [("id", found.id), ("state", state_name(found.state)), ("summary", found.summary)]
+    pairs([*facts, ("queue position", position)])
+    if found.reasons:
+        click.echo()
+        rows = [[str(count.hosts), _reason(count.reason)] for count in found.reasons]
+        table(("HOSTS", "REASON"), rows)
+    if output == "wide" and found.hosts:
+        click.echo()
+        table(("HOST", "REASON", "DETAIL"), [[v.host, _reason(v.reason) or "fits", v.detail] for v in found.hosts])
+
+
+def _reason(reason: int) -> str:
+    return views.enum_name(scheduler_pb2.Reason, reason).lower().replace("_", " ")
+
+
+COMMANDS = (jobs, show, cancel, explain)

@@ -1,0 +1,138 @@
+"""Commands for operators: hosts, units, cordon, uncordon, confirm-dead, retry-unit, status."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from gpupool.v1 import scheduler_pb2
+
+from . import views
+from .output import emit, examples, note, output_option, pairs, table
+from .settings import complete_host, connect, connection_options, me
+
+
+@click.command(epilog=examples("gpupool hosts -o wide"))
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def hosts(output: str) -> None:
+    """List hosts with their state and free units (free/all)."""
+    with connect() as client:
+        found = client.hosts()
+    _show_hosts(list(found), output)
+
+
+@click.command(epilog=examples("gpupool units gpu07 -o wide"))
+@click.argument("host", required=False, default="", shell_complete=complete_host)
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def units(host: str, output: str) -> None:
+    """List device units, of all hosts or of HOST; -o wide says why one is quarantined or unfit."""
+    with connect() as client:
+        found = client.units(host)
+    if output in {"json", "yaml"}:
+        emit(output, found)
+    elif found:
+        table(*views.units(found, wide=output == "wide"))
+    else:
+        note(f"no units on {host!r}" if host else "no units")
+
+
+@click.command(epilog=examples('gpupool cordon gpu07 --reason "fan 3 is loud"'))
+@click.argument("host", shell_complete=complete_host)
+@click.option("--reason", required=True, help="For whoever finds the host cordoned.")
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def cordon(host: str, reason: str, output: str) -> None:
+    """Place nothing new on HOST. What runs there goes on."""
+    with connect() as client:
+        _show_host(client.cordon(host, reason, by=me()), output)
+
+
+@click.command(epilog=examples("gpupool uncordon gpu07"))
+@click.argument("host", shell_complete=complete_host)
+@click.option("--reason", default="", help="Accepted for symmetry with cordon; not kept.")
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def uncordon(host: str, reason: str, output: str) -> None:  # noqa: ARG001
+    """Let jobs be placed on HOST again."""
+    with connect() as client:
+        _show_host(client.uncordon(host, by=me()), output)
+
+
+@click.command("confirm-dead", epilog=examples('gpupool confirm-dead gpu07 --reason "powered off at the PDU"'))
+@click.argument("host", shell_complete=complete_host)
+@click.option("--reason", required=True, help="How you know, such as: power cable pulled.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def confirm_dead(host: str, reason: str, yes: bool, output: str) -> None:
+    """Vouch that no VM of HOST's lost session is alive.
+
+    Its jobs then restart elsewhere. If a VM lives after all, its job runs twice and both write to the same volumes:
+    pull the power first.
+    """
+    if not yes:
+        question = f"Is it certain that no VM on {host} is alive? If one is, its job will run twice."
+        click.confirm(question, abort=True, err=True)
+    with connect() as client:
+        _show_host(client.confirm_dead(host, reason, by=me()), output)
+
+
+@click.command("retry-unit", epilog=examples('gpupool retry-unit gpu07 0000:21:00.0 --reason "reseated"'))
+@click.argument("host", shell_complete=complete_host)
+@click.argument("unit")
+@click.option("--reason", default="", help="Kept with the request.")
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def retry_unit(host: str, unit: str, reason: str, output: str) -> None:
+    """Have a quarantined UNIT of HOST reset and proven once more. `gpupool units HOST` lists them."""
+    with connect() as client:
+        found = client.retry_unit(host, unit, reason, by=me())
+    if output in {"json", "yaml"}:
+        emit(output, found)
+    else:
+        table(*views.units([found], wide=output == "wide"))
+
+
+@click.command(epilog=examples("gpupool status -o json"))
+@output_option("table", "json", "yaml")
+@connection_options
+def status(output: str) -> None:
+    """Summarise the cluster: leader, hosts, units, jobs by state."""
+    with connect() as client:
+        found = client.cluster()
+    if output != "table":
+        emit(output, found)
+        return
+    leader = found.leader
+    since = f", for {views.age(leader.since_s, time.time())}" if leader.since_s else ""
+    pairs(
+        [
+            ("leader", f"{leader.id} at {leader.address}{since}" if leader.id else "none: nothing new is decided"),
+            ("answered by", f"{found.replica}, version {found.version}, revision {found.revision}"),
+            ("hosts", f"{found.hosts_ready} of {found.hosts} ready"),
+            ("units", f"{found.units_free} of {found.units} free"),
+            ("jobs", ", ".join(f"{found.jobs[state]} {state.lower()}" for state in sorted(found.jobs)) or "none"),
+        ]
+    )
+
+
+def _show_host(host: scheduler_pb2.Host, output: str) -> None:
+    if output in {"json", "yaml"}:
+        emit(output, host)
+    else:
+        _show_hosts([host], output)
+
+
+def _show_hosts(found: list[scheduler_pb2.Host], output: str) -> None:
+    if output in {"json", "yaml"}:
+        emit(output, found)
+    elif found:
+        table(*views.hosts(found, time.time(), wide=output == "wide"))
+    else:
+        note("no hosts; does an agent run, and against the same etcd?")
+
+
+COMMANDS = (hosts, units, cordon, uncordon, confirm_dead, retry_unit, status)

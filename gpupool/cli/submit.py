@@ -1,0 +1,124 @@
+"""`gpupool submit`: reads specs, submits them, and with --wait stays until they have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import NamedTuple
+
+import click
+
+from gpupool.client import Client
+from gpupool.errors import GpupoolError, InvalidSpec
+from gpupool.spec import MAX_BYTES, load_specs
+from gpupool.v1 import job_pb2, scheduler_pb2
+
+from .output import emit, examples, note, output_option
+from .settings import connect, connection_options
+from .waiting import wait_for
+
+
+class Named(NamedTuple):
+    """A spec and where it was read, such as "job.yaml" or "job.yaml, job 2"."""
+
+    source: str
+    spec: job_pb2.JobSpec
+
+
+@click.command(
+    epilog=examples(
+        "gpupool submit examples/hello.yaml --logs",
+        "id=$(gpupool submit train.yaml --name train-7)",
+        "gpupool submit --check *.yaml",
+    )
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(dir_okay=False, allow_dash=True))
+@click.option("--name", help="Instead of the name in the file.")
+@click.option("--key", help="Idempotency key: submitting again with it gives the same job. For one job.")
+@click.option("--check", "--dry-run", "check", is_flag=True, help="Have the scheduler check it; submit nothing.")
+@click.option("--wait", is_flag=True, help="Stay until the end, and end with the guest's exit code.")
+@click.option("--logs", "show_logs", is_flag=True, help="Print the guest's output while waiting; implies --wait.")
+@output_option("id", "json", "yaml")
+@connection_options
+def submit(
+    *, files: tuple[str, ...], name: str | None, key: str | None, check: bool, wait: bool, show_logs: bool, output: str
+) -> None:
+    """Submit the jobs in FILEs ("-": standard input), and print their ids.
+
+    A file is YAML or JSON; several documents in it are several jobs. --wait tells of each change on stderr.
+    """
+    jobs = _read(files)
+    if key is not None and len(jobs) != 1:
+        raise click.UsageError(f"--key is for one job, and these are {len(jobs)}; without it each gets its own")
+    if check and (wait or show_logs):
+        raise click.UsageError("--check submits nothing, so there is nothing to wait for")
+    for job in jobs:
+        job.spec.name = job.spec.name if name is None else name
+    with connect() as client:
+        answers, failure = _submit_all(client, jobs, key, check=check)
+    _tell(answers, output, check=check)
+    if failure is not None:
+        raise click.exceptions.Exit(failure)
+    if wait or show_logs:
+        sys.stdout.flush()
+        raise click.exceptions.Exit(asyncio.run(wait_for([answer.id for answer in answers], show_logs=show_logs)))
+
+
+def _read(files: tuple[str, ...]) -> list[Named]:
+    """All specs of all files. Raises InvalidSpec with the faults of all files, so that one run shows them all."""
+    jobs: list[Named] = []
+    violations: list[str] = []
+    for file in files:
+        source = "standard input" if file == "-" else file
+        try:
+            with click.open_file(file, encoding="utf-8") as stream:
+                specs = load_specs(stream.read(MAX_BYTES + 1))
+        except InvalidSpec as error:
+            violations += [f"{source}: {fault}" for fault in error.violations]
+        except UnicodeDecodeError:
+            violations.append(f"{source}: not text in UTF-8; is this the right file?")
+        except OSError as error:
+            violations.append(f"{source}: {error.strerror}")
+        else:
+            one = len(specs) == 1
+            jobs += [Named(source if one else f"{source}, job {at}", spec) for at, spec in enumerate(specs, 1)]
+    if violations:
+        raise InvalidSpec(violations)
+    return jobs
+
+
+def _submit_all(
+    client: Client, jobs: list[Named], key: str | None, *, check: bool
+) -> tuple[list[scheduler_pb2.SubmitResponse], int | None]:
+    """The answers, and the exit code of the first refusal if there was one. A refused job does not stop the others."""
+    answers: list[scheduler_pb2.SubmitResponse] = []
+    failure: int | None = None
+    for source, spec in jobs:
+        try:
+            answer = client.submit(spec, key, validate_only=check)
+        except InvalidSpec as error:
+            for fault in error.violations:
+                click.echo(f"error: {source}: {fault}", err=True)
+            failure = failure or error.exit_code
+        except GpupoolError as error:
+            # Whoever is told of the failure must also learn which jobs exist by now.
+            click.echo(f"error: {source}: {error}", err=True)
+            return answers, error.exit_code
+        else:
+            answers.append(answer)
+            for warning in answer.warnings:
+                note(f"warning: {source}: {warning}")
+            if check:
+                note(f"{source}: correct")
+    return answers, failure
+
+
+def _tell(answers: list[scheduler_pb2.SubmitResponse], output: str, *, check: bool) -> None:
+    if output != "id":
+        emit(output, answers)
+    elif not check:
+        for answer in answers:
+            click.echo(answer.id)
+
+
+COMMANDS = (submit,)

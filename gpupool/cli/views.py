@@ -1,0 +1,192 @@
+"""What tables show of a message: headers and rows. Pure; `now_s` is Unix time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gpupool.client.requests import state_name
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+
+View = tuple[Sequence[str], list[list[str]]]
+
+JOBS = ("ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE")
+JOBS_WIDE = (*JOBS, "MODEL", "UNITS", "CPUS", "MEMORY", "PRIORITY", "EXIT")
+HOSTS = ("NAME", "STATE", "UNITS", "VMS", "SESSION", "AGE")
+HOSTS_WIDE = (*HOSTS, "BOOT", "GUARD", "ADDRESS", "LABELS")
+UNITS = ("HOST", "UNIT", "MODEL", "NUMA", "STATE", "ALLOCATION")
+UNITS_WIDE = (*UNITS, "MEMORY", "FUNCTIONS", "PROOF", "REASON")
+ATTEMPTS = ("ATTEMPT", "HOST", "UNITS", "STARTED", "RAN", "OUTCOME", "EXIT", "EVIDENCE", "MESSAGE")
+
+
+def enum_name(enum: Any, value: int) -> str:
+    """A value's name without the enum's own, "" for the unspecified one; a newer scheduler's by number."""
+    names = enum.DESCRIPTOR.values_by_number
+    if value == 0 or value not in names:
+        return str(value) if value else ""
+    return str(names[value].name).removeprefix(names[0].name.removesuffix("UNSPECIFIED"))
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: "12s", "3m12s", "5h3m", "2d4h"."""
+    whole = max(0, int(seconds))
+    for size, unit, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size}{unit}{rest}{smaller}" if rest else f"{whole // size}{unit}"
+    return f"{whole}s"
+
+
+def age(since_s: float, now_s: float) -> str:
+    """How long ago; "" when it has not been."""
+    return duration(now_s - since_s) if since_s else ""
+
+
+def moment(at_s: float) -> str:
+    """Local time to the second; "" when it has not been."""
+    return datetime.fromtimestamp(at_s, UTC).astimezone().isoformat(" ", "seconds")[:19] if at_s else ""
+
+
+def size(mib: int) -> str:
+    """Such as "512MiB" or "8GiB"; "" for 0."""
+    if not mib:
+        return ""
+    return f"{mib // 1024}GiB" if mib % 1024 == 0 else f"{mib}MiB"
+
+
+def exit_of(message: job_pb2.JobStatus | job_pb2.Attempt) -> str:
+    """The exit code, "" while there is none."""
+    return str(message.exit_code) if message.HasField("exit_code") else ""
+
+
+def jobs(found: Iterable[job_pb2.Job], now_s: float, *, wide: bool = False) -> View:
+    """One row for each job."""
+    header = (*(JOBS_WIDE if wide else JOBS), "MESSAGE")
+    return header, [[*_job(job, now_s), *(_job_wide(job) if wide else ()), job.status.message] for job in found]
+
+
+def _job(job: job_pb2.Job, now_s: float) -> list[str]:
+    status = job.status
+    host = status.attempts[-1].host if status.attempts else ""
+    return [
+        job.id,
+        job.spec.name,
+        state_name(status.state),
+        str(job.spec.gpus.count),
+        host,
+        str(status.attempt_count or ""),
+        age(status.submitted_s, now_s),
+    ]
+
+
+def _job_wide(job: job_pb2.Job) -> list[str]:
+    spec, attempts = job.spec, job.status.attempts
+    return [
+        spec.gpus.model,
+        ",".join(attempts[-1].units) if attempts else "",
+        str(spec.cpus),
+        size(spec.memory_mib),
+        str(spec.priority),
+        exit_of(job.status),
+    ]
+
+
+def job_facts(job: job_pb2.Job, now_s: float) -> list[tuple[str, str]]:
+    """What `show` says above the attempts."""
+    spec, status = job.spec, job.status
+    gpus = f"{spec.gpus.count} {spec.gpus.model or 'of any model'}" if spec.gpus.count else "none"
+    return [
+        ("id", job.id),
+        ("name", spec.name),
+        ("state", state_name(status.state) + (", to be cancelled" if _ending(job) else "")),
+        ("message", status.message),
+        ("exit code", exit_of(status)),
+        ("submitted", f"{moment(status.submitted_s)} ({age(status.submitted_s, now_s)} ago)"),
+        ("finished", moment(status.finished_s)),
+        ("not before", moment(status.not_before_s) if status.not_before_s > now_s else ""),
+        ("image", spec.image),
+        ("command", " ".join(spec.command)),
+        ("gpus", gpus),
+        ("cpus", str(spec.cpus)),
+        ("memory", size(spec.memory_mib)),
+        ("numa", enum_name(job_pb2.NumaPolicy, spec.numa).lower()),
+        ("priority", str(spec.priority or "")),
+        ("volumes", ", ".join(f"{volume.name} {size(volume.size_mib)} at {volume.path}" for volume in spec.volumes)),
+        ("labels", labels(spec.labels)),
+        ("restarts", str(status.restarts or "")),
+    ]
+
+
+def _ending(job: job_pb2.Job) -> bool:
+    return job.status.cancel_requested and not job.status.finished_s
+
+
+def attempts(job: job_pb2.Job, now_s: float) -> View:
+    """One row for each attempt that is kept."""
+    return ATTEMPTS, [
+        [
+            str(attempt.number),
+            attempt.host,
+            ",".join(attempt.units),
+            moment(attempt.started_s),
+            duration((attempt.ended_s or now_s) - attempt.started_s) if attempt.started_s else "",
+            enum_name(job_pb2.Outcome, attempt.outcome),
+            exit_of(attempt),
+            enum_name(job_pb2.Evidence, attempt.evidence),
+            attempt.message,
+        ]
+        for attempt in job.status.attempts
+    ]
+
+
+def labels(found: Any) -> str:
+    """Such as "a=1,b=2", by name."""
+    return ",".join(f"{key}={found[key]}" for key in sorted(found))
+
+
+def hosts(found: Iterable[scheduler_pb2.Host], now_s: float, *, wide: bool = False) -> View:
+    """One row for each host."""
+    rows = [[*_host(host, now_s), *(_host_wide(host) if wide else ())] for host in found]
+    return HOSTS_WIDE if wide else HOSTS, rows
+
+
+def _host(host: scheduler_pb2.Host, now_s: float) -> list[str]:
+    state = enum_name(records_pb2.HostState, host.record.state)
+    return [
+        host.name,
+        f"{state},CORDONED" if host.intent.cordoned else state,
+        f"{host.units_free}/{host.units_total}",
+        str(host.vms),
+        str(host.record.session or ""),
+        age(host.record.since_s, now_s),
+    ]
+
+
+def _host_wide(host: scheduler_pb2.Host) -> list[str]:
+    guard = enum_name(records_pb2.GuardKind, host.record.guard).lower()
+    return [host.record.boot_id[:8], guard, host.session.address, labels(host.inventory.labels)]
+
+
+def units(found: Iterable[scheduler_pb2.UnitView], *, wide: bool = False) -> View:
+    """One row for each device unit."""
+    rows = [[*_unit(view), *(_unit_wide(view) if wide else ())] for view in found]
+    return UNITS_WIDE if wide else UNITS, rows
+
+
+def _unit(view: scheduler_pb2.UnitView) -> list[str]:
+    node = view.unit.numa_node
+    state = enum_name(records_pb2.UnitState, view.state) or ("UNFIT" if view.unit.unfit else "")
+    return [view.host, view.unit.id, view.unit.model, str(node) if node >= 0 else "", state, view.allocation]
+
+
+def _unit_wide(view: scheduler_pb2.UnitView) -> list[str]:
+    functions = ",".join(function.address for function in view.unit.functions)
+    return [size(view.unit.gpu_memory_mib), functions, view.report.proof, view.unit.unfit or view.report.reason]
+
+
+def event(found: scheduler_pb2.Event) -> str:
+    """One line, such as "2026-01-02 03:04:05 host n1: READY -> SUSPECT (session lost)"."""
+    before = getattr(found, "from") or "new"
+    reason = f" ({found.reason})" if found.reason else ""
+    return f"{moment(found.at_s)} {found.kind} {found.subject}: {before} -> {found.to}{reason}"

@@ -1,0 +1,172 @@
+"""The asyncio client: one method for each thing that the API does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Sequence
+
+from gpupool.errors import DeadlineExceeded
+from gpupool.v1 import job_pb2, scheduler_pb2
+
+from . import requests
+from .aio_transport import AsyncTransport
+from .policy import Deadline
+from .requests import KeyedSpec
+from .streams import Events, JobChanges, LogLines
+
+
+class AsyncClient(AsyncTransport):
+    """Talks to a scheduler from asyncio.
+
+    `address` is "host:port"; several, with commas, are replicas of one scheduler: the next is asked when one is down.
+    `timeout_s` bounds a call with all its repetitions (an iterator has it for each page or batch), `retry_s` how long
+    an unreachable scheduler is asked again (default: timeout_s), and `patience_s` how long a stream that worked may
+    stay broken before it ends with Unreachable. `credentials` are for TLS; without them nothing is encrypted.
+
+    Every method raises a `gpupool.errors.GpupoolError`, most often Unreachable, DeadlineExceeded or NotFound.
+
+        async with AsyncClient("127.0.0.1:50151") as client:
+            answer = await client.submit(spec)
+            job = await client.wait(answer.id, timeout_s=3600)
+    """
+
+    async def submit(
+        self, spec: job_pb2.JobSpec, idempotency_key: str | None = None, *, validate_only: bool = False
+    ) -> scheduler_pb2.SubmitResponse:
+        """Submit a job; with `validate_only` it is checked, not submitted.
+
+        Repeating is safe: without a key, one is made for this call. To repeat it in another process, give your own.
+        Raises InvalidSpec with every fault, Conflict when the key was used for another spec.
+        """
+        request = requests.submission(spec, idempotency_key, validate_only=validate_only)
+        return await self._call(lambda stubs: stubs.jobs.Submit, request)
+
+    async def submit_many(
+        self, specs: Iterable[KeyedSpec] | AsyncIterable[KeyedSpec]
+    ) -> AsyncIterator[scheduler_pb2.SubmitResult]:
+        """Submit many jobs, each a spec or a (spec, key); yields one result for each, in order.
+
+        A result has `ok` or `refused`: a bad spec spoils only its own. Specs are drawn and sent in batches of 128, so
+        a slow source is better served by `submit`.
+        """
+        async for batch in _batches(specs):
+            for result in await self._submit_batch([requests.keyed(item) for item in batch]):
+                yield result
+
+    async def get(self, job: str) -> job_pb2.Job:
+        """The job with this id, as it is now. Raises NotFound."""
+        return await self._call(lambda stubs: stubs.jobs.GetJob, scheduler_pb2.GetJobRequest(id=job))
+
+    async def list(self, selection: scheduler_pb2.JobFilter | None = None) -> AsyncIterator[job_pb2.Job]:
+        """All jobs of the selection (see `select`) by order of arrival, fetched page by page."""
+        request = scheduler_pb2.ListJobsRequest(filter=selection, page_size=requests.PAGE)
+        while True:
+            page = await self._call(lambda stubs: stubs.jobs.ListJobs, request)
+            for job in page.jobs:
+                yield job
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return
+
+    def watch(
+        self, selection: scheduler_pb2.JobFilter | None = None, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[job_pb2.Job, None]:
+        """Each job of the selection as it is now, then again at each change, until `timeout_s` (DeadlineExceeded).
+
+        Goes on after the loss of a replica, without telling anything twice; changes that followed each other during
+        the loss arrive as one.
+        """
+        return self._stream(lambda stubs: stubs.jobs.WatchJobs, JobChanges(selection), Deadline(timeout_s))
+
+    async def wait(self, job: str, timeout_s: float | None = None) -> job_pb2.Job:
+        """The job, once it has SUCCEEDED, FAILED or been CANCELLED. Raises NotFound, DeadlineExceeded."""
+        seen = await self.get(job)
+        try:
+            async with contextlib.aclosing(self.watch(requests.select(ids=[job]), timeout_s=timeout_s)) as changes:
+                while not requests.finished(seen):
+                    seen = await anext(changes)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(requests.unfinished(seen, timeout_s)) from error
+        return seen
+
+    async def cancel(self, job: str, reason: str = "") -> job_pb2.Job:
+        """Ask for the end of a job, which it reaches later; a finished job stays as it is. Raises NotFound."""
+        return await self._call(
+            lambda stubs: stubs.jobs.CancelJob, scheduler_pb2.CancelJobRequest(id=job, reason=reason)
+        )
+
+    async def explain(self, job: str) -> scheduler_pb2.Explanation:
+        """Why a job waits, host by host. Raises NotFound."""
+        return await self._call(lambda stubs: stubs.jobs.ExplainJob, scheduler_pb2.ExplainJobRequest(id=job))
+
+    def logs(
+        self, job: str, attempt: int = 0, *, follow: bool = False, tail: int = 0
+    ) -> AsyncGenerator[scheduler_pb2.LogChunk, None]:
+        """The output of one attempt (0: the newest) in chunks of lines.
+
+        `tail` begins that many lines before the end (0: at the start); `follow` goes on until the attempt ends.
+        """
+        lines = LogLines(job, attempt, follow=follow, tail=tail)
+        return self._stream(lambda stubs: stubs.jobs.JobLogs, lines, Deadline(self._stream_s(follow=follow)))
+
+    async def hosts(self) -> Sequence[scheduler_pb2.Host]:
+        """All hosts, by name."""
+        return (await self._call(lambda stubs: stubs.operations.ListHosts, scheduler_pb2.ListHostsRequest())).hosts
+
+    async def units(self, host: str = "") -> Sequence[scheduler_pb2.UnitView]:
+        """All device units, or those of one host, by host and id."""
+        request = scheduler_pb2.ListUnitsRequest(host=host)
+        return (await self._call(lambda stubs: stubs.operations.ListUnits, request)).units
+
+    async def cordon(self, host: str, reason: str = "", *, by: str = "") -> scheduler_pb2.Host:
+        """Place nothing new on a host; what runs there goes on. Raises NotFound."""
+        request = scheduler_pb2.CordonHostRequest(host=host, reason=reason, by=by)
+        return await self._call(lambda stubs: stubs.operations.CordonHost, request)
+
+    async def uncordon(self, host: str, *, by: str = "") -> scheduler_pb2.Host:
+        """Let jobs be placed on a host again. Raises NotFound."""
+        request = scheduler_pb2.UncordonHostRequest(host=host, by=by)
+        return await self._call(lambda stubs: stubs.operations.UncordonHost, request)
+
+    async def confirm_dead(self, host: str, reason: str, *, by: str = "") -> scheduler_pb2.Host:
+        """Vouch that no VM of the host's lost session is alive, so that its jobs restart elsewhere.
+
+        A wrong word can run a job twice. Never repeated by itself: later it could speak of another session. Raises
+        NotFound, Conflict when the host is not lost.
+        """
+        request = scheduler_pb2.ConfirmHostDeadRequest(host=host, reason=reason, by=by)
+        return await self._call_once(lambda stubs: stubs.operations.ConfirmHostDead, request)
+
+    async def retry_unit(self, host: str, unit: str, reason: str = "", *, by: str = "") -> scheduler_pb2.UnitView:
+        """Have a quarantined unit reset and proven once more. Never repeated by itself. Raises NotFound, Conflict."""
+        request = scheduler_pb2.RetryUnitRequest(host=host, unit=unit, reason=reason, by=by)
+        return await self._call_once(lambda stubs: stubs.operations.RetryUnit, request)
+
+    def events(self, *, follow: bool = False, last: int = 0) -> AsyncGenerator[scheduler_pb2.Event, None]:
+        """The last transitions (0: all that are kept); with `follow` also those from now on."""
+        changes = Events(follow=follow, last=last)
+        return self._stream(
+            lambda stubs: stubs.operations.WatchEvents, changes, Deadline(self._stream_s(follow=follow))
+        )
+
+    async def cluster(self) -> scheduler_pb2.Cluster:
+        """The leader, and how many hosts, units and jobs there are in which state."""
+        return await self._call(lambda stubs: stubs.operations.GetCluster, scheduler_pb2.GetClusterRequest())
+
+    def _stream_s(self, *, follow: bool) -> float | None:
+        return None if follow else self._policy.timeout_s
+
+
+async def _batches(specs: Iterable[KeyedSpec] | AsyncIterable[KeyedSpec]) -> AsyncIterator[Sequence[KeyedSpec]]:
+    if not isinstance(specs, AsyncIterable):
+        for batch in requests.batches(specs):
+            yield batch
+        return
+    held: list[KeyedSpec] = []
+    async for item in specs:
+        held.append(item)
+        if len(held) == requests.BATCH:
+            yield held
+            held = []
+    if held:
+        yield held

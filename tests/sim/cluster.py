@@ -1,0 +1,215 @@
+"""The real scheduler and the real agents, on simulated machines, under faults: the scenario that seeds explore."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from random import Random
+
+from agent.agent import Agent, Parts
+from agent.ports import GuardError
+from agent.timing import Identity, Timing
+from agent.worker import Limits
+from gpupool.store import keys
+from gpupool.store.port import StoreError
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from scheduler.core.model import Policy
+from scheduler.jobs_api import ApiError, JobsApi
+from scheduler.mirror import Mirror
+from scheduler.replica import Replica
+from tests.fakes.vms import Guest
+from tests.sim.faults import WEIGHTS, Kind, Mix, apply_plan, make_plan
+from tests.sim.hardware import MODEL, Machine
+from tests.sim.sealed import WALL_EPOCH_S
+from tests.sim.world import World
+
+FAULTS_S, SETTLE_S = 240.0, 400.0
+FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
+REPLICAS = ("s1", "s2")
+
+# A frozen machine outlives its deadline and runs on for an instant when it thaws: only a hardware watchdog helps
+# against that, and simulated hosts have none (ARCHITECTURE.md, "What a soft guard cannot do").
+WEIGHTS_HERE = {kind: weight for kind, weight in WEIGHTS.items() if kind is not Kind.FREEZE}
+
+
+class Cluster:
+    """Machines, replicas and a client, in one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.rng = world.rng("cluster")
+        self.apis: dict[str, JobsApi] = {}
+        self.jobs: dict[str, str] = {}  # key -> id, of acknowledged submissions
+        self.finished: dict[str, int] = {}
+        shape = self.rng.choice([(3, 2), (4, 2), (2, 4), (5, 1)])
+        self.machines = {f"h{n}": Machine(world, f"h{n}", shape[1], self.guest) for n in range(1, shape[0] + 1)}
+        world.on_power.append(self._power)
+        world.checks += [self.no_double_run, self.no_shared_unit, self.reservations, self.final_is_final]
+
+    def guest(self, allocation: str) -> Guest:
+        """What a VM will do: mostly run and exit; some fail to start, hang, crash or disobey."""
+        rng = Random(f"{self.world.seed}/{allocation}")
+        boot_s = None if rng.random() < 0.03 else rng.uniform(0.5, 8.0)
+        return Guest(
+            refuses="no memory" if rng.random() < 0.05 else "",
+            start_takes_s=rng.uniform(0.05, 1.5),
+            boot_s=boot_s,
+            run_s=rng.uniform(1.0, 60.0),
+            exit_code=rng.choices([0, 1, None], [8, 1, 1])[0],
+            obeys_stop=rng.random() < 0.8,
+            checkpoint_takes_s=rng.choice([None, 0.5]),
+        )
+
+    # Processes
+
+    async def agent_main(self, machine: Machine) -> None:
+        node = f"{machine.name}/agent"
+        me = Identity(machine.name, machine.boot_id, f"{machine.name}:1", "sim", simulated=True)
+        parts = Parts(
+            self.world.store(node), machine.vms, machine.guard, machine.clock, machine.devices, machine.records,
+            machine.logs, machine.volumes, lambda: ["img"],
+        )  # fmt: skip
+        await Agent(me, Timing(ttl_s=8, renew_s=2.0, kill_margin_s=2.0), Limits(start_timeout_s=30), parts).run()
+
+    async def replica_main(self, name: str) -> None:
+        store = self.world.store(name)
+        mirror = Mirror(store, self.wall)
+        token = self.world.rng(f"token {name} {self.world.loop.time()}")
+        self.apis[name] = JobsApi(
+            store, mirror, policy=Policy(), wall=self.wall, token=partial(token.randbytes, 16)
+        )
+        await Replica(name, name, store, mirror, Policy(), self.wall).run()
+
+    def wall(self) -> float:
+        return WALL_EPOCH_S + self.world.loop.time()
+
+    def start(self) -> None:
+        for name, machine in self.machines.items():
+            self.world.add(
+                f"{name}/agent", partial(self.agent_main, machine), domain=name, restart_s=1.0, expected=(GuardError,)
+            )
+        for name in REPLICAS:
+            self.world.add(name, partial(self.replica_main, name), restart_s=1.0)
+        for node in (*REPLICAS, *(f"{name}/agent" for name in self.machines)):
+            self.world.start(node)
+        self.world.add("client", self.client_main)
+        self.world.start("client")
+
+    def _power(self, domain: str, on: bool) -> None:  # noqa: FBT001
+        if machine := self.machines.get(domain):
+            machine.boot() if on else machine.cut()
+
+    # The client: submits, doubts, repeats, cancels
+
+    async def client_main(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for n in range(self.rng.randint(3, 12)):
+                group.create_task(self._one_job(f"k{n}"))
+
+    async def _one_job(self, key: str) -> None:
+        rng = Random(f"{self.world.seed}/{key}")
+        await asyncio.sleep(rng.uniform(1.0, 120.0))
+        spec = job_pb2.JobSpec(
+            name=key, image="img", command=["x"], cpus=rng.randint(1, 4), memory_mib=1024, stop_grace_s=5,
+            gpus=job_pb2.GpuRequest(count=1, model=MODEL), priority=rng.randint(0, 2),
+        )  # fmt: skip
+        request = scheduler_pb2.SubmitRequest(spec=spec, idempotency_key=key, allow_unavailable=True)
+        answer = await self._insist(lambda api: api.submit(request))
+        self.jobs[key] = answer.id
+        self.world.trace(f"acknowledged {key} as {answer.id}")
+        if rng.random() < 0.2:
+            await asyncio.sleep(rng.uniform(0.0, 60.0))
+            await self._insist(lambda api: api.cancel(scheduler_pb2.CancelJobRequest(id=answer.id)))
+
+    async def _insist(self, request):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        """Ask one replica after the other until there is an answer."""
+        for attempt in range(1000):
+            name = REPLICAS[attempt % len(REPLICAS)]
+            try:
+                return await self.world.call("client", name, lambda name=name: request(self.apis[name]))
+            except (ConnectionError, StoreError, ApiError, KeyError) as exc:
+                self.world.trace(f"{name} did not answer: {type(exc).__name__}")
+                await asyncio.sleep(1.0)
+        raise AssertionError("no replica ever answered")
+
+    # What must never be
+
+    def no_double_run(self) -> Iterator[str]:
+        running = Counter(spec.allocation.rpartition(".")[0] for m in self.machines.values() for spec in m.alive())
+        for job, count in sorted(running.items()):
+            if count > 1:
+                where = [(m.name, s.allocation) for m in self.machines.values() for s in m.alive()]
+                yield f"job {job} runs {count} times: {where}"
+
+    def no_shared_unit(self) -> Iterator[str]:
+        for machine in self.machines.values():
+            used = Counter(function for spec in machine.alive() for function in spec.functions)
+            for function, count in sorted(used.items()):
+                if count > 1:
+                    yield f"{machine.name}/{function} is in {count} VMs"
+
+    def reservations(self) -> Iterator[str]:
+        held: dict[tuple[str, str], str] = {}
+        for allocation in self.stored(keys.ALLOCATIONS, records_pb2.Allocation):
+            for unit in allocation.units:
+                other = held.setdefault((allocation.host, unit), allocation.id)
+                if other != allocation.id:
+                    yield f"{allocation.host}/{unit} is reserved for {other} and {allocation.id}"
+
+    def final_is_final(self) -> Iterator[str]:
+        for key, status in self.stored_items(keys.JOBS, "/status", job_pb2.JobStatus):
+            before = self.finished.get(key)
+            if status.state in FINAL:
+                self.finished[key] = status.state
+            if before is not None and before != status.state:
+                yield f"{key} was {before} and is {status.state}"
+
+    # What must be in the end
+
+    def settled(self) -> Iterator[str]:
+        for key, job in sorted(self.jobs.items()):
+            kv = self.world.backend.get(keys.job_status(job))
+            state = job_pb2.JobStatus.FromString(kv.value).state if kv is not None else None
+            if state not in FINAL:
+                yield f"job {job} ({key}) is lost: {state}"
+        yield from (f"allocation {a.id} was never released" for a in self.stored(keys.ALLOCATIONS, records_pb2.Allocation))
+        for name, machine in self.machines.items():
+            if not self.world.powered(name):
+                continue
+            session = self.world.backend.get(keys.session(name))
+            for unit in machine.units:
+                kv = self.world.backend.get(keys.unit(name, unit))
+                report = records_pb2.UnitReport.FromString(kv.value) if kv is not None else records_pb2.UnitReport()
+                if session is None or report.session != session.create_revision:
+                    yield f"unit {name}/{unit}: its report is of no living session"
+                elif report.state != records_pb2.UNIT_STATE_FREE:
+                    yield f"unit {name}/{unit} never came back: {report}"
+
+    def stored(self, prefix: str, kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        return [message for _, message in self.stored_items(prefix, "", kind)]
+
+    def stored_items(self, prefix: str, suffix: str, kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        items = self.world.backend.list(prefix).items
+        return [(kv.key, kind.FromString(kv.value)) for kv in items if kv.key.endswith(suffix)]
+
+
+def scenario(world: World) -> None:
+    """One seed: a small cluster, some jobs, some faults; then quiet, and everything must have come to its end."""
+    cluster = Cluster(world)
+    cluster.start()
+    nodes = [*REPLICAS, *(f"{name}/agent" for name in cluster.machines)]
+    mix = Mix(weights=WEIGHTS_HERE, quiet_s=20.0, most_lost=len(cluster.machines) - 1)
+    apply_plan(
+        world, make_plan(world.rng("faults"), until_s=FAULTS_S, nodes=nodes, machines=list(cluster.machines), mix=mix)
+    )
+    world.run(FAULTS_S)
+    for _ in range(10):  # quiet: every job gets its end, sooner or later
+        world.run(world.loop.time() + SETTLE_S)
+        problems = list(cluster.settled())
+        if not problems:
+            return
+    raise AssertionError("\n".join([f"seed {world.seed} did not settle:", *problems, *world.lines[-40:]]))
+
+

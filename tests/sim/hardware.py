@@ -1,0 +1,98 @@
+"""What an agent stands on in the simulation: one machine's VMs, devices, guard, disk and clock, which outlive agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from agent.ports import VmEvent, VmSpec
+from gpupool.v1 import inventory_pb2
+from tests.fakes.agent_rig import FakeDevices, FakeLogs, FakeVolumes, MemoryRecords
+from tests.fakes.vms import FakeGuard, FakeVms, Guest
+from tests.sim.clock import SimClock
+from tests.sim.world import World
+
+MODEL = "nvidia-a100-80gb"
+
+
+class Devices(FakeDevices):
+    """Units that a VM makes dirty and only a reclaim makes clean again."""
+
+    def __init__(self, world: World, units: list[str]) -> None:
+        super().__init__(units)
+        self.dirty: set[str] = set()
+        self._rng = world.rng(f"devices {units}")
+
+    def inventory(self) -> inventory_pb2.Inventory:
+        found = super().inventory()
+        for n, unit in enumerate(found.units):
+            unit.numa_node = n % 2
+        cores = [[inventory_pb2.CpuCore(threads=[c]) for c in range(n * 8, n * 8 + 8)] for n in range(2)]
+        found.numa_nodes.extend(
+            inventory_pb2.NumaNode(id=n, cores=cores[n], memory_mib=65536) for n in range(2)
+        )
+        return found
+
+    async def reclaim(self, unit: inventory_pb2.Unit) -> str:
+        await asyncio.sleep(self._rng.uniform(0.1, 3.0))
+        self.dirty.discard(unit.id)
+        return "flr; simulated"
+
+
+class SimVms(FakeVms):
+    """A hypervisor whose timers belong to the world and whose events reach the agent that opened it, if it lives."""
+
+    def __init__(self, world: World, guests: Callable[[str], Guest]) -> None:
+        super().__init__(call_later=world.after)
+        self._world = world
+        self._guests_for = guests
+
+    async def open(self, sink: Callable[[VmEvent], None]) -> None:
+        life = self._world.loop.current()
+        self.deliver = lambda to, event: self._world.loop.call_in(life, to, event)
+        await super().open(sink)
+
+    async def start(self, spec: VmSpec, *, may_run: Callable[[], bool]) -> None:
+        self.guests.setdefault(spec.allocation, self._guests_for(spec.allocation))
+        await super().start(spec, may_run=may_run)
+
+
+class Machine:
+    """One host. `boot` gives it a new boot id, an empty tmpfs and a new clock; `cut` ends its VMs."""
+
+    def __init__(self, world: World, name: str, units: int, guests: Callable[[str], Guest]) -> None:
+        self.name = name
+        self.units = [f"0000:{16 + n:02x}:00.0" for n in range(units)]
+        self.boots = 0
+        self._world = world
+        self._guests = guests
+        self.boot()
+
+    def boot(self) -> None:
+        self.boots += 1
+        self.boot_id = f"{self.name}-boot-{self.boots}"
+        self.clock = SimClock(self._world.loop)
+        self.devices = Devices(self._world, self.units)
+        self.vms = SimVms(self._world, self._guests)
+        self.vms.on_run = self._ran
+        self.vms.on_end = lambda spec: self._world.vm_event(f"{self.name} ends {spec.allocation}")
+        self.guard = FakeGuard(self.vms, self.clock.boot, self._world.after)
+        self.records = MemoryRecords()
+        self.logs = FakeLogs()
+        self.volumes = FakeVolumes()
+
+    def cut(self) -> None:
+        self.guard.dead = True
+        self.vms.disconnect()
+        self.vms.kill_all("power cut")
+
+    def _ran(self, spec: VmSpec) -> None:
+        unclean = self.devices.dirty.intersection(spec.functions)
+        if unclean:
+            self._world.loop.fail(AssertionError(f"{spec.allocation} got {sorted(unclean)} of {self.name} unproven"))
+        self.devices.dirty.update(spec.functions)
+        self._world.vm_event(f"{self.name} runs {spec.allocation} on {spec.functions}")
+
+    def alive(self) -> Iterator[VmSpec]:
+        """VMs whose CPUs run."""
+        return (vm.spec for _, vm in sorted(self.vms.vms.items()) if vm.alive and vm.ran)

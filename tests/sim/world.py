@@ -1,0 +1,192 @@
+"""One simulated world: loop, store, network, processes, the trace and the invariants, all made from one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from random import Random
+from types import TracebackType
+from typing import Any, Self
+
+from gpupool.store.memory import MemoryStore
+from gpupool.store.port import Change
+from tests.sim.faulty_store import FaultyStore, SimBackend
+from tests.sim.grave import collect
+from tests.sim.link import Link
+from tests.sim.loop import VirtualLoop
+from tests.sim.processes import Boot, Processes
+from tests.sim.sealed import sealed
+
+Check = Callable[[], Iterable[str]]
+
+LOGGERS = ("scheduler", "agent", "gpupool")
+"""What these log goes into the trace."""
+
+_TAIL = 40
+
+
+class SeedFailedError(AssertionError):
+    """The run broke an invariant, or itself. The message names the seed and ends with the last lines of the trace."""
+
+
+class InvariantError(AssertionError):
+    """A check found something that must never be."""
+
+
+class World(Processes):
+    """Everything of one run. Use as a context manager, or `close` it: coroutines must be buried before the next run."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        jitter: bool = True,
+        keep_revisions: int | None = None,
+        executor_delay_s: tuple[float, float] | None = None,
+        echo: Callable[[str], object] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.replay = f"python -m tests.sim --seed {seed} --trace"  # how a person sees this run again
+        self.lines: list[str] = []
+        self.checks: list[Check] = []
+        self._echo = echo
+        self._links: dict[str, Link] = {}
+        self._entropy = self.rng("entropy")  # one stream for all calls of `run`, or ids would repeat
+        delays = self.rng("executor")
+        loop = VirtualLoop(
+            jitter=self.rng("jitter") if jitter else None,
+            executor_delay_s=(lambda: delays.uniform(*executor_delay_s)) if executor_delay_s else None,
+        )
+        super().__init__(loop)
+        self.loop.set_exception_handler(self._on_loop_error)
+        self.backend = SimBackend(clock=self.loop.time, keep_revisions=keep_revisions)
+        self.backend.on_change = self._on_change
+
+    def rng(self, purpose: str) -> Random:
+        """A stream of randomness of its own, so that more draws for one purpose do not change another's."""
+        return Random(f"{self.seed}/{purpose}")
+
+    # The network and the store
+
+    def link(self, node: str) -> Link:
+        """The connection of `node`."""
+        if node not in self._links:
+            self._links[node] = Link(self.loop, self.rng(f"link {node}"))
+        return self._links[node]
+
+    def store(self, node: str, *, timeout_s: float = 5.0) -> FaultyStore:
+        """A store client of `node`; make one per incarnation."""
+        return FaultyStore(
+            MemoryStore(self.backend),
+            self.link(node),
+            self.loop,
+            timeout_s=timeout_s,
+            leaderless=lambda: self.backend.frozen,
+        )
+
+    async def call(self, caller: str, server: str, request: Boot, *, timeout_s: float = 5.0) -> Any:
+        """Run `request` as `server`, over the links of both ends; raises ConnectionError when it gets lost."""
+
+        async def second_leg() -> object:
+            target = self.loop.incarnation(server)
+            if target is None:
+                raise ConnectionError(f"{server} was never started")
+            return await self.link(server).call(target, request, timeout_s=timeout_s)
+
+        return await self.link(caller).call(self.loop.world, second_leg, timeout_s=timeout_s)
+
+    def store_outage(self, on: bool) -> None:
+        """No leader: the store refuses or hangs and no lease ends; when it is over, all leases start afresh."""
+        if on != self.backend.frozen:
+            self.trace("the store has no leader" if on else "the store has a leader")
+            self.loop.call_in(self.loop.world, self.backend.freeze if on else self.backend.thaw)
+
+    def run(self, until: float) -> None:
+        """Run to virtual time `until`. Raises SeedFailedError, with the seed and the end of the trace."""
+        handler = _TraceHandler(self)
+        loggers = [logging.getLogger(name) for name in LOGGERS]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+        try:
+            with sealed(self.loop, self._entropy):
+                self.loop.run_to(until)
+        except Exception as exc:
+            raise SeedFailedError(self.report(exc)) from exc
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.removeHandler(handler)
+                logger.setLevel(level)
+
+    # Observation
+
+    def trace(self, line: str, *, node: str | None = None) -> None:
+        """Add a line to the trace. It must be the same in every run: no addresses, no real times."""
+        if not self.loop.is_closed():
+            text = f"{self.loop.time():12.6f} {node or self.loop.current()}: {line}"
+            self.lines.append(text)
+            if self._echo:
+                self._echo(text)
+
+    def digest(self) -> str:
+        """A hash of the trace so far."""
+        return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Ask every check, now; a complaint ends the run. Called after each store change; call it on each VM event."""
+        if self.loop.is_closed():
+            return
+        for check in self.checks:
+            for complaint in check():
+                self.trace(f"VIOLATION {complaint}")
+                self.loop.fail(InvariantError(complaint))
+
+    def vm_event(self, line: str) -> None:
+        """A VM started, ran on, or ended: trace it and check."""
+        self.trace(f"vm {line}")
+        self.check()
+
+    def report(self, exc: BaseException) -> str:
+        """What a person needs to go on from a failure."""
+        tail = "\n".join(self.lines[-_TAIL:])
+        return (
+            f"seed {self.seed} failed at {self.loop.time():.6f}: {type(exc).__name__}: {exc}\n"
+            f"replay: {self.replay}\nlast {_TAIL} lines of the trace:\n{tail}"
+        )
+
+    def _on_change(self, changes: Iterable[Change]) -> None:
+        items = list(changes)
+        what = ", ".join(f"{'put' if change.kv else 'del'} {change.key}" for change in items)
+        self.trace(f"store r{items[0].revision} {what}")
+        self.check()
+
+    def _on_loop_error(self, _: object, context: dict[str, Any]) -> None:
+        """An exception that nobody awaited, a pending task collected: bugs that production would only log."""
+        error = context.get("exception")
+        self.loop.fail(error if error is not None else RuntimeError(str(context.get("message"))))
+
+    def close(self) -> None:
+        """End the world."""
+        self.loop.close()
+        collect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class _TraceHandler(logging.Handler):
+    """Puts log records into the trace."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler.emit."""
+        cause = f" [{type(record.exc_info[1]).__name__}: {record.exc_info[1]}]" if record.exc_info else ""
+        self._world.trace(f"{record.levelname.lower()} {record.name}: {record.getMessage()}{cause}")

@@ -1,0 +1,318 @@
+"""The command line against a fake scheduler: exit codes, one line for an error, shapes of JSON. No stack traces."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from gpupool.cli import settings
+from gpupool.cli.app import run
+from gpupool.cli.output import plain_table, safe
+from gpupool.cli.views import duration, size
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+from tests.fakes.server import BREAK, FakeScheduler, Status, job
+
+RUNNING, FAILED = job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_FAILED
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
+    with FakeScheduler() as server:
+        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
+        yield server
+
+
+@pytest.fixture
+def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> Done:
+        code = run(arguments)
+        return Done(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    file = tmp_path / "job.yaml"
+    file.write_text("image: debian-numpy\ncommand: [echo, hello]\ngpus: {count: 1}\n")
+    return str(file)
+
+
+def attempt(number: int = 1, **fields: float) -> job_pb2.Attempt:
+    return job_pb2.Attempt(number=number, host="h1", units=["0000:21:00.0"], **fields)  # type: ignore[arg-type]
+
+
+def test_submit_prints_the_id_alone(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    assert gpupool("submit", spec, "--name", "n") == (0, "job-0\n", "")
+    assert fake.asked[0].spec.name == "n"
+    assert gpupool("submit", spec, "--key", "k").out == gpupool("submit", spec, "--key", "k").out
+    assert json.loads(gpupool("submit", spec, spec, "-o", "json").out)[1] == {"id": "job-3", "created": True}
+
+
+def test_submit_reads_standard_input(fake: FakeScheduler, gpupool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"image: a\n---\nimage: b")))
+    assert gpupool("submit", "-").out == "job-0\njob-1\n"
+
+
+def test_check_submits_nothing(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    done = gpupool("submit", "--check", spec)
+    assert (done.code, done.out) == (0, "")
+    assert done.err == f"warning: {spec}: no host has this GPU model now\n{spec}: correct\n"
+    assert not fake.jobs
+
+
+def test_faults_of_a_file_name_it_and_nothing_is_submitted(
+    fake: FakeScheduler, gpupool: Run, spec: str, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("gpu: 1\ncpus: x")
+    done = gpupool("submit", spec, str(wrong), str(tmp_path / "absent.yaml"))
+    assert done.code == 2
+    assert [line.split(": ")[:2] for line in done.err.splitlines()] == [
+        ["error", str(wrong)], ["error", str(wrong)], ["error", str(tmp_path / "absent.yaml")],
+    ]  # fmt: skip
+    assert not fake.asked
+
+
+def test_the_schedulers_faults_are_one_line_each(fake: FakeScheduler, gpupool: Run, spec: str, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("cpus: 0")
+    done = gpupool("submit", str(wrong), spec)
+    assert (done.code, done.out) == (2, "job-0\n"), "a refused job does not stop the others"
+    assert done.err.splitlines() == [
+        f"error: {wrong}: image: must not be empty", f"error: {wrong}: cpus: must be at least 1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, 0), (3, 3), (None, 1), (256, 1)])
+def test_wait_ends_with_the_guests_code(
+    fake: FakeScheduler, gpupool: Run, spec: str, code: int | None, ends: int
+) -> None:
+    state = job_pb2.JOB_STATE_SUCCEEDED if code == 0 else FAILED
+    started = job("job-0", RUNNING, attempts=[attempt(started_s=2.0)])
+    fake.scripts["WatchJobs"] = [[job("job-0"), BREAK], [started, job("job-0", state, exit_code=code, finished_s=3.0)]]
+    done = gpupool("submit", "--wait", spec)
+    assert (done.code, done.out) == (ends, "job-0\n")
+    told = done.err.splitlines()
+    assert told[:2] == ["job-0 job-0-name: PENDING", "job-0 job-0-name: RUNNING on h1, attempt 1"]
+    assert len(told) == 3
+
+
+def test_logs_while_waiting(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    line = scheduler_pb2.LogLine(at_s=1.0, stream="stdout", text="hello")
+    fake.scripts["JobLogs"] = [[scheduler_pb2.LogChunk(attempt=1, lines=[line])]]
+    ended = job("job-0", job_pb2.JOB_STATE_SUCCEEDED, exit_code=0, attempts=[attempt(started_s=2.0, ended_s=3.0)])
+    fake.scripts["WatchJobs"] = [[ended]]
+    assert gpupool("submit", "--logs", spec)[:2] == (0, "job-0\nhello\n")
+
+
+def test_jobs(fake: FakeScheduler, gpupool: Run) -> None:
+    assert gpupool("jobs") == (0, "", "no jobs; submit one with `gpupool submit`\n")
+    assert gpupool("jobs", "-o", "json").out == "[]\n"
+    fake.jobs = {"a1": job("a1"), "b2": job("b2", RUNNING, attempts=[attempt()], attempt_count=1, message="\x1b[31m")}
+    header, first, second = gpupool("jobs").out.splitlines()
+    assert header.split() == ["ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE", "MESSAGE"]
+    assert first.split()[:6] == ["a1", "a1-name", "PENDING", "1", "-", "-"]
+    assert second.split()[2:6] + second.split()[-1:] == ["RUNNING", "1", "h1", "1", "?[31m"]
+    assert "256MiB" in gpupool("jobs", "-o", "wide").out
+    shown = json.loads(gpupool("jobs", "--state", "RUNNING", "-o", "json").out)
+    assert [(found["id"], found["spec"]["memory_mib"]) for found in shown] == [("b2", 256)]
+    assert yaml.safe_load(gpupool("jobs", "-o", "yaml").out)[0]["id"] == "a1"
+
+
+def test_filters_reach_the_scheduler(fake: FakeScheduler, gpupool: Run) -> None:
+    gpupool("jobs", "--name", "t-*", "--host", "h1", "-l", "a=b=c", "--label", "d=")
+    chosen = fake.asked[0].filter
+    assert (chosen.name, chosen.host, dict(chosen.labels)) == ("t-*", "h1", {"a": "b=c", "d": ""})
+    assert gpupool("jobs", "-l", "ab").code == 2
+
+
+def test_ids_may_be_shortened(fake: FakeScheduler, gpupool: Run) -> None:
+    fake.jobs = {name: job(name) for name in ("ab1", "ab2", "c3")}
+    assert gpupool("show", "c").out.startswith("id:        c3\n")
+    done = gpupool("show", "ab")
+    assert done == (2, "", "error: 'ab' is the beginning of 2 job ids: ab1, ab2; write more of it\n")
+    done = gpupool("show", "x")
+    assert (done.code, done.err) == (3, "error: no job has an id that begins with 'x'; `gpupool jobs` lists them\n")
+    assert gpupool("cancel", "c", "x").code == 3
+    assert fake.calls["CancelJob"] == 0, "a misspelt id cancels nothing"
+    assert gpupool("cancel", "c", "ab1", "--reason", "r") == (0, "c3 is asked to end\nab1 is asked to end\n", "")
+
+
+def test_explain(fake: FakeScheduler, gpupool: Run) -> None:
+    fake.jobs = {"j1": job()}
+    assert "waits for 1 GPU" in gpupool("explain", "j1").out
+    assert gpupool("explain", "j1", "-o", "wide").out.endswith("h1    units busy  needs 1 unit, 0 of 4 free\n")
+    assert json.loads(gpupool("explain", "j1", "-o", "json").out)["reasons"] == [
+        {"reason": "REASON_UNITS_BUSY", "hosts": 1}
+    ]
+
+
+def test_watch(fake: FakeScheduler, gpupool: Run) -> None:
+    fake.jobs = {"j1": job()}
+    fake.scripts["WatchJobs"] = [[job(), job(state=FAILED, exit_code=3, finished_s=2.0)]] * 2
+    assert gpupool("watch", "j1").out == "j1 j1-name: PENDING\nj1 j1-name: FAILED with exit code 3\n"
+    fake.jobs = {"j1": job()}
+    lines = gpupool("watch", "j1", "-o", "json").out.splitlines()
+    assert [json.loads(line)["status"]["state"] for line in lines] == ["JOB_STATE_PENDING", "JOB_STATE_FAILED"]
+
+
+def test_logs(fake: FakeScheduler, gpupool: Run) -> None:
+    fake.jobs = {"j1": job()}
+    lines = [scheduler_pb2.LogLine(at_s=1.0, stream=name, text=f"to {name}") for name in ("stdout", "stderr", "system")]
+    fake.scripts["JobLogs"] = [[scheduler_pb2.LogChunk(attempt=2, lines=lines)]]
+    assert gpupool("logs", "--tail", "5", "--attempt", "2", "j") == (0, "to stdout\n", "to stderr\nto system\n")
+    assert (fake.asked[-1].tail_lines, fake.asked[-1].attempt, fake.asked[-1].follow) == (5, 2, False)
+
+
+@pytest.fixture
+def inventory(fake: FakeScheduler) -> FakeScheduler:
+    record = records_pb2.HostRecord(state=records_pb2.HOST_STATE_READY, session=7, guard=records_pb2.GUARD_KIND_SOFT)
+    fake.hosts = [scheduler_pb2.Host(name="h1", record=record, units_total=4, units_free=3, vms=1)]
+    unit = inventory_pb2.Unit(id="0000:21:00.0", model="nvidia-a100-80gb", numa_node=1, gpu_memory_mib=81920)
+    fake.units = [scheduler_pb2.UnitView(host="h1", unit=unit, state=records_pb2.UNIT_STATE_QUARANTINED)]
+    return fake
+
+
+def test_hosts_and_units(inventory: FakeScheduler, gpupool: Run) -> None:
+    assert gpupool("hosts").out.splitlines()[1].split() == ["h1", "READY", "3/4", "1", "7", "-"]
+    assert "soft" in gpupool("hosts", "-o", "wide").out
+    assert gpupool("units", "h1").out.splitlines()[1].split() == [
+        "h1", "0000:21:00.0", "nvidia-a100-80gb", "1", "QUARANTINED", "-",
+    ]  # fmt: skip
+    assert gpupool("units", "h9").err == "no units on 'h9'\n"
+    assert gpupool("retry-unit", "h1", "0000:21:00.0").code == 0
+
+
+def test_cordon(inventory: FakeScheduler, gpupool: Run) -> None:
+    assert "READY,CORDONED" in gpupool("cordon", "h1", "--reason", "fan").out
+    assert inventory.asked[-1].by == settings.me()
+    assert json.loads(gpupool("uncordon", "h1", "-o", "json").out)["name"] == "h1"
+    assert gpupool("cordon", "h1").code == 2, "a reason is owed to whoever finds it"
+    assert gpupool("cordon", "h9", "--reason", "fan") == (3, "", "error: no host 'h9'\n")
+
+
+def test_confirm_dead_asks(inventory: FakeScheduler, gpupool: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert gpupool("confirm-dead", "h1", "--reason", "unplugged").code == 130
+    assert inventory.calls["ConfirmHostDead"] == 0
+    assert gpupool("confirm-dead", "h1", "--reason", "unplugged", "--yes").code == 0
+    inventory.fail("ConfirmHostDead", Status.FAILED_PRECONDITION, details="host h1 is READY")
+    assert gpupool("confirm-dead", "h1", "--reason", "r", "-y") == (5, "", "error: host h1 is READY\n")
+
+
+def test_events(fake: FakeScheduler, gpupool: Run) -> None:
+    event = scheduler_pb2.Event(at_s=1.0, kind="host", subject="h1", to="JOINING", reason="session", revision=1)
+    fake.scripts["WatchEvents"] = [[event], [event]]
+    assert gpupool("events").out.endswith(" host h1: new -> JOINING (session)\n")
+    assert json.loads(gpupool("events", "-o", "json").out)[0]["subject"] == "h1"
+    assert gpupool("events", "-f", "-o", "yaml").code == 2
+
+
+def test_status(fake: FakeScheduler, gpupool: Run) -> None:
+    assert "hosts:       1 of 2 ready" in gpupool("status").out
+    assert json.loads(gpupool("status", "-o", "json").out)["leader"]["id"] == "s1"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("jobs",), ("watch",), ("events", "-f"), ("status", "-o", "json"), ("cancel", "x"), ("hosts",)]
+)
+def test_unreachable_is_one_line(gpupool: Run, arguments: tuple[str, ...]) -> None:
+    done = gpupool("--server", "127.0.0.1:1", *arguments, "--timeout", "0.2")
+    assert (done.code, done.out) == (4, "")
+    assert done.err.startswith("error: cannot reach the scheduler at 127.0.0.1:1: Connection refused; ")
+    assert done.err.count("\n") == 1
+
+
+def test_silence_is_a_timeout(fake: FakeScheduler, gpupool: Run) -> None:
+    fake.jobs = {"j1": job()}
+    done = gpupool("logs", "j1", "--timeout", "0.3")
+    assert (done.code, done.err.count("\n")) == (124, 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(Status.INTERNAL, 1), (Status.PERMISSION_DENIED, 1), (Status.ALREADY_EXISTS, 5)]
+)
+def test_statuses(fake: FakeScheduler, gpupool: Run, status: Status, code: int) -> None:
+    fake.fail("ListHosts", status, details="first\nsecond")
+    assert gpupool("hosts") == (code, "", "error: first second\n")
+
+
+def test_usage(gpupool: Run) -> None:
+    done = gpupool("jobs", "--stat", "x")
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.endswith("(see `gpupool jobs --help`)\n")
+    assert done.err.count("\n") == 1
+    assert gpupool("frobnicate").code == 2
+    assert "Exit codes:" in gpupool("--help").out
+    assert gpupool("-s", "h:p", "jobs") == (2, "", "error: 'h:p' is no address; write \"host:port\"\n")
+
+
+@pytest.mark.parametrize("command", ["submit", "jobs", "show", "watch", "logs", "cancel", "explain", "hosts", "units"])
+def test_help_has_examples(gpupool: Run, command: str) -> None:
+    assert "Examples:\n    gpupool " in gpupool(command, "--help").out
+
+
+def test_where_the_scheduler_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GPUPOOL_SERVER", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert settings.Settings().address == "127.0.0.1:50151"
+    file = settings.server_file()
+    file.parent.mkdir()
+    file.write_text("127.0.0.1:7\n")
+    assert settings.Settings().address == "127.0.0.1:7"
+    monkeypatch.setenv("GPUPOOL_SERVER", "b:1")
+    assert settings.Settings().address == "b:1"
+    assert settings.Settings(server="c:1").address == "c:1"
+
+
+def _shell(**variables: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "gpupool"], capture_output=True, text=True, env={**os.environ, **variables}, check=False
+    )
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_completion(fake: FakeScheduler, gpupool: Run) -> None:
+    assert "_GPUPOOL_COMPLETE=bash_complete" in gpupool("completion", "bash").out
+    assert "#compdef gpupool" in gpupool("completion", "zsh").out
+    fake.jobs = {"ab1": job("ab1"), "c3": job("c3")}
+    asked = {"_GPUPOOL_COMPLETE": "bash_complete", "COMP_WORDS": "gpupool show a", "COMP_CWORD": "2"}
+    assert _shell(**asked) == "plain,ab1\n"
+    assert _shell(**asked, GPUPOOL_SERVER="127.0.0.1:1").strip() == ""
+
+
+def test_without_the_extra() -> None:
+    code = "import sys; sys.modules['click'] = None; from gpupool.cli.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "pip install 'gpupool[cli]'" in done.stderr
+
+
+def test_texts() -> None:
+    assert [duration(s) for s in (0, 59.9, 60, 192, 3600, 18180, 187200)] == [
+        "0s", "59s", "1m", "3m12s", "1h", "5h3m", "2d4h",
+    ]  # fmt: skip
+    assert [size(mib) for mib in (0, 512, 1536, 8192)] == ["", "512MiB", "1536MiB", "8GiB"]
+    assert plain_table(("A", "LONG"), [("", "x"), ("abc", "")]) == "A    LONG\n-    x\nabc  -\n"
+    assert safe("a\n\x1b[2Jb") == "a ?[2Jb"

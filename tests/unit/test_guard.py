@@ -1,0 +1,214 @@
+"""The real guard process, with `sleep` standing for VMs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.config import default_cgroup
+from agent.guard_client import ProcessGuard
+from agent.guard_state import GuardState, Word, open_state
+from agent.ports import GuardError
+
+CGROUP = default_cgroup(f"test-{os.getpid()}")
+needs_cgroup = pytest.mark.skipif(CGROUP is None, reason="no cgroup v2 that this process may write to")
+
+
+def boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    assert CGROUP
+    (CGROUP / "vm").mkdir(parents=True, exist_ok=True)
+    yield CGROUP
+    (CGROUP / "cgroup.kill").write_text("1")
+    for directory in (CGROUP / "vm", CGROUP):
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+                break
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def guards(tmp_path: Path) -> Iterator[list[ProcessGuard]]:
+    made: list[ProcessGuard] = []
+    yield made
+    for guard in made:
+        if guard.pid:
+            end(guard.pid)
+
+
+@pytest.fixture
+def vms() -> Iterator[list[subprocess.Popen[bytes]]]:
+    made: list[subprocess.Popen[bytes]] = []
+    yield made
+    for vm in made:
+        vm.kill()
+        vm.wait()
+
+
+def start_vm(vms: list[subprocess.Popen[bytes]], *, cgroup: Path | None = None) -> subprocess.Popen[bytes]:
+    vm = subprocess.Popen(["sleep", "60"])
+    vms.append(vm)
+    if cgroup:
+        (cgroup / "vm/cgroup.procs").write_text(str(vm.pid))
+    return vm
+
+
+@needs_cgroup
+async def test_kills_at_the_deadline_and_not_before(
+    tmp_path: Path, cgroup: Path, guards: list[ProcessGuard], vms: list[subprocess.Popen[bytes]]
+) -> None:
+    guard = ProcessGuard(tmp_path / "guard.state", cgroup)
+    guards.append(guard)
+    assert not guard.alive()
+    await guard.ensure()
+    deadline = boot() + 1.0
+    guard.extend(deadline)
+    guard.extend(deadline - 0.9)  # never back
+    vm = start_vm(vms, cgroup=cgroup)
+    await asyncio.sleep(0.8)
+    assert vm.poll() is None
+    vm.wait(5)
+    assert 0 <= boot() - deadline < 0.5
+    late = start_vm(vms, cgroup=cgroup)  # what comes after the deadline dies too
+    late.wait(5)
+    assert guard.kills >= 2
+    guard.extend(boot() + 60)
+    vm = start_vm(vms, cgroup=cgroup)
+    await asyncio.sleep(0.3)
+    assert vm.poll() is None
+
+
+AGENT = """
+import asyncio, sys, time
+from pathlib import Path
+from agent.guard_client import ProcessGuard
+guard = ProcessGuard(Path(sys.argv[1]), Path(sys.argv[2]))
+asyncio.run(guard.ensure())
+print(guard.pid, flush=True)
+while True:
+    guard.extend(time.clock_gettime(time.CLOCK_BOOTTIME) + 1.0)
+    time.sleep(0.1)
+"""
+
+
+@needs_cgroup
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_outlives_the_agent(
+    blow: signal.Signals, tmp_path: Path, cgroup: Path, vms: list[subprocess.Popen[bytes]]
+) -> None:
+    state = tmp_path / "guard.state"
+    agent = subprocess.Popen([sys.executable, "-c", AGENT, str(state), str(cgroup)], stdout=subprocess.PIPE)
+    vms.append(agent)
+    assert agent.stdout
+    guard_pid = int(agent.stdout.readline())
+    try:
+        vm = start_vm(vms, cgroup=cgroup)
+        time.sleep(1.5)
+        assert vm.poll() is None, "the agent was extending"
+        agent.send_signal(blow)
+        struck = boot()
+        vm.wait(5)
+        assert boot() - struck < 1.6
+        assert Path(f"/proc/{guard_pid}").exists()
+    finally:
+        agent.stdout.close()
+        end(guard_pid)
+
+
+async def test_pidfiles_name_the_processes_and_strangers_are_spared(
+    tmp_path: Path, guards: list[ProcessGuard], vms: list[subprocess.Popen[bytes]]
+) -> None:
+    directory = tmp_path / "vms"
+    (directory / "j1.1").mkdir(parents=True)
+    mine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(directory / "j1.1")])
+    stranger = start_vm(vms)
+    vms.append(mine)
+    (directory / "j1.1/qemu.pid").write_text(f"{mine.pid}\n")
+    (directory / "reused.pid").write_text(str(stranger.pid))
+    (directory / "broken.pid").write_text("what")
+    guard = ProcessGuard(tmp_path / "guard.state", None, directory)
+    guards.append(guard)
+    await asyncio.sleep(0.2)
+    await guard.ensure()  # deadline 0: nothing may live
+    mine.wait(5)
+    await asyncio.sleep(0.3)
+    assert stranger.poll() is None
+
+
+async def test_second_agent_attaches_and_takes_over_a_stuck_guard(tmp_path: Path, guards: list[ProcessGuard]) -> None:
+    first = ProcessGuard(tmp_path / "guard.state", None, tmp_path)
+    guards.append(first)
+    await first.ensure()
+    pid = first.pid
+    second = ProcessGuard(tmp_path / "guard.state", None, tmp_path)
+    await second.ensure()
+    assert second.pid == pid
+    second.extend(boot() + 100)
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(1.1)
+    assert not second.alive()
+    await asyncio.gather(second.ensure(), asyncio.to_thread(os.waitpid, pid, 0))
+    assert second.pid != pid
+    assert second.alive()
+    assert GuardState(tmp_path / "guard.state")[Word.DEADLINE] > (boot() + 90) * 1e9  # the deadline stands
+
+
+async def test_ends_only_when_asked_and_nothing_lives(
+    tmp_path: Path, guards: list[ProcessGuard], vms: list[subprocess.Popen[bytes]]
+) -> None:
+    directory = tmp_path / "vms"
+    directory.mkdir()
+    vm = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(directory)])
+    vms.append(vm)
+    (directory / "j1.1.pid").write_text(str(vm.pid))
+    guard = ProcessGuard(tmp_path / "guard.state", None, directory)
+    guards.append(guard)
+    state = open_state(tmp_path / "guard.state")
+    state[Word.DEADLINE] = int((boot() + 60) * 1e9)
+    await guard.ensure()
+    os.kill(guard.pid, signal.SIGTERM)
+    guard.release()
+    await asyncio.sleep(0.3)
+    assert guard.alive()
+    vm.kill()
+    vm.wait()
+    await asyncio.sleep(0.3)
+    assert not guard.alive()
+
+
+def test_state_of_another_boot_is_not_believed(tmp_path: Path) -> None:
+    file = tmp_path / "guard.state"
+    state = open_state(file)
+    state[Word.DEADLINE] = 2**60
+    state[Word.BOOT_LOW] += 1
+    state.close()
+    with pytest.raises(ValueError, match="of this boot"):
+        GuardState(file)
+    assert open_state(file)[Word.DEADLINE] == 0
+
+
+async def test_guard_that_cannot_start_says_where_to_look(tmp_path: Path) -> None:
+    guard = ProcessGuard(tmp_path / "guard.state", None, None)
+    with pytest.raises(GuardError, match=r"exit code 2.*guard\.log"):
+        await guard.ensure()

@@ -1,0 +1,283 @@
+"""The parsers: what odd trees come out as, and that no tree whatever makes them fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent import pci
+from agent.inventory import MAX_NOTES, read_inventory
+from agent.simhost import build_tree, parse_shape
+from agent.sysfs import RealSysfs
+from agent.topology import cpu_list
+from tests.unit.sysfs_fake import FakeSysfs, cpu_files, gpu_files, node_files
+
+
+def fake(*parts: FakeSysfs | dict[str, str | bytes]) -> FakeSysfs:
+    whole = FakeSysfs({})
+    for part in parts:
+        whole.files |= part.files if isinstance(part, FakeSysfs) else part
+        whole.links |= part.links if isinstance(part, FakeSysfs) else {}
+    return whole
+
+
+ONE_NODE = fake(cpu_files([[0, 2], [1, 3]]), node_files(0, "0-3"))
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("0000:21:00.0", "0000:21:00.0"),
+        ("21:00.0", "0000:21:00.0"),
+        ("0000:AF:1F.7\n", "0000:af:1f.7"),
+        ("10000:e1:00.0", "10000:e1:00.0"),
+        ("0:1:2.3", "0000:01:02.3"),
+        ("0000:21:20.0", None),
+        ("0000:21:00.8", None),
+        ("0000:21:00", None),
+        ("٠٠٠٠:21:00.0", None),
+        ("", None),
+    ],
+)
+def test_addresses_are_made_canonical(text: str, canonical: str | None) -> None:
+    assert pci.canonical_address(text) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("0-3,8", [0, 1, 2, 3, 8]),
+        ("", []),
+        ("5", [5]),
+        ("3-1", None),
+        ("0-99999999", None),
+        ("a", None),
+        ("1,,2", None),
+    ],
+)
+def test_cpu_lists(text: str, cpus: list[int] | None) -> None:
+    assert cpu_list(text) == cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "mts"),
+    [
+        ("16.0 GT/s PCIe", 16000),
+        ("2.5 GT/s PCIe", 2500),
+        ("8 GT/s", 8000),
+        ("Unknown", 0),
+        ("Unknown speed", 0),
+        ("x", None),
+    ],
+)
+def test_link_speeds(text: str, mts: int | None) -> None:
+    assert pci.link_speed(text) == mts
+
+
+@pytest.mark.parametrize(("text", "lanes"), [("16", 16), ("0", 0), ("255", 0), ("63", 0), ("64", None), ("-1", None)])
+def test_link_widths(text: str, lanes: int | None) -> None:
+    assert pci.link_width(text) == lanes
+
+
+def test_a_gpu_comes_out_as_its_files_say() -> None:
+    inventory = read_inventory(fake(ONE_NODE, gpu_files("0000:21:00.0", methods="flr bus")), labels={"rack": "r1"})
+    (unit,) = inventory.units
+    (function,) = unit.functions
+    assert (unit.id, unit.model, unit.gpu_memory_mib, unit.numa_node, unit.unfit) == (
+        *("0000:21:00.0", "nvidia-a100-80gb", 81920, 0, ""),
+    )
+    assert (function.class_code, function.iommu_group, list(function.reset_methods)) == (0x030200, 1, ["flr", "bus"])
+    assert (function.largest_bar_bytes, function.link_speed_mts, function.link_width) == (1 << 32, 16000, 16)
+    assert [list(core.threads) for core in inventory.numa_nodes[0].cores] == [[0, 2], [1, 3]]
+    assert inventory.numa_nodes[0].memory_mib == 1024
+    assert inventory.labels == {"rack": "r1"}
+    assert not inventory.notes
+
+
+def test_firmware_that_does_not_say_the_node_leaves_it_unknown() -> None:
+    inventory = read_inventory(fake(ONE_NODE, gpu_files("0000:21:00.0", numa_node="-1")))
+    assert inventory.units[0].numa_node == -1
+    assert not inventory.notes
+
+
+def test_a_node_that_the_host_does_not_have_is_unknown_and_noted() -> None:
+    inventory = read_inventory(fake(ONE_NODE, gpu_files("0000:21:00.0", numa_node="7")))
+    assert inventory.units[0].numa_node == -1
+    assert any("NUMA node 7" in note for note in inventory.notes)
+
+
+def test_node_ids_may_have_gaps_and_nodes_no_cpus() -> None:
+    tree = fake(cpu_files([[0], [1]]), node_files(0, "0"), node_files(8, "1"), node_files(252, ""))
+    nodes = read_inventory(tree).numa_nodes
+    assert [(node.id, len(node.cores), node.memory_mib) for node in nodes] == [
+        (0, 1, 1024),
+        (8, 1, 1024),
+        (252, 0, 1024),
+    ]
+
+
+def test_long_pci_domains() -> None:
+    inventory = read_inventory(fake(ONE_NODE, gpu_files("10000:e1:00.0")))
+    assert [unit.id for unit in inventory.units] == ["10000:e1:00.0"]
+
+
+def test_a_tree_without_nodes_is_one_node() -> None:
+    blocks: dict[str, str | bytes] = {
+        "devices/system/memory/block_size_bytes": "8000000",
+        "devices/system/memory/memory0/state": "online",
+        "devices/system/memory/memory1/state": "online",
+        "devices/system/memory/memory2/state": "offline",
+    }
+    inventory = read_inventory(fake(cpu_files([[0, 1]]), blocks))
+    assert [(node.id, node.memory_mib) for node in inventory.numa_nodes] == [(0, 256)]
+    assert [list(core.threads) for core in inventory.numa_nodes[0].cores] == [[0, 1]]
+    assert any("no NUMA nodes" in note for note in inventory.notes)
+
+
+def test_offline_threads_leave_their_core_and_isolated_ones_take_it_along() -> None:
+    tree = fake(cpu_files([[0, 4], [1, 5], [2, 6], [3, 7]]), node_files(0, "0-7"))
+    tree.files |= {"devices/system/cpu/online": "0-6", "devices/system/cpu/isolated": "1"}
+    inventory = read_inventory(tree, reserved_cpus=[4])
+    assert [list(core.threads) for core in inventory.numa_nodes[0].cores] == [[2, 6], [3]]
+    assert [note for note in inventory.notes if "isolated" in note]
+    assert [note for note in inventory.notes if "offline" in note]
+
+
+def test_a_reserved_thread_keeps_its_core_even_while_it_is_offline() -> None:
+    tree = fake(ONE_NODE, {"devices/system/cpu/online": "0-1,3"})
+    (node,) = read_inventory(tree, reserved_cpus=[2]).numa_nodes
+    assert [list(core.threads) for core in node.cores] == [[1, 3]]
+
+
+def test_a_cpu_without_topology_is_left_out_and_noted() -> None:
+    tree = fake(ONE_NODE)
+    del tree.files["devices/system/cpu/cpu1/topology/core_cpus_list"]
+    inventory = read_inventory(tree)
+    assert any("cpu1" in note for note in inventory.notes)
+    assert [0, 2] in [list(core.threads) for core in inventory.numa_nodes[0].cores]
+
+
+def test_reserved_memory_is_kept_back_on_every_node() -> None:
+    tree = fake(cpu_files([[0], [1]]), node_files(0, "0"), node_files(1, "1", memory_kib=1024))
+    assert [node.memory_mib for node in read_inventory(tree, reserved_memory_mib=24).numa_nodes] == [1000, 0]
+
+
+@pytest.mark.parametrize("name", ["vendor", "device", "class"])
+def test_an_unreadable_identity_is_noted_and_never_offered(name: str) -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"))
+    del tree.files[f"bus/pci/devices/0000:21:00.0/{name}"]
+    inventory = read_inventory(tree)
+    assert f"0000:21:00.0: {name} cannot be read" in inventory.notes
+    assert not [unit for unit in inventory.units if not unit.unfit]
+
+
+def test_a_kernel_that_does_not_name_its_reset_methods() -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"))
+    del tree.files["bus/pci/devices/0000:21:00.0/reset_method"]
+    tree.files["bus/pci/devices/0000:21:00.0/reset"] = ""
+    (unit,) = read_inventory(tree).units
+    assert (list(unit.functions[0].reset_methods), unit.unfit) == (["default"], "")
+
+
+def test_nonsense_is_noted_with_its_place() -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0", numa_node="cheese"), {"bus/pci/devices/what/vendor": "0x1"})
+    notes = "\n".join(read_inventory(tree).notes)
+    assert "0000:21:00.0: numa_node is 'cheese', which makes no sense" in notes
+    assert "'what' is no PCI address" in notes
+
+
+def test_notes_are_bounded() -> None:
+    entries: dict[str, str | bytes] = {f"bus/pci/devices/odd{number}/vendor": "" for number in range(2 * MAX_NOTES)}
+    assert len(read_inventory(fake(ONE_NODE, entries)).notes) == MAX_NOTES + 1
+
+
+def test_an_empty_tree() -> None:
+    inventory = read_inventory(FakeSysfs({}))
+    assert [(node.id, len(node.cores), node.memory_mib) for node in inventory.numa_nodes] == [(0, 0, 0)]
+    assert not inventory.units
+    assert inventory.notes
+
+
+def test_this_machine(tmp_path: Path) -> None:
+    inventory = read_inventory(RealSysfs())
+    assert inventory.numa_nodes
+    read_inventory(RealSysfs(tmp_path / "missing")).SerializeToString()
+
+
+TEMPLATE = fake(
+    *(ONE_NODE, gpu_files("0000:21:00.0"), gpu_files("0000:21:00.1", group="2"), gpu_files("0000:22:00.0", group="2")),
+)
+TEMPLATE.files |= {"bus/pci/devices/0000:20:00.0/config": bytes(0x0E) + b"\x01" + bytes(10) + b"\x21\x22" + bytes(37)}
+TEMPLATE.files |= {"bus/pci/devices/0000:20:00.0/class": "0x060400"}
+NUMBERS = st.integers(min_value=-(2**70), max_value=2**70)
+CONTENT = st.one_of(
+    *(st.none(), st.just(""), st.text(max_size=40), st.binary(max_size=80)),
+    *(NUMBERS.map(str), NUMBERS.map(hex), st.sampled_from(["0-3", "0,0,0", "Node 0 MemTotal: 9999999999999999 kB"])),
+    *(
+        st.lists(NUMBERS.map(hex), max_size=25).map(" ".join),
+        st.sampled_from([b"\xff" * 64, b"\x00" * 64, b"\x01" * 63]),
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    changes=st.dictionaries(st.sampled_from(sorted(TEMPLATE.files)), CONTENT, max_size=12),
+    cut=st.dictionaries(st.sampled_from(sorted(TEMPLATE.files)), st.integers(0, 20), max_size=12),
+    links=st.dictionaries(
+        st.sampled_from([*sorted(TEMPLATE.links), "bus/pci/devices/0000:21:00.0/driver"]),
+        st.one_of(st.text(max_size=20), NUMBERS.map(str)),
+        max_size=3,
+    ),
+    extra=st.dictionaries(st.text(max_size=12).map(lambda name: f"bus/pci/devices/{name}/vendor"), st.text(max_size=9)),
+    reserved=st.integers(0, 2**40),
+)
+def test_no_tree_makes_the_parsers_fail(
+    changes: dict[str, str | bytes | None],
+    cut: dict[str, int],
+    links: dict[str, str],
+    extra: dict[str, str],
+    reserved: int,
+) -> None:
+    tree = fake(TEMPLATE)
+    for path, content in changes.items():
+        if content is None:
+            del tree.files[path]
+        else:
+            tree.files[path] = content
+    for path, length in cut.items():
+        if path in tree.files:
+            tree.files[path] = tree.files[path][:length]
+    tree.files |= extra
+    tree.links |= links
+    inventory = read_inventory(tree, reserved_memory_mib=reserved)
+    assert inventory.SerializeToString(deterministic=True) == read_inventory(
+        tree, reserved_memory_mib=reserved
+    ).SerializeToString(deterministic=True)
+    addresses = [function.address for unit in inventory.units for function in unit.functions]
+    assert len(addresses) == len(set(addresses)), "a function is in two units"
+    threads = [thread for node in inventory.numa_nodes for core in node.cores for thread in core.threads]
+    assert len(threads) == len(set(threads)), "a CPU is in two cores"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_tree_on_disk_reads_too(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    root = tmp_path_factory.mktemp("sysfs") / "host"
+    build_tree(root, parse_shape("nvidia-t4,nvidia-l4"))
+    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    for path in data.draw(st.lists(st.sampled_from(files), max_size=8, unique=True)):
+        match data.draw(st.sampled_from(["gone", "empty", "directory", "noise"])):
+            case "gone":
+                path.unlink()
+            case "empty":
+                path.write_bytes(b"")
+            case "directory":
+                path.unlink()
+                path.mkdir()
+            case _:
+                path.write_bytes(data.draw(st.binary(max_size=100)))
+    read_inventory(RealSysfs(root)).SerializeToString()
