@@ -19,6 +19,7 @@ from gpupool.store.port import StoreError
 from .agent import Agent, Parts
 from .clock import BootClock
 from .config import Config, ConfigError, default_cgroup, list_images, parse_cpus, parse_labels
+from .embed import run_dir
 from .guard_client import ProcessGuard
 from .guard_state import BOOT_ID_FILE
 from .hardware import SysfsDevices
@@ -28,6 +29,7 @@ from .service import AgentService, serve
 from .state import FileRecords
 from .sysfs import RealSysfs
 from .timing import Identity, Timing, TimingError
+from .vmerrors import RuntimeUnavailableError
 from .volumes import DirectoryVolumes
 from .worker import Limits
 
@@ -55,7 +57,7 @@ SYNC_S = 10.0  # how long to wait for etcd at the start
 @click.option("--volumes", type=click.Path(path_type=Path), help="Where jobs' volumes are, the same on every host.")
 @click.option("--simulate", help="Make up GPUs instead of using this machine's, e.g. 4xnvidia-a100-80gb.")
 @click.option("--cgroup", type=click.Path(path_type=Path), help="cgroup v2 directory for the VMs.  [default: found]")
-@click.option("--libvirt-uri", default="qemu:///system", help="libvirt connection.")
+@click.option("--libvirt-uri", default="", help="libvirt connection.  [default: qemu:///system; own if simulated]")
 @click.option("--ttl-s", default=8, help="Seconds after which the cluster gives this host up (lease TTL).")
 @click.option("--renew-s", default=2.0, help="Seconds between renewals of the lease.")
 @click.option("--kill-margin-s", default=2.0, help="The guard kills VMs this long before the lease can end.")
@@ -89,8 +91,12 @@ def main(*, log_level: str, **options: Any) -> None:
         sys.exit(2)
     try:
         asyncio.run(run(config))
-    except (StoreError, OSError, GuardError, ValueError) as exc:
+    except (StoreError, OSError, GuardError, RuntimeUnavailableError, ValueError) as exc:
         click.echo(f"error: {exc}", err=True)
+        sys.exit(1)
+    except ExceptionGroup as group:
+        _log.exception("the agent cannot go on; VMs are left as they are")
+        click.echo(f"error: {group.exceptions[0]}", err=True)
         sys.exit(1)
 
 
@@ -122,11 +128,12 @@ async def run(config: Config) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    config.pidfiles.mkdir(parents=True, exist_ok=True)
+    config.state_dir.mkdir(parents=True, exist_ok=True)
     if config.cgroup is not None:
         config.cgroup.mkdir(parents=True, exist_ok=True)
     store, runtime, clock = EtcdStore(config.etcd), _runtime(config), BootClock()
-    guard = ProcessGuard(config.state_dir / "guard.state", config.cgroup, config.pidfiles)
+    pidfiles = run_dir(config.uri) if config.cgroup is None else None
+    guard = ProcessGuard(config.state_dir.resolve() / "guard.state", config.cgroup, pidfiles)
     await _etcd_answers(store, config)
     await guard.ensure()
     records = FileRecords(config.state_dir, config.boot_id)
@@ -205,7 +212,7 @@ def _runtime(config: Config) -> VmRuntime:
     except ImportError as exc:
         raise OSError(f"libvirt's Python module is missing ({exc}); install gpupool[agent]") from exc
     return LibvirtRuntime(
-        uri=config.libvirt_uri,
+        uri=config.uri,
         images=config.images,
         state_dir=config.state_dir,
         cgroup=config.cgroup,

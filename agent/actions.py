@@ -56,6 +56,7 @@ class Actions:
         self._inventory = inventory
         self._starts = asyncio.Semaphore(limits.starts_at_once)
         self._checkpoints: dict[str, asyncio.Event] = {}
+        self._starting: dict[str, str] = {}  # starts under way, and why their VM went meanwhile
         self._worker: Worker
 
     def attach(self, worker: Worker) -> None:
@@ -66,6 +67,13 @@ class Actions:
         """The guest answered, or is gone: no need to wait for its checkpoint any more."""
         if event := self._checkpoints.get(allocation):
             event.set()
+
+    def defer_end(self, allocation: str, reason: str) -> bool:
+        """Whether the VM's end is for its start to conclude, which knows better why it failed."""
+        if allocation not in self._starting:
+            return False
+        self._starting[allocation] = reason
+        return True
 
     def of(self, action: reconcile.Action, desired: Mapping[str, Allocation]) -> Coroutine[None, None, None] | None:
         """The work that an action is; None if it was no more than a change of records, which is done then."""
@@ -102,6 +110,7 @@ class Actions:
                 self._ledger.end_unstarted(want, job_pb2.OUTCOME_START_FAILED, message)
                 return
             self._ledger.prepare(want, self._clock.boot() + self._limits.start_timeout_s)
+            self._starting[want.id] = ""
             try:
                 async with asyncio.timeout(self._limits.start_timeout_s):
                     await self._bring_up(want)
@@ -112,6 +121,9 @@ class Actions:
             except Exception as exc:  # noqa: BLE001 - whatever it is, it ends this start and not the agent
                 _log.exception("start of %s", want.id)
                 await self._fail(want.id, f"{type(exc).__name__}: {exc}")
+            finally:
+                if gone := self._starting.pop(want.id):
+                    self._ledger.gone(want.id, gone)
 
     async def _bring_up(self, want: Allocation) -> None:
         # The report is guarded by the session's key: once it stands, the store has just confirmed that session.

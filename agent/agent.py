@@ -93,7 +93,7 @@ class Agent:
         """Hold a session and do its work, again and again."""
         await self._parts.runtime.open(self.worker.on_event)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.worker.follow(), name="follow")
+            group.create_task(self.worker.wishes.follow(), name="follow")
             group.create_task(self.keeper.tend_guard(), name="tend guard")
             group.create_task(self._watch_inventory(), name="inventory")
             while True:

@@ -29,11 +29,11 @@ class DeviceError(Exception):
         self.address, self.field, self.seen, self.expected = address, field, seen, expected
 
 
-class NotClean(DeviceError):  # noqa: N818 - says what the device is
+class NotClean(DeviceError):
     """The unit could not be reset, or not be proven clean. It must be quarantined; str() is the reason."""
 
 
-class BindFailed(DeviceError):  # noqa: N818 - says what happened
+class BindFailed(DeviceError):
     """A function could not be given to the driver."""
 
 

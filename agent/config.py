@@ -56,9 +56,10 @@ class Config:
             raise ConfigError(f"--volumes: {self.volumes} is no directory; mount the site's shared storage there")
 
     @property
-    def pidfiles(self) -> Path:
-        """Where VMs' .pid files are, for a guard without a cgroup."""
-        return self.state_dir / "vms"
+    def uri(self) -> str:
+        """The libvirt connection: by default the machine's, and a driver of its own for a simulated host."""
+        own = f"qemu:///embed?root={self.state_dir.resolve() / 'libvirt'}"
+        return self.libvirt_uri or ("qemu:///system" if self.simulate is None else own)
 
     def address(self, port: int) -> str:
         """Where others reach the agent, given the port that it got."""

@@ -47,10 +47,11 @@ class Cgroup:
 
 
 class PidFiles:
-    """Where no cgroup can be had: the processes that the .pid files under a directory name.
+    """Where no cgroup can be had: the processes that the gpupool-*.pid files under a directory name.
 
-    A pid may have been given to another process since; one whose command line names neither the directory nor the
-    file's stem is not ours, and the pidfd makes sure that the process looked at is the one that is killed.
+    Other .pid files are other people's. A pid may have been given to another process since: one whose command line
+    names neither the directory nor the file's stem is not ours, and the pidfd makes sure that the process looked at is
+    the one that is killed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,7 +67,7 @@ class PidFiles:
 
     def _signal(self, number: int) -> int:
         """Send `number` to each of the processes; how many there were."""
-        return sum(self._signal_one(file, number) for file in self._directory.rglob("*.pid"))
+        return sum(self._signal_one(file, number) for file in self._directory.rglob("gpupool-*.pid"))
 
     def _signal_one(self, file: Path, number: int) -> bool:
         try:
@@ -148,7 +149,6 @@ def watch(state: GuardState, targets: list[Target]) -> None:
     while not may_end(state, targets):
         state[Word.HEARTBEAT] = boot_time_ns()
         killed = enforce(state, targets)
-        if state[Word.KILLS] > 0: state[Word.DEADLINE] = 2**62
         if killed and not killing:
             note("deadline passed: killing every VM")
         elif killing and not killed:
@@ -163,7 +163,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpupool guard", description="Kills this host's VMs at a deadline.")
     parser.add_argument("--state", type=Path, required=True, help="the file shared with the agent")
     parser.add_argument("--cgroup", type=Path, help="cgroup v2 directory that holds every VM")
-    parser.add_argument("--pidfiles", type=Path, help="directory of .pid files, for where no cgroup can be had")
+    parser.add_argument(
+        "--pidfiles", type=Path, help="directory of gpupool-*.pid files, for where no cgroup can be had"
+    )
     arguments = parser.parse_args()
     if arguments.cgroup is None and arguments.pidfiles is None:
         parser.error("nothing to guard: give --cgroup, --pidfiles or both")

@@ -5,7 +5,7 @@ The reports to the scheduler are computed from it, never sent on an event, so no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
@@ -114,17 +114,22 @@ class Ledger:
 
     # Units
 
-    def doubt_units(self, present: Iterable[str], reported: dict[str, UnitReport]) -> None:
-        """At the start of a session: what nothing vouches for is dirty. `reported` is what the store says of us.
+    def meet_units(self, present: Iterable[str], reported: Mapping[str, UnitReport]) -> None:
+        """Units without a record of this boot are dirty. `reported` is what the store has of us.
 
-        A unit stays free only if this boot's record says so, as it is taken on record before it is touched. Without a
-        record, a quarantine in the store stands, since only an operator may lift it.
+        A quarantine in the store stands, since only an operator may lift it.
         """
         for name in present:
-            unit = self.units.get(name)
-            if unit is None:
+            if name not in self.units:
                 self._meet(name, reported.get(name, UnitReport()))
-            elif unit.state == UnitIs.RESETTING or (unit.state == UnitIs.HELD and not self._lives(unit.allocation)):
+
+    def doubt_units(self) -> None:
+        """At the start of a session, with no action under way: what nothing vouches for is dirty.
+
+        A unit stays free only if this boot's record says so: it is taken on record before it is touched.
+        """
+        for unit in self.units.values():
+            if unit.state == UnitIs.RESETTING or (unit.state == UnitIs.HELD and not self._lives(unit.allocation)):
                 self._unit_change(unit, UnitEvent.DOUBTED, "its holder is gone, or its reset was cut short")
 
     def resetting(self, unit: str) -> None:

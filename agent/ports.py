@@ -1,7 +1,7 @@
-"""The agent's ports: what it needs of the machine, so that the same agent runs on hardware, in a lab and on virtual time.
+"""The agent's ports: what it needs of the machine, so that one agent runs on hardware, in a lab and on virtual time.
 
-`Sysfs` is how devices are read and driven, `VmRuntime` how VMs are run, `Guard` what kills them when the session cannot
-be renewed, `Clock` what time it is. The agent's logic (session, reconcile, reclaim) sees nothing else of the host.
+`Sysfs` is how devices are read and driven, `VmRuntime` how VMs are run, `Guard` what kills them when the session
+cannot be renewed, `Clock` what time it is. The agent's logic (session, reconcile, reclaim) sees nothing else of the host.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Protocol
 
 class Sysfs(Protocol):
     """A sysfs tree. Paths are relative to its root, e.g. "bus/pci/devices/0000:21:00.0/vendor". Reading never raises:
-    what cannot be read is None (or empty), and the caller notes it."""
+    what cannot be read is None (or empty), and the caller notes it.
+    """
 
     def read(self, path: str) -> str | None:
         """The file's text, stripped; None if it is missing or cannot be read."""

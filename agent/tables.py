@@ -77,7 +77,7 @@ VMS: Mapping[tuple[VmIs, VmHappened], VmIs] = {
 }
 
 
-class IllegalTransition(Exception):  # noqa: N818 - named for what it is
+class IllegalTransition(Exception):
     """The table has no such pair."""
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 
 from gpupool.store import keys
-from gpupool.store.follow import follow
-from gpupool.store.port import Change, Snapshot, Store
+from gpupool.store.port import Store
 from gpupool.v1.inventory_pb2 import Inventory
-from gpupool.v1.records_pb2 import Allocation, UnitIntent, UnitReport
+from gpupool.v1.records_pb2 import Allocation, UnitReport
 
 from . import reconcile
 from .actions import Actions
@@ -26,7 +25,8 @@ from .logs import LogSink
 from .ports import Clock, GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent, VmGone, VmRuntime
 from .reconcile import View
 from .report import Reporter
-from .tables import VmIs
+from .tables import UnitIs, VmIs
+from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
@@ -64,7 +64,6 @@ class Worker:
         doubt: Callable[[], None],
     ) -> None:
         self._host = host
-        self._store = store
         self._runtime = runtime
         self._clock = clock
         self._ledger = ledger
@@ -74,9 +73,7 @@ class Worker:
         self._inventory = inventory
         self._may_start = may_start
         self.reporter = Reporter(store, host, self._wanted, doubt)
-        self._desired: dict[str, Allocation] = {}
-        self._intents: dict[str, UnitIntent] = {}
-        self._known = asyncio.Event()  # the allocations have been read once; before that, nothing may be concluded
+        self.wishes = Wishes(store, host, self.kick, self._vouch_for_unseen)
         self._kick = asyncio.Event()
         self._session = 0
         self._busy: dict[str, asyncio.Task[None]] = {}
@@ -97,7 +94,8 @@ class Worker:
             case GuestCheckpointed(allocation):
                 self._actions.checkpointed(allocation)
             case VmGone(allocation, reason):
-                self._ledger.gone(allocation, reason)
+                if not self._actions.defer_end(allocation, reason):
+                    self._ledger.gone(allocation, reason)
                 self._actions.checkpointed(allocation)
         self.kick()
 
@@ -106,30 +104,19 @@ class Worker:
         self._kick.set()
         self.reporter.kick()
 
-    async def follow(self) -> None:
-        """Keep up with this host's allocations and its units' intents, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            prefix = keys.allocation_prefix(self._host)
-            group.create_task(
-                follow(self._store, prefix, on_reset=self._reset_desired, on_changes=self._change_desired)
-            )
-            prefix = f"{keys.INTENTS}units/{self._host}/"
-            group.create_task(
-                follow(self._store, prefix, on_reset=self._reset_intents, on_changes=self._change_intents)
-            )
-
     # A session
 
     async def serve(self, session: int) -> None:
         """Run what the allocations of this session ask for, until cancelled; then no action is left running."""
         try:
-            await self._known.wait()
+            await self.wishes.known.wait()
             stored = await self.reporter.load()
             self._session = session
             self._meet_units(stored)
+            self._ledger.doubt_units()
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.reporter.run(session))
-                await self._audit(agent_is_new=True)
+                await self._audit_once()
                 group.create_task(self._audit_often())
                 await self._loop()
         finally:
@@ -155,10 +142,10 @@ class Worker:
         """All that a decision rests on now; `without` names an action that asks for itself."""
         return View(
             session=self._session,
-            desired=self._desired,
+            desired=self.wishes.allocations,
             vms=self._ledger.vms,
             units=self._ledger.units,
-            intents=self._intents,
+            intents=self.wishes.intents,
             boot_s=self._clock.boot(),
             may_start=self._may_start(),
             busy={*self._busy} - {without},
@@ -187,7 +174,7 @@ class Worker:
 
     def _begin(self, action: reconcile.Action) -> None:
         """Carry the action out, in a task of its own if it takes time."""
-        work = self._actions.of(action, self._desired)
+        work = self._actions.of(action, self.wishes.allocations)
         if work is not None:
             name = action.unit if isinstance(action, reconcile.Reclaim) else action.allocation  # type: ignore[union-attr]
             self._spawn(name, work)
@@ -214,23 +201,30 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _audit_once(self) -> None:
+        """The first look of a session: adopts or ends what an earlier agent left; nothing is started before it."""
+        while not await self._audit(agent_is_new=True):  # noqa: ASYNC110 - it asks libvirt, which sends no event
+            await asyncio.sleep(_RETRY_S)
+
     async def _audit_often(self) -> None:
         while True:
             await asyncio.sleep(self._limits.audit_s)
-            try:
-                await self._audit(agent_is_new=False)
-            except Exception:  # noqa: BLE001 - the runtime may raise anything, and it is asked again
-                _log.exception("cannot see which VMs run")
+            await self._audit(agent_is_new=False)
 
-    async def _audit(self, *, agent_is_new: bool) -> None:
-        """Compare records with the VMs that exist. What changed while the runtime was asked is left for next time."""
+    async def _audit(self, *, agent_is_new: bool) -> bool:
+        """Compare records with the VMs that exist. What changed meanwhile is left for next time."""
         before = {name: record.state for name, record in self._ledger.vms.items() if name not in self._busy}
-        running = await self._runtime.running()
+        try:
+            running = await self._runtime.running()
+        except Exception:  # noqa: BLE001 - the runtime may raise anything, and it is asked again
+            _log.exception("cannot see which VMs run")
+            return False
         for action in reconcile.audit(self.view(), running, agent_is_new=agent_is_new):
             name = action.allocation  # type: ignore[union-attr]
             have = self._ledger.vms.get(name)
             if have is None or before.get(name) == have.state:
                 self._begin(action)
+        return True
 
     def _meet_units(self, stored: Mapping[str, bytes]) -> None:
         present = [unit.id for unit in self._inventory().units if not unit.unfit]
@@ -240,7 +234,7 @@ class Worker:
             for key, value in stored.items()
             if key.startswith(prefix)
         }
-        self._ledger.doubt_units(present, reports)
+        self._ledger.meet_units(present, reports)
 
     def meet_inventory(self) -> None:
         """The inventory was read again: new units are to be proven, units that are gone are forgotten."""
@@ -251,7 +245,7 @@ class Worker:
 
     def _wanted(self) -> dict[str, bytes | None]:
         """What should stand in the store: an allocation that we have no record of keeps the report that it has."""
-        wanted: dict[str, bytes | None] = {keys.vm(self._host, name): None for name in self._desired}
+        wanted: dict[str, bytes | None] = {keys.vm(self._host, name): None for name in self.wishes.allocations}
         wanted |= self._ledger.reports(self._host, self._session)
         inventory = Inventory()
         inventory.CopyFrom(self._inventory())
@@ -259,43 +253,14 @@ class Worker:
         wanted[keys.inventory(self._host)] = inventory.SerializeToString(deterministic=True)
         return wanted
 
-    # What is wanted
-
-    def _reset_desired(self, snapshot: Snapshot) -> None:
-        self._desired = {kv.key.rpartition("/")[2]: Allocation.FromString(kv.value) for kv in snapshot.items}
-        self._known.set()
-        self.kick()
-
-    def _change_desired(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            name = change.key.rpartition("/")[2]
-            if change.kv is not None:
-                self._desired[name] = Allocation.FromString(change.kv.value)
-            elif (gone := self._desired.pop(name, None)) is not None:
-                self._vouch_for_unseen(gone)
-        self.kick()
-
     def _vouch_for_unseen(self, gone: Allocation) -> None:
         """An allocation was withdrawn before anything of it was done here: its free units are clean after it too."""
         if gone.id in self._busy or self._lives(gone.id):
             return
         for name in gone.units:
             unit = self._ledger.units.get(name)
-            if unit is not None and unit.state == "FREE":
+            if unit is not None and unit.state == UnitIs.FREE:
                 self._ledger.vouch(name, gone.id)
 
     def _lives(self, name: str) -> bool:
         return name in self._ledger.vms and self._ledger.vms[name].state != VmIs.ENDED
-
-    def _reset_intents(self, snapshot: Snapshot) -> None:
-        self._intents = {kv.key.rpartition("/")[2]: UnitIntent.FromString(kv.value) for kv in snapshot.items}
-        self.kick()
-
-    def _change_intents(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            name = change.key.rpartition("/")[2]
-            if change.kv is None:
-                self._intents.pop(name, None)
-            else:
-                self._intents[name] = UnitIntent.FromString(change.kv.value)
-        self.kick()

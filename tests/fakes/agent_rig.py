@@ -42,7 +42,7 @@ class MemoryRecords:
 
 
 class FakeDevices:
-    """Implements agent.hardware.Devices. `faults` maps a unit to why its reclaim fails, `unbindable` to why its bind does."""
+    """Implements agent.hardware.Devices. `faults`: why a unit's reclaim fails; `unbindable`: why its bind does."""
 
     def __init__(self, units: Sequence[str] = (UNIT, OTHER)) -> None:
         self.units = list(units)
@@ -135,8 +135,8 @@ class Rig:
     backend: MemoryBackend = field(default_factory=MemoryBackend)
     boot_id: str = "boot-1"
     address: str = "10.0.0.1:50152"
-    timing: Timing = Timing()
-    limits: Limits = Limits()
+    timing: Timing = field(default_factory=Timing)
+    limits: Limits = field(default_factory=Limits)
     images: list[str] = field(default_factory=lambda: ["ubuntu"])
     devices: FakeDevices = field(default_factory=FakeDevices)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from random import Random
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from agent.agent import Agent, Parts
 from agent.ports import GuardError
@@ -25,13 +28,15 @@ from tests.sim.hardware import MODEL, Machine
 from tests.sim.sealed import WALL_EPOCH_S
 from tests.sim.world import World
 
+M = TypeVar("M", bound=Message)
+
 FAULTS_S, SETTLE_S = 240.0, 400.0
 FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 REPLICAS = ("s1", "s2")
 
 # A frozen machine outlives its deadline and runs on for an instant when it thaws: only a hardware watchdog helps
 # against that, and simulated hosts have none (ARCHITECTURE.md, "What a soft guard cannot do").
-WEIGHTS_HERE = {kind: weight for kind, weight in WEIGHTS.items() if kind is not Kind.FREEZE}
+WEIGHTS_HERE: dict[Kind, float] = {kind: weight for kind, weight in WEIGHTS.items() if kind is not Kind.FREEZE}
 
 
 class Cluster:
@@ -77,9 +82,7 @@ class Cluster:
         store = self.world.store(name)
         mirror = Mirror(store, self.wall)
         token = self.world.rng(f"token {name} {self.world.loop.time()}")
-        self.apis[name] = JobsApi(
-            store, mirror, policy=Policy(), wall=self.wall, token=partial(token.randbytes, 16)
-        )
+        self.apis[name] = JobsApi(store, mirror, policy=Policy(), wall=self.wall, token=partial(token.randbytes, 16))
         await Replica(name, name, store, mirror, Policy(), self.wall).run()
 
     def wall(self) -> float:
@@ -97,7 +100,7 @@ class Cluster:
         self.world.add("client", self.client_main)
         self.world.start("client")
 
-    def _power(self, domain: str, on: bool) -> None:  # noqa: FBT001
+    def _power(self, domain: str, on: bool) -> None:
         if machine := self.machines.get(domain):
             machine.boot() if on else machine.cut()
 
@@ -123,12 +126,16 @@ class Cluster:
             await asyncio.sleep(rng.uniform(0.0, 60.0))
             await self._insist(lambda api: api.cancel(scheduler_pb2.CancelJobRequest(id=answer.id)))
 
-    async def _insist(self, request):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    async def _insist(self, request: Callable[[JobsApi], Coroutine[Any, Any, Any]]) -> Any:
         """Ask one replica after the other until there is an answer."""
         for attempt in range(1000):
             name = REPLICAS[attempt % len(REPLICAS)]
+
+            async def ask(name: str = name) -> Any:
+                return await request(self.apis[name])
+
             try:
-                return await self.world.call("client", name, lambda name=name: request(self.apis[name]))
+                return await self.world.call("client", name, ask)
             except (ConnectionError, StoreError, ApiError, KeyError) as exc:
                 self.world.trace(f"{name} did not answer: {type(exc).__name__}")
                 await asyncio.sleep(1.0)
@@ -174,7 +181,9 @@ class Cluster:
             state = job_pb2.JobStatus.FromString(kv.value).state if kv is not None else None
             if state not in FINAL:
                 yield f"job {job} ({key}) is lost: {state}"
-        yield from (f"allocation {a.id} was never released" for a in self.stored(keys.ALLOCATIONS, records_pb2.Allocation))
+        yield from (
+            f"allocation {a.id} was never released" for a in self.stored(keys.ALLOCATIONS, records_pb2.Allocation)
+        )
         for name, machine in self.machines.items():
             if not self.world.powered(name):
                 continue
@@ -187,20 +196,20 @@ class Cluster:
                 elif report.state != records_pb2.UNIT_STATE_FREE:
                     yield f"unit {name}/{unit} never came back: {report}"
 
-    def stored(self, prefix: str, kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def stored(self, prefix: str, kind: type[M]) -> list[M]:
         return [message for _, message in self.stored_items(prefix, "", kind)]
 
-    def stored_items(self, prefix: str, suffix: str, kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    def stored_items(self, prefix: str, suffix: str, kind: type[M]) -> list[tuple[str, M]]:
         items = self.world.backend.list(prefix).items
         return [(kv.key, kind.FromString(kv.value)) for kv in items if kv.key.endswith(suffix)]
 
 
-def scenario(world: World) -> None:
+def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS_HERE) -> None:
     """One seed: a small cluster, some jobs, some faults; then quiet, and everything must have come to its end."""
     cluster = Cluster(world)
     cluster.start()
     nodes = [*REPLICAS, *(f"{name}/agent" for name in cluster.machines)]
-    mix = Mix(weights=WEIGHTS_HERE, quiet_s=20.0, most_lost=len(cluster.machines) - 1)
+    mix = Mix(weights=weights, quiet_s=20.0, most_lost=len(cluster.machines) - 1)
     apply_plan(
         world, make_plan(world.rng("faults"), until_s=FAULTS_S, nodes=nodes, machines=list(cluster.machines), mix=mix)
     )
@@ -211,5 +220,3 @@ def scenario(world: World) -> None:
         if not problems:
             return
     raise AssertionError("\n".join([f"seed {world.seed} did not settle:", *problems, *world.lines[-40:]]))
-
-

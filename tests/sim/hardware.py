@@ -1,4 +1,4 @@
-"""What an agent stands on in the simulation: one machine's VMs, devices, guard, disk and clock, which outlive agents."""
+"""What an agent stands on in the simulation: a machine's VMs, devices, guard, disk and clock, which outlive agents."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ class Devices(FakeDevices):
         for n, unit in enumerate(found.units):
             unit.numa_node = n % 2
         cores = [[inventory_pb2.CpuCore(threads=[c]) for c in range(n * 8, n * 8 + 8)] for n in range(2)]
-        found.numa_nodes.extend(
-            inventory_pb2.NumaNode(id=n, cores=cores[n], memory_mib=65536) for n in range(2)
-        )
+        found.numa_nodes.extend(inventory_pb2.NumaNode(id=n, cores=cores[n], memory_mib=65536) for n in range(2))
         return found
 
     async def reclaim(self, unit: inventory_pb2.Unit) -> str:

@@ -74,6 +74,11 @@ def start_vm(vms: list[subprocess.Popen[bytes]], *, cgroup: Path | None = None) 
     return vm
 
 
+def start_named(directory: Path) -> subprocess.Popen[bytes]:
+    """A VM that is known by its command line."""
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(directory)])
+
+
 @needs_cgroup
 async def test_kills_at_the_deadline_and_not_before(
     tmp_path: Path, cgroup: Path, guards: list[ProcessGuard], vms: list[subprocess.Popen[bytes]]
@@ -141,12 +146,15 @@ async def test_pidfiles_name_the_processes_and_strangers_are_spared(
 ) -> None:
     directory = tmp_path / "vms"
     (directory / "j1.1").mkdir(parents=True)
-    mine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(directory / "j1.1")])
+    mine = start_named(directory / "j1.1")
     stranger = start_vm(vms)
     vms.append(mine)
-    (directory / "j1.1/qemu.pid").write_text(f"{mine.pid}\n")
-    (directory / "reused.pid").write_text(str(stranger.pid))
-    (directory / "broken.pid").write_text("what")
+    (directory / "j1.1/gpupool-j1.1.pid").write_text(f"{mine.pid}\n")
+    (directory / "gpupool-reused.pid").write_text(str(stranger.pid))
+    (directory / "gpupool-broken.pid").write_text("what")
+    foreign = start_named(directory)
+    vms.append(foreign)
+    (directory / "database.pid").write_text(str(foreign.pid))
     guard = ProcessGuard(tmp_path / "guard.state", None, directory)
     guards.append(guard)
     await asyncio.sleep(0.2)
@@ -154,6 +162,7 @@ async def test_pidfiles_name_the_processes_and_strangers_are_spared(
     mine.wait(5)
     await asyncio.sleep(0.3)
     assert stranger.poll() is None
+    assert foreign.poll() is None
 
 
 async def test_second_agent_attaches_and_takes_over_a_stuck_guard(tmp_path: Path, guards: list[ProcessGuard]) -> None:
@@ -179,9 +188,9 @@ async def test_ends_only_when_asked_and_nothing_lives(
 ) -> None:
     directory = tmp_path / "vms"
     directory.mkdir()
-    vm = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(directory)])
+    vm = start_named(directory)
     vms.append(vm)
-    (directory / "j1.1.pid").write_text(str(vm.pid))
+    (directory / "gpupool-j1.1.pid").write_text(str(vm.pid))
     guard = ProcessGuard(tmp_path / "guard.state", None, directory)
     guards.append(guard)
     state = open_state(tmp_path / "guard.state")

@@ -73,7 +73,7 @@ def test_what_cannot_start_ends() -> None:
     assert plan(view(want(desired=STOP))) == [End("j.1", job_pb2.OUTCOME_STOPPED, "cancelled")]
 
 
-HELD = {"unit": UnitIs.HELD}
+HELD: dict[str, Any] = {"unit": UnitIs.HELD}
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_every_state_and_wish(state: VmIs, wanted: records_pb2.Desired.ValueType
 
 
 def test_deadlines() -> None:
-    late = {"deadline": NOW}
+    late: dict[str, Any] = {"deadline": NOW}
     assert plan(view(want(), vms=(vm(VmIs.STOPPING, **late),), **HELD)) == [Destroy("j.1", "its grace is over")]
     (action,) = plan(view(want(), vms=(vm(VmIs.PREPARING, **late),), **HELD))
     assert isinstance(action, Destroy)
@@ -116,7 +116,7 @@ def test_a_record_of_another_sessions_allocation_is_not_wanted() -> None:
 
 
 def test_units() -> None:
-    bad = {"unit": UnitIs.QUARANTINED}
+    bad: dict[str, Any] = {"unit": UnitIs.QUARANTINED}
     assert plan(view(**bad)) == []
     assert plan(view(**bad, intents={"u0": UnitIntent(retry_requested_s=50.0)})) == []
     assert plan(view(**bad, intents={"u0": UnitIntent(retry_requested_s=50.1)})) == [Retry("u0")]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from agent.worker import Limits
 from gpupool.store import keys
-from gpupool.store.port import Put
+from gpupool.store.port import Committed, Guard, Op, Put, Snapshot
 from gpupool.v1 import job_pb2, records_pb2
 from tests.fakes.agent_rig import HOST, OTHER, UNIT, Rig
 from tests.fakes.virtual_time import until, virtual_time
@@ -278,7 +278,7 @@ async def test_lost_lease_kills_vms_before_the_new_session() -> None:
         alive_at_announcement = []
         commit = rig.backend.commit
 
-        def spy(guards, ops):  # type: ignore[no-untyped-def]
+        def spy(guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:
             if any(isinstance(op, Put) and op.key == keys.session(HOST) for op in ops):
                 alive_at_announcement.append([vm.alive for vm in rig.vms.vms.values()])
             return commit(guards, ops)
@@ -387,6 +387,86 @@ async def test_stray_vm_is_destroyed_and_lost_one_noticed() -> None:
         rig.vms.kill("j1.1")
         rig.vms._sink = sink
         assert (await rig.ended()).outcome == job_pb2.OUTCOME_CRASHED
+
+
+@virtual_time
+async def test_inventory_that_changes_during_a_reclaim_leaves_it_alone() -> None:
+    async with ready(Guest(run_s=1)) as rig:
+        rig.devices.reclaim_s = 30
+        rig.allocate()
+        await until(lambda: rig.unit().state == records_pb2.UNIT_STATE_RESETTING)
+        rig.images.append("debian")
+        await until(lambda: rig.unit().state == records_pb2.UNIT_STATE_FREE)
+        assert rig.devices.reclaimed.count(UNIT) == 2
+
+
+@virtual_time
+async def test_runtime_that_does_not_answer_at_first() -> None:
+    async with ready(FOREVER) as rig:
+        rig.allocate()
+        await rig.running()
+        await rig.kill_agent()
+        rig.vms.broken = True
+        await rig.boot()
+        await asyncio.sleep(30)
+        assert rig.vm().state == records_pb2.ALLOCATION_STATE_RUNNING
+        rig.vms.broken = False
+        rig.stop()
+        await rig.ended()
+
+
+@virtual_time
+async def test_unit_whose_reset_was_cut_short_is_reclaimed_anew() -> None:
+    async with ready(Guest(run_s=1)) as rig:
+        rig.devices.reclaim_s = 30
+        rig.allocate()
+        await until(lambda: rig.unit().state == records_pb2.UNIT_STATE_RESETTING)
+        await rig.kill_agent()
+        await rig.boot()
+        await until(lambda: rig.unit().state == records_pb2.UNIT_STATE_FREE)
+        assert rig.unit().allocation == "j1.1"
+
+
+@virtual_time
+async def test_guard_that_dies_during_the_start_stops_it() -> None:
+    async with ready(Guest(start_takes_s=5)) as rig:
+        rig.allocate()
+        await until(lambda: rig.vms.vms)
+        rig.guard.dead = rig.guard.unstartable = True
+        assert "not allowed to run" in (await rig.ended()).message
+        assert not rig.vms.vms["j1.1"].ran
+
+
+@virtual_time
+async def test_nothing_is_concluded_before_the_allocations_are_read() -> None:
+    async with ready(FOREVER) as rig:
+        rig.allocate()
+        await rig.running()
+        await rig.kill_agent()
+        read = rig.store.list
+
+        async def slow(prefix: str) -> Snapshot:
+            await asyncio.sleep(5 if prefix == keys.allocation_prefix(HOST) else 0)
+            return await read(prefix)
+
+        rig.store.list = slow  # type: ignore[method-assign]
+        await rig.boot()
+        await asyncio.sleep(20)
+        assert [what for _, what, _ in rig.vms.history] == ["run"]
+
+
+@virtual_time
+async def test_report_of_an_earlier_boot_stands_until_its_allocation_is_gone() -> None:
+    async with ready(Guest(run_s=1, exit_code=4)) as rig:
+        rig.allocate()
+        await rig.ended()
+        await rig.kill_agent()
+        rig.records.kinds.clear()
+        rig.boot_id = "boot-2"
+        await rig.ready()
+        assert rig.vm().exit_code == 4
+        rig.withdraw()
+        await until(lambda: not rig.vm().state)
 
 
 @virtual_time

@@ -1,0 +1,74 @@
+"""What is wanted of this host: a mirror of its allocations and of its units' intents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from gpupool.store import keys
+from gpupool.store.follow import follow
+from gpupool.store.port import Change, Snapshot, Store
+from gpupool.v1.records_pb2 import Allocation, UnitIntent
+
+
+class Wishes:
+    """`allocations` and `intents` by name; `known` is set once the allocations have been read.
+
+    Before that nothing may be concluded from an allocation's absence. `changed` is called after each change,
+    `withdrawn` with each allocation that is no more.
+    """
+
+    def __init__(
+        self, store: Store, host: str, changed: Callable[[], None], withdrawn: Callable[[Allocation], None]
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._changed = changed
+        self._withdrawn = withdrawn
+        self.allocations: dict[str, Allocation] = {}
+        self.intents: dict[str, UnitIntent] = {}
+        self.known = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Keep up, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            prefix = keys.allocation_prefix(self._host)
+            group.create_task(
+                follow(self._store, prefix, on_reset=self._reset_allocations, on_changes=self._change_allocations)
+            )
+            prefix = f"{keys.INTENTS}units/{self._host}/"
+            group.create_task(
+                follow(self._store, prefix, on_reset=self._reset_intents, on_changes=self._change_intents)
+            )
+
+    def _reset_allocations(self, snapshot: Snapshot) -> None:
+        before = self.allocations
+        self.allocations = {_name(kv.key): Allocation.FromString(kv.value) for kv in snapshot.items}
+        for name in before.keys() - self.allocations.keys():
+            self._withdrawn(before[name])
+        self.known.set()
+        self._changed()
+
+    def _change_allocations(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.kv is not None:
+                self.allocations[_name(change.key)] = Allocation.FromString(change.kv.value)
+            elif (gone := self.allocations.pop(_name(change.key), None)) is not None:
+                self._withdrawn(gone)
+        self._changed()
+
+    def _reset_intents(self, snapshot: Snapshot) -> None:
+        self.intents = {_name(kv.key): UnitIntent.FromString(kv.value) for kv in snapshot.items}
+        self._changed()
+
+    def _change_intents(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.kv is None:
+                self.intents.pop(_name(change.key), None)
+            else:
+                self.intents[_name(change.key)] = UnitIntent.FromString(change.kv.value)
+        self._changed()
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]

@@ -1,0 +1,118 @@
+"""Each safety property, broken on purpose: the simulation must see it within a few seeds, or it proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from agent import session
+from gpupool.store.port import Committed, Guard, Op
+from scheduler import leader
+from scheduler.core import fence, model, retry, step
+from tests.fakes.vms import FakeGuard
+from tests.sim import hardware
+from tests.sim.cluster import scenario
+from tests.sim.faults import Kind
+from tests.sim.world import World
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def guard_asleep(patch: pytest.MonkeyPatch) -> None:
+    """The guard does not kill at its deadline."""
+    patch.setattr(FakeGuard, "_look", lambda _: None)
+
+
+def deadline_too_generous(patch: pytest.MonkeyPatch) -> None:
+    """The agent reckons the deadline from the answer's arrival plus a minute, not from the request's departure."""
+    renewed = session.SessionKeeper._renewed
+    patch.setattr(session.SessionKeeper, "_renewed", lambda self, sent, ttl_s: renewed(self, sent + 60.0, ttl_s))
+
+
+def evidence_guessed(patch: pytest.MonkeyPatch) -> None:
+    """A host is fenced as soon as its reports stop, here: as soon as it is unknown for a moment at a leader's start."""
+    patch.setattr(fence, "evidence", lambda *_: (model.Evidence.OPERATOR, "guessed"))
+    patch.setattr(FakeGuard, "_look", lambda _: None)
+
+
+def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
+    """The scheduler takes a unit as free as soon as its VM has ended, and the agent does not insist."""
+
+    def release_at_once(cluster: model.Cluster, host: model.Host, allocation: model.Allocation) -> None:
+        if allocation.state.value == "ENDED":
+            cluster.release(allocation)
+            cluster.dirty.deleted[allocation.id] = allocation
+            host.reports.update(
+                {u: model.UnitReport(model.UnitState.FREE, host.session, allocation.id) for u in allocation.units}
+            )
+
+    async def no_reset(_: object, unit: Any) -> str:
+        del unit
+        return "believed"
+
+    patch.setattr(step, "_release_if_clean", release_at_once)
+    patch.setattr(hardware.Devices, "reclaim", no_reset)
+
+
+def unit_shared(patch: pytest.MonkeyPatch) -> None:
+    """The scheduler forgets that a unit is held."""
+    patch.setattr(model.Host, "unit_state", lambda *_: model.UnitState.FREE)
+    patch.setattr(leader, "violations", lambda _: [])
+
+
+def job_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A lost attempt is closed, and nobody queues the job again."""
+
+    def end(cluster: model.Cluster, job: model.Job, outcome: model.Outcome, now: float, **_: Any) -> None:
+        if outcome is model.Outcome.HOST_LOST:
+            job.attempts[-1].ended_s = now
+            return
+        retry.end_attempt(cluster, job, outcome, now, **_)
+
+    patch.setattr(fence, "end_attempt", end)
+    patch.setattr(leader, "violations", lambda _: [])
+
+
+def unguarded_commits(patch: pytest.MonkeyPatch) -> None:
+    """A leader writes without its term as a guard, so a paused one overwrites its successor."""
+
+    async def unguarded(self: leader.Leader, batch: Sequence[Any]) -> bool:
+        ops: list[Op] = [op for group in batch for op in group.ops]
+        guards: list[Guard] = []
+        done: Committed = await self._store.commit(guards, ops)
+        return done.succeeded
+
+    patch.setattr(leader.Leader, "_try", unguarded)
+
+
+PARTITIONS = {Kind.PARTITION: 1.0}
+POWER = {Kind.POWER_CUT: 1.0}
+PAUSES = {Kind.PAUSE: 1.0}
+
+# The plant, the faults under which it shows soonest, and the words in which it is seen.
+PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
+    "guard asleep": (guard_asleep, PARTITIONS, "runs 2 times"),
+    "deadline too generous": (deadline_too_generous, PARTITIONS, "runs 2 times"),
+    "evidence guessed": (evidence_guessed, PARTITIONS, "runs 2 times"),
+    "dirty units offered": (dirty_units_offered, POWER, "unproven"),
+    "unit shared": (unit_shared, POWER, "reserved for"),
+    "job forgotten": (job_forgotten, POWER, "is lost"),
+    "unguarded commits": (unguarded_commits, PAUSES, ""),
+}
+SEEDS = 40
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_planted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, faults, seen = PLANTS[name]
+    plant(monkeypatch)
+    for seed in range(SEEDS):
+        with World(seed) as world:
+            try:
+                scenario(world, faults)
+            except AssertionError as exc:
+                if seen in str(exc):
+                    return
+    pytest.fail(f"{SEEDS} seeds did not see it")
