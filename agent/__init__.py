@@ -1,1 +1,7 @@
 """The agent: what runs on every KVM host."""
+
+import os
+
+# libvirt forks inside this process to start QEMU, and gRPC's handlers for that abort the child. gRPC reads this when it
+# is first imported, which every module of the agent does after this one.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"

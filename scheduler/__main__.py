@@ -94,7 +94,8 @@ async def serve(config: Config) -> None:
     policy = Policy(soft_guard_is_enough=config.soft_guard_is_enough)
     jobs = JobsApi(store, mirror, policy=policy, wall=time.time, token=lambda: os.urandom(16))
     operations = OperationsApi(store, mirror, replica=config.name, version=version("gpupool"), wall=time.time)
-    server = grpc.aio.server()
+    # Clients ping idle watches, to notice a frozen replica; gRPC's default takes that for abuse.
+    server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 5000)])
     scheduler_pb2_grpc.add_JobServiceServicer_to_server(JobService(jobs, mirror), server)
     scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations), server)
     port = _bind(server, config.listen)

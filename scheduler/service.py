@@ -99,8 +99,9 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
     ) -> scheduler_pb2.ListJobsResponse:
         return await _unary(context, _call(self._api.list, request))
 
-    def WatchJobs(self, request: scheduler_pb2.WatchJobsRequest, context: Context) -> AsyncIterator[job_pb2.Job]:
-        return _stream(context, self._api.watch(request))
+    async def WatchJobs(self, request: scheduler_pb2.WatchJobsRequest, context: Context) -> AsyncIterator[job_pb2.Job]:
+        async for answer in _stream(context, self._api.watch(request)):
+            yield answer
 
     async def CancelJob(self, request: scheduler_pb2.CancelJobRequest, context: Context) -> job_pb2.Job:
         return await _unary(context, self._api.cancel(request))
@@ -108,8 +109,9 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
     async def ExplainJob(self, request: scheduler_pb2.ExplainJobRequest, context: Context) -> scheduler_pb2.Explanation:
         return await _unary(context, _call(self._api.explain, request.id))
 
-    def JobLogs(self, request: scheduler_pb2.JobLogsRequest, context: Context) -> AsyncIterator[scheduler_pb2.LogChunk]:
-        return _stream(context, job_logs(self._api, self._mirror, request))
+    async def JobLogs(self, request: scheduler_pb2.JobLogsRequest, context: Context) -> AsyncIterator[scheduler_pb2.LogChunk]:
+        async for answer in _stream(context, job_logs(self._api, self._mirror, request)):
+            yield answer
 
 
 class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
@@ -149,7 +151,8 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
     async def RetryUnit(self, request: scheduler_pb2.RetryUnitRequest, context: Context) -> scheduler_pb2.UnitView:
         return await _unary(context, self._api.retry_unit(request))
 
-    def WatchEvents(
+    async def WatchEvents(
         self, request: scheduler_pb2.WatchEventsRequest, context: Context
     ) -> AsyncIterator[scheduler_pb2.Event]:
-        return _stream(context, self._api.events(request))
+        async for answer in _stream(context, self._api.events(request)):
+            yield answer

@@ -14,7 +14,7 @@ from pathlib import Path
 from gpupool.client import AsyncClient
 from gpupool.embedded.daemons import Daemon, DaemonError, Fuse, remove_tree
 from gpupool.embedded.etcd import EmbeddedEtcd
-from gpupool.v1 import records_pb2
+from gpupool.v1 import records_pb2, scheduler_pb2
 
 READY_S = 60.0
 
@@ -28,14 +28,14 @@ class SimulatedHost:
         self.folder = root / name
         self._arguments = dict(arguments)
         self._fuse = Fuse(f"gpupool-{os.getpid()}-{name}", self.folder)
-        self._boot_id = ""
+        self.boot_id = ""
         self.agent: Daemon | None = None
 
     def power_on(self) -> None:
         """Boot: nothing of an earlier boot is left on its tmpfs."""
         remove_tree(self.folder)
         self.folder.mkdir(parents=True)
-        self._boot_id = str(uuid.uuid4())
+        self.boot_id = str(uuid.uuid4())
         self.start_agent()
 
     def start_agent(self) -> None:
@@ -46,7 +46,7 @@ class SimulatedHost:
             "--simulate": self.gpus,
             "--state-dir": f"{self.folder}/state",
             "--libvirt-uri": f"qemu:///embed?root={self.folder}/virt",
-            "--boot-id": self._boot_id,
+            "--boot-id": self.boot_id,
         }
         if self._fuse.cgroup is not None:
             vms = self._fuse.cgroup / "vms"
@@ -125,17 +125,18 @@ class EmbeddedCluster:
             while told < hosts:
                 self.check()
                 for host in await client.hosts():
-                    settled = await self._settled(client, host.name)
-                    if host.name in hosts - told and host.record.state == records_pb2.HOST_STATE_READY and settled:
+                    if host.name in hosts - told and await self._settled(client, host):
                         told.add(host.name)
                         tell(
                             f"host {host.name} is READY: {self._shapes[host.name]}, {host.units_free} units proven clean"
                         )
                 await asyncio.sleep(0.1)
 
-    @staticmethod
-    async def _settled(client: AsyncClient, host: str) -> bool:
-        units = await client.units(host)
+    async def _settled(self, client: AsyncClient, host: scheduler_pb2.Host) -> bool:
+        """Whether the host is READY, in a session of its present boot, with every unit proven or in use."""
+        if host.record.state != records_pb2.HOST_STATE_READY or host.record.boot_id != self.hosts[host.name].boot_id:
+            return False
+        units = await client.units(host.name)
         done = (records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED, records_pb2.UNIT_STATE_HELD)
         return bool(units) and all(unit.state in done and unit.current for unit in units)
 

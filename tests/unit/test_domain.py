@@ -16,6 +16,7 @@ from agent.ports import VmSpec, VolumeMount
 from agent.vmfiles import GuestFiles
 from agent.vmshape import shape_of
 
+TOOLS = ("virt-xml-validate", "xmllint")
 GOLDEN = Path(__file__).parent.parent / "golden_xml"
 FOLDER = Path("/var/lib/gpupool/images/debian-numpy")
 IMAGE = Image("debian-numpy", FOLDER / "vmlinuz", FOLDER / "initrd.img", FOLDER / "root.img", DEFAULT_CMDLINE)
@@ -58,7 +59,7 @@ def test_golden(case: str, request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-@pytest.mark.skipif(shutil.which("virt-xml-validate") is None, reason="needs virt-xml-validate (libvirt-clients)")
+@pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {TOOLS} (libvirt-clients, libxml2-utils)")
 def test_schema(case: str) -> None:
     done = subprocess.run(
         ["virt-xml-validate", str(GOLDEN / f"{case}.xml"), "domain"], capture_output=True, text=True, check=False

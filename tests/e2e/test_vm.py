@@ -1,0 +1,272 @@
+"""Real VMs: libvirt's embedded driver, QEMU emulating, the guest image. Everything is waited for, nothing is timed.
+
+libvirt allows one embedded root in a process, so the tests share one; what needs an agent that dies runs processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import vmproc
+from agent.config import default_cgroup
+from agent.ports import (
+    GuestCheckpointed,
+    GuestExited,
+    GuestLog,
+    GuestStarted,
+    VmEvent,
+    VmGone,
+    VmStartError,
+    VolumeMount,
+)
+
+pytest.importorskip("libvirt")
+
+from agent.vm import LibvirtRuntime
+from agent.vmerrors import RuntimeUnavailableError
+from tests.e2e.vm_agent import runtime, spec
+
+REPO = Path(__file__).parents[2]
+PATIENCE_S = 120.0
+FOREVER = "echo up; while :; do sleep 1; done"
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86"),
+]
+
+
+@pytest.fixture(scope="session")
+def images() -> Path:
+    if folder := os.environ.get("GPUPOOL_IMAGES"):
+        return Path(folder)
+    folder_here = REPO / "var" / "images"
+    subprocess.run([REPO / "deploy/guest/build.sh", folder_here / "debian-numpy"], check=True)
+    return folder_here
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """libvirt's sockets allow no long paths such as pytest's; whatever still runs below it is killed in the end."""
+    root = Path(tempfile.mkdtemp(prefix="vm-", dir="/tmp"))
+    try:
+        yield root
+    finally:
+        for file in (root / "libvirt/run/qemu").glob("gpupool-*.pid"):
+            if process := vmproc.find(file.parent, file.stem):
+                process.kill()
+                process.close()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def root() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
+
+
+class Host:
+    """A runtime, and what it said."""
+
+    def __init__(self, vms: LibvirtRuntime, root: Path) -> None:
+        self.vms = vms
+        self.run_dir = root / "libvirt/run/qemu"
+        self.events: list[VmEvent] = []
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not holds():
+                await asyncio.sleep(0.02)
+
+    def of(self, kind: type[VmEvent], name: str) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind) and event.allocation == name]
+
+    def lines(self, name: str) -> list[str]:
+        return [line for event in self.of(GuestLog, name) for _, line in event.lines]
+
+    async def start(self, name: str, script: str, *, wait: bool = True, **changes: Any) -> None:
+        await self.vms.start(replace(spec(name, script), **changes), may_run=lambda: True)
+        if wait:
+            await self.until(lambda: "up" in self.lines(name))
+
+    def pid(self, name: str) -> int:
+        process = vmproc.find(self.run_dir, f"gpupool-{name}")
+        assert process is not None
+        process.close()
+        return process.pid
+
+
+@pytest.fixture
+async def host(root: Path, images: Path) -> AsyncIterator[Host]:
+    cgroup = default_cgroup("test-vm")
+    host = Host(runtime(root, images, cgroup), root)
+    await host.vms.open(host.events.append)
+    yield host
+    for name in await host.vms.running():
+        await host.vms.destroy(name)
+    assert vmproc.living(host.run_dir) == set()
+    assert list((root / "guests").glob("*")) == []
+    await host.vms.close()
+    if cgroup is not None:
+        cgroup.rmdir()
+
+
+async def test_a_job_runs_and_ends(host: Host) -> None:
+    await host.vms.start(spec("job", 'echo "hello $WHO"; exit 3', gpus=3), may_run=lambda: True)
+    assert await host.vms.running() == ["job"]
+    await host.until(lambda: host.of(VmGone, "job"))
+    gpus = tuple(f"0000:00:10.{index} 1af4:1050" for index in range(3))
+    assert host.of(GuestStarted, "job") == [GuestStarted("job", gpus)]
+    assert host.lines("job") == ["hello me"]
+    assert host.events[-2:] == [GuestExited("job", 3), VmGone("job", "shutdown")]
+    assert await host.vms.running() == []
+
+
+async def test_no_vm_runs_unless_it_still_may(host: Host) -> None:
+    with pytest.raises(VmStartError, match="session is not fresh"):
+        await host.vms.start(spec("refused", FOREVER), may_run=lambda: False)
+    assert await host.vms.running() == []
+    assert host.events == []
+
+
+async def test_a_start_that_nobody_waits_for_leaves_nothing(host: Host) -> None:
+    task = asyncio.create_task(host.vms.start(spec("dropped", FOREVER), may_run=lambda: True))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await host.vms.running() == ["dropped"]
+    await host.vms.destroy("dropped")
+    assert await host.vms.running() == []
+
+
+async def test_checkpoint_stop_and_volume(host: Host, tmp_path: Path) -> None:
+    disk = volume(tmp_path)
+    trap = 'trap "touch /ckpt/saved $GPUPOOL_CHECKPOINT_DONE" USR1; trap "exit 7" TERM; ' + FOREVER
+    await host.start("saver", trap, volumes=(disk,))
+    with pytest.raises(VmStartError, match=re.escape(f"image lock refused: another VM writes to {disk.file}")):
+        await host.start("second", FOREVER, volumes=(disk,))
+    assert await host.vms.running() == ["saver"]
+    await host.vms.checkpoint("saver", 30)
+    await host.until(lambda: host.of(GuestCheckpointed, "saver"))
+    await host.vms.stop("saver", 30)
+    await host.until(lambda: host.of(VmGone, "saver"))
+    assert host.of(GuestExited, "saver") == [GuestExited("saver", 7)]
+    listing = subprocess.run(["debugfs", "-R", "ls -p /", disk.file], capture_output=True, text=True, check=True)
+    assert "/saved/" in listing.stdout
+
+
+def volume(folder: Path) -> VolumeMount:
+    file = folder / "ckpt.img"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", file, "16m"], check=True)
+    return VolumeMount("ckpt", "/ckpt", str(file), 16)
+
+
+async def test_ends_by_force(host: Host) -> None:
+    """By the agent, and by the guard."""
+    await asyncio.gather(host.start("ours", FOREVER), host.start("guards", FOREVER))
+    pid = host.pid("ours")
+    await host.vms.destroy("ours")
+    assert not Path(f"/proc/{pid}").exists()
+    assert host.of(VmGone, "ours") == [VmGone("ours", "destroyed")]
+    await host.vms.destroy("ours")
+    killed = time.monotonic()
+    kill_as_the_guard_does(host)
+    await host.until(lambda: host.of(VmGone, "guards"))
+    assert time.monotonic() - killed < 3.0
+    assert host.of(VmGone, "guards") == [VmGone("guards", "failed")]
+
+
+def kill_as_the_guard_does(host: Host) -> None:
+    if cgroup := default_cgroup("test-vm"):
+        (cgroup / "cgroup.kill").write_text("1")
+    else:
+        os.kill(host.pid("guards"), 9)
+
+
+async def test_a_missing_image_or_file_is_named(host: Host, images: Path, tmp_path: Path) -> None:
+    with pytest.raises(VmStartError, match=r"image 'none' is not in .* \(there: .*debian-numpy"):
+        await host.vms.start(replace(spec("x", "true"), image="none"), may_run=lambda: True)
+    gone = VolumeMount("ckpt", "/ckpt", str(tmp_path / "gone.img"), 16)
+    with pytest.raises(VmStartError, match=re.escape(f"file {gone.file} does not exist")):
+        await host.vms.start(replace(spec("x", "true"), volumes=(gone,)), may_run=lambda: True)
+
+
+async def test_a_vm_outlives_its_agent(images: Path) -> None:
+    with short_folder() as folder:
+        script = "echo up; for i in 1 2 3 4 5 6; do sleep 1; echo $i; done; exit 5"
+        async with agent(folder, images, script) as first:
+            await first.until("lines=(('stdout', 'up'),)")
+            with pytest.raises(AssertionError, match="another agent holds"):
+                async with agent(folder, images) as rival:
+                    await rival.until("open")
+        async with agent(folder, images) as second:
+            await second.until("open adopted")
+            await second.until("('stdout', '6')")
+            await second.until("GuestExited(allocation='adopted', exit_code=5)")
+            await second.until("VmGone(allocation='adopted', reason='shutdown')")
+
+
+async def test_an_end_while_the_agent_was_away_is_told(images: Path) -> None:
+    with short_folder() as folder:
+        async with agent(folder, images, "echo up; sleep 1; exit 6") as first:
+            await first.until("lines=(('stdout', 'up'),)")
+        while vmproc.living(folder / "libvirt/run/qemu"):
+            await asyncio.sleep(0.1)
+        async with agent(folder, images) as second:
+            await second.until("GuestExited(allocation='adopted', exit_code=6)")
+            await second.until("VmGone(allocation='adopted', reason='it ended while the agent was away')")
+
+
+class Process:
+    """An agent's process, and what it prints."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout
+        self._output = process.stdout
+        self.seen = ""
+
+    async def until(self, text: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while text not in self.seen:
+                line = await self._output.readline()
+                assert line, f"ended before {text}:\n{self.seen}"
+                self.seen += line.decode()
+
+
+@contextlib.asynccontextmanager
+async def agent(folder: Path, images: Path, *command: str) -> AsyncIterator[Process]:
+    """An agent that is killed in the end, as a machine out of memory would."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.e2e.vm_agent", str(folder), str(images), *command,
+        cwd=REPO, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        yield Process(process)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def test_a_driver_that_is_not_there(root: Path, images: Path) -> None:
+    vms = LibvirtRuntime(uri="qemu:///system", images=images, state_dir=root, cgroup=None, simulated=True)
+    if Path("/run/libvirt/libvirt-sock").exists():
+        pytest.skip("this machine has a libvirtd")
+    with pytest.raises(RuntimeUnavailableError, match="libvirt-daemon"):
+        await vms.open(lambda _: None)

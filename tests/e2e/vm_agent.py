@@ -1,0 +1,47 @@
+"""The part of an agent that runs VMs, as a process of its own: `python -m tests.e2e.vm_agent ROOT IMAGES [COMMAND]`.
+
+With a command it starts the VM "adopted" that runs it. Either way it prints each event as a line of repr, until killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from agent.ports import VmEvent, VmSpec
+from agent.vm import LibvirtRuntime
+
+
+def runtime(root: Path, images: Path, cgroup: Path | None = None) -> LibvirtRuntime:
+    return LibvirtRuntime(
+        uri=f"qemu:///embed?root={root}/libvirt",
+        images=images,
+        state_dir=root,
+        cgroup=cgroup,
+        simulated=True,
+        accel="tcg",
+    )
+
+
+def spec(allocation: str, script: str, *, gpus: int = 1) -> VmSpec:
+    functions = tuple(f"0000:{unit:02x}:00.{part}" for unit in range(1, gpus + 1) for part in (0, 1))
+    return VmSpec(allocation, "debian-numpy", ("sh", "-c", script), (("WHO", "me"),), 1, (0,), (0,), 128, functions)
+
+
+def tell(event: VmEvent) -> None:
+    print(repr(event), flush=True)
+
+
+async def main(root: str, images: str, *command: str) -> None:
+    vms = runtime(Path(root), Path(images))
+    await vms.open(tell)
+    print("open", *await vms.running(), flush=True)
+    if command:
+        await vms.start(spec("adopted", command[0]), may_run=lambda: True)
+        print("running", flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
