@@ -29,6 +29,8 @@ HOSTS = {
 IMAGE = "debian-numpy"
 STEPS, CHECKPOINT_EVERY, STEP_S = 60, 10, 0.4
 KILL_AT_STEP = 25
+TELL_EVERY = 5
+STYLES = {"host": "magenta", "job": "blue"}
 PATIENCE_S = 240.0
 
 
@@ -83,8 +85,9 @@ class Story:
 
     killed_host: str = ""
     killed_at: float = 0.0
-    lost: dict[str, int] = field(default_factory=dict)  # job -> restarts before the kill
-    running_again: dict[str, float] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # job -> name
+    lost: set[str] = field(default_factory=set)  # jobs that ran on the killed host
+    running_again: dict[str, float] = field(default_factory=dict)  # job -> Unix time
     resumed: str = ""
 
 
@@ -130,7 +133,7 @@ async def _submit(client: AsyncClient, tell: Teller) -> dict[str, str]:
     jobs = {}
     for spec in _specs():
         jobs[spec.name] = (await client.submit(spec)).id
-        tell(f"submitted {spec.name}: {spec.gpus.count} x {spec.gpus.model}")
+        tell(f"job {spec.name} submitted: {spec.gpus.count} x {spec.gpus.model}")
     await asyncio.sleep(0.5)
     for name, job in jobs.items():
         state = await client.get(job)
@@ -143,13 +146,13 @@ async def _kill_in_the_middle(
     cluster: EmbeddedCluster, client: AsyncClient, jobs: dict[str, str], tell: Teller, story: Story
 ) -> None:
     async for line in _lines(client, jobs["train"]):
-        tell(f"  train | {line.text}", style="cyan")
+        _tell_line(tell, line.text)
         if line.text.startswith(f"step {KILL_AT_STEP} "):
             break
     attempts = {name: (await client.get(job)).status.attempts for name, job in jobs.items()}
     story.killed_host = attempts["train"][-1].host
     story.lost = {
-        jobs[name]: tried[-1].number
+        jobs[name]
         for name, tried in attempts.items()
         if tried and tried[-1].host == story.killed_host and not tried[-1].ended_s
     }
@@ -161,9 +164,16 @@ async def _kill_in_the_middle(
     tell.heading(f"The training run is up again; power is back on {story.killed_host}")
     cluster.hosts[story.killed_host].power_on()
     async for line in _lines(client, jobs["train"]):
-        tell(f"  train | {line.text}", style="cyan")
+        _tell_line(tell, line.text)
         if "resumed from checkpoint" in line.text:
             story.resumed = line.text
+
+
+def _tell_line(tell: Teller, text: str) -> None:
+    """The training run's own words: every fifth step, and all that is not a step."""
+    words = text.split()
+    if words[:1] != ["step"] or int(words[1]) % TELL_EVERY == 0:
+        tell(f"  train | {text}", style="cyan")
 
 
 async def _lines(client: AsyncClient, job: str) -> AsyncIterator[scheduler_pb2.LogLine]:
@@ -195,14 +205,19 @@ async def _clean_again(cluster: EmbeddedCluster, client: AsyncClient, tell: Tell
 @asynccontextmanager
 async def _told(client: AsyncClient, tell: Teller, story: Story) -> AsyncIterator[None]:
     """Tell the cluster's events while the body runs."""
+    begin = time.time()
 
     async def follow() -> None:
         async for event in client.events(follow=True):
-            if event.kind in ("host", "job"):
-                style = {"host": "magenta", "job": "blue"}[event.kind]
-                why = f" ({event.reason})" if event.reason else ""
-                tell(f"{event.kind} {event.subject}: {getattr(event, 'from') or 'new'} -> {event.to}{why}", style=style)
-            if event.kind == "job" and event.subject in story.lost and event.to == "RUNNING":
+            if event.kind not in STYLES or event.at_s < begin:
+                continue
+            if event.kind == "job" and event.subject not in story.names:
+                story.names[event.subject] = (await client.get(event.subject)).spec.name
+            subject = story.names.get(event.subject, event.subject)
+            before = f"{getattr(event, 'from')} -> " if getattr(event, "from") else ""
+            why = f" ({event.reason})" if event.reason else ""
+            tell(f"{event.kind} {subject}: {before}{event.to}{why}", style=STYLES[event.kind])
+            if event.subject in story.lost and event.to == "RUNNING":
                 story.running_again.setdefault(event.subject, event.at_s)
 
     task = asyncio.create_task(follow())
@@ -227,7 +242,9 @@ def _summary(console: Console, done: list[job_pb2.Job], units: list[scheduler_pb
     restarted = [at - story.killed_at for at in story.running_again.values()]
     if restarted:
         times = ", ".join(f"{s:.1f} s" for s in sorted(restarted))
-        console.print(f"From the death of {story.killed_host} to its jobs running again: {times}", highlight=False)
+        console.print(
+            f"From the death of {story.killed_host} to its jobs' commands running again: {times}", highlight=False
+        )
     console.print(f"The training run {story.resumed or 'did NOT resume'}", highlight=False)
     good = sum(job.status.state == job_pb2.JOB_STATE_SUCCEEDED for job in done)
     console.print(f"{good} of {len(done)} jobs done, {len(units)} of {len(units)} units free and proven clean")
