@@ -1,4 +1,4 @@
-"""Hosts that exist only as records in etcd: sessions, inventories and clean units, as agents would have written them."""
+"""Hosts that are only records in etcd: sessions, inventories and clean units, as agents would have written them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`ceiling` is what the same machine did in the same run with nothing of ours in the way; `target` is our promise."""
+    """`ceiling`: what the same machine did in the same run without us, or a lower bound; `target`: our promise."""
 
     what: str
     unit: str

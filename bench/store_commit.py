@@ -1,10 +1,12 @@
 """How fast this machine's etcd takes batches of small writes, through EtcdStore and through the bare stubs.
 
-    python bench/store_commit.py [--txns 400] [--ops 100] [--concurrency 4] [--no-fsync]
+    python -m bench.store_commit [--txns 400] [--ops 100] [--concurrency 4] [--no-fsync]
 
 The stubs are the ceiling: what EtcdStore adds is the connection check, metadata, checks and encoding. The two take
 turns, because an etcd on a busy disk is faster or slower from one second to the next.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
@@ -20,6 +22,8 @@ from gpupool.embedded.etcd import EmbeddedEtcd
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import Put
 
+from .row import Row, print_table
+
 VALUE = b"x" * 128
 ROUNDS = 5
 
@@ -30,10 +34,8 @@ class Result:
     rates: list[float] = field(default_factory=list)  # puts per second, one a round
     latencies_ms: list[float] = field(default_factory=list)
 
-    def row(self) -> str:
-        cuts = statistics.quantiles(self.latencies_ms, n=100)
-        rate = statistics.median(self.rates)
-        return f"{self.name:10} {rate:12,.0f} {cuts[49]:10.2f} {cuts[98]:10.2f}"
+    def percentile_ms(self, percent: int) -> float:
+        return statistics.quantiles(self.latencies_ms, n=100)[percent - 1]
 
 
 def keys(txns: int, ops: int) -> Iterator[list[str]]:
@@ -58,7 +60,7 @@ async def measure(
     result.rates.append(written / (time.perf_counter() - begun))
 
 
-async def compare(endpoint: str, txns: int, ops: int, concurrency: int) -> None:
+async def compare(endpoint: str, txns: int, ops: int, concurrency: int) -> list[Row]:
     store = EtcdStore([endpoint])
     channel = grpc.aio.insecure_channel(endpoint)
     stub = rpc_pb2_grpc.KVStub(channel)
@@ -76,14 +78,29 @@ async def compare(endpoint: str, txns: int, ops: int, concurrency: int) -> None:
     for _ in range(ROUNDS):
         for result, write in ways.items():
             await measure(result, write, keys(txns // ROUNDS, ops), concurrency)
-    ours, bare = ways
-    print(f"{txns} transactions of {ops} puts of {len(VALUE)} bytes, {concurrency} at a time, in {ROUNDS} rounds")
-    print(f"{'':10} {'puts/s':>12} {'p50 ms':>10} {'p99 ms':>10}")
-    print(ours.row())
-    print(bare.row())
-    print(f"EtcdStore / stubs: {statistics.median(ours.rates) / statistics.median(bare.rates):.2f}")
     await store.close()
     await channel.close()
+    ours, bare = ways
+    what, limit = f"{ops} puts of {len(VALUE)} bytes a transaction, {concurrency} at a time", "the bare gRPC stubs"
+    rows = [Row(what, "puts/s", ours.rates, statistics.median(bare.rates), limit)]
+    for percent in (50, 99):
+        ours_ms, bare_ms = ours.percentile_ms(percent), bare.percentile_ms(percent)
+        rows.append(Row(f"one such transaction, p{percent}", "ms", [ours_ms], bare_ms, limit))
+    return rows
+
+
+async def run(
+    tell: Callable[[str], None], *, txns: int = 400, ops: int = 100, concurrency: int = 4, durable: bool = True
+) -> list[Row]:
+    """See the module docstring."""
+    etcd = EmbeddedEtcd(durable=durable)
+    await etcd.start()
+    tell(f"{txns} transactions in {ROUNDS} rounds")
+    try:
+        return await compare(etcd.endpoint, txns, ops, concurrency)
+    finally:
+        await etcd.stop()
+        etcd.remove()
 
 
 async def main() -> None:
@@ -92,14 +109,9 @@ async def main() -> None:
     parser.add_argument("--ops", type=int, default=100)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--no-fsync", action="store_true", help="where this etcd has the flag (3.5)")
-    options = parser.parse_args()
-    etcd = EmbeddedEtcd(durable=not options.no_fsync)
-    await etcd.start()
-    try:
-        await compare(etcd.endpoint, options.txns, options.ops, options.concurrency)
-    finally:
-        await etcd.stop()
-        etcd.remove()
+    o = parser.parse_args()
+    rows = await run(print, txns=o.txns, ops=o.ops, concurrency=o.concurrency, durable=not o.no_fsync)
+    print_table("store", rows)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import Put
 from gpupool.v1 import job_pb2, records_pb2
 
+from . import proc
 from .fleet import IMAGE, MODEL, write_fleet
 from .row import Row
 
@@ -32,21 +33,25 @@ OPS, PIPELINED = 100, 4
 
 async def run(tell: Callable[[str], None]) -> list[Row]:
     """See the module docstring."""
-    accepted, placed, ceilings = [], [], []
+    accepted, placed, ceilings, memory = [], [], [], []
     for number in range(ROUNDS):
-        accepted_s, placed_s, ceiling_s = await _round()
-        tell(f"submit {number + 1}/{ROUNDS}: accepted {accepted_s:.2f} s, placed {placed_s:.2f} s, etcd {ceiling_s:.2f} s")
+        accepted_s, placed_s, ceiling_s, leader_mib = await _round()
+        tell(
+            f"round {number + 1}: accepted in {accepted_s:.2f} s, placed {placed_s:.2f} s, etcd alone {ceiling_s:.2f} s"
+        )
         accepted.append(JOBS / accepted_s)
         placed.append(JOBS / placed_s)
         ceilings.append(JOBS / ceiling_s)
+        memory.append(leader_mib)
     ceiling, limit = statistics.median(ceilings), "etcd writes the same records"
     return [
         Row(f"submit to acknowledged, {JOBS} jobs", "jobs/s", accepted, ceiling, limit),
         Row(f"submit to placed, {JOBS} jobs, {HOSTS} hosts", "jobs/s", placed, ceiling, limit, ">= 1,000"),
+        Row("leader's RSS after that", "MiB", memory, target="< 200 MiB"),
     ]
 
 
-async def _round() -> tuple[float, float, float]:
+async def _round() -> tuple[float, float, float, float]:
     folder = Path(tempfile.mkdtemp(prefix="gpupool-bench-"))
     cluster = EmbeddedCluster(folder, images=folder, hosts={})
     try:
@@ -57,16 +62,17 @@ async def _round() -> tuple[float, float, float]:
             await _ready(client)
             accepted_s, placed_s = await _submit(store, client)
         ceiling_s = await _ceiling(store)
+        leader_mib = proc.rss_mib(cluster.replicas[await cluster.leader()].pid)
         await store.close()
     finally:
         await cluster.stop()
         remove_tree(folder)
-    return accepted_s, placed_s, ceiling_s
+    return accepted_s, placed_s, ceiling_s, leader_mib
 
 
 async def _ready(client: AsyncClient) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while sum(h.record.state == records_pb2.HOST_STATE_READY for h in await client.hosts()) < HOSTS:
+        while sum(h.record.state == records_pb2.HOST_STATE_READY for h in await client.hosts()) < HOSTS:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
 
 
