@@ -118,22 +118,33 @@ def allocation_prefix(name: str) -> str:
     return f"{ALLOCATIONS}{check_name(name, 'host')}/"
 
 
-def _pattern(kind: Kind) -> re.Pattern[str]:
-    """The regular expression of a kind's keys, made from its path."""
-    fields = {"unit": f"({_UNIT.pattern})"}
-    path = re.escape(kind.value).replace(r"\{", "{").replace(r"\}", "}")
-    return re.compile(re.sub(r"\{(\w+)\}", lambda found: fields.get(found[1], f"({_NAME.pattern})"), path))
+_SHAPES: dict[tuple[str, int], list[tuple[Kind, tuple[str, ...]]]] = {}
+for _kind in Kind:  # by first segment and number of segments, so that a key is compared with three kinds at most
+    _segments = tuple(_kind.value.split("/"))
+    _SHAPES.setdefault((_segments[0], len(_segments)), []).append((_kind, _segments))
 
 
-_PATTERNS = {kind: _pattern(kind) for kind in Kind}
+def _ids(found: list[str], segments: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The ids that stand in place of the fields of `segments`; None if anything does not match."""
+    ids = []
+    for text, segment in zip(found, segments, strict=True):
+        if segment[0] != "{":
+            if text != segment:
+                return None
+        elif (_UNIT if segment == "{unit}" else _NAME).fullmatch(text):
+            ids.append(text)
+        else:
+            return None
+    return tuple(ids)
 
 
 def parse(key: str) -> tuple[Kind, tuple[str, ...]] | None:
     """What `key` is and the ids in it, or None for a key that is not ours (or of a later version)."""
     if not key.startswith(ROOT):
         return None
-    for kind, pattern in _PATTERNS.items():
-        found = pattern.fullmatch(key, len(ROOT))
-        if found:
-            return kind, found.groups()
+    found = key[len(ROOT) :].split("/")
+    for kind, segments in _SHAPES.get((found[0], len(found)), ()):
+        ids = _ids(found, segments)
+        if ids is not None:
+            return kind, ids
     return None
