@@ -9,7 +9,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,15 +33,25 @@ from .vmerrors import RuntimeUnavailableError
 from .volumes import DirectoryVolumes
 from .worker import Limits
 
+if TYPE_CHECKING:
+    from .simhost import HostShape
+
 _log = logging.getLogger("agent")
 SYNC_S = 10.0  # how long to wait for etcd at the start
 
 
-@click.command(context_settings={"auto_envvar_prefix": "GPUPOOL_AGENT", "show_default": True})
+EXAMPLES = """\b
+Examples:
+  gpupool-agent --name gpu7 --etcd 10.0.0.1:2379,10.0.0.2:2379 --listen 10.0.0.7:50152 --volumes /mnt/volumes
+  gpupool-agent --name sim1 --simulate 4xnvidia-a100-80gb --state-dir /tmp/sim1 --images ./images
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "GPUPOOL_AGENT", "show_default": True})
 @click.option("--name", required=True, help="This host's name, unique in the cluster.")
 @click.option("--etcd", default="127.0.0.1:2379", help="etcd endpoints, host:port, separated by commas.")
 @click.option("--listen", default="127.0.0.1:0", help="Where the agent answers, host:port; port 0 takes a free one.")
-@click.option("--advertise", default="", help="Where others reach it.  [default: as it listens]")
+@click.option("--advertise", default="", show_default="as it listens", help="Where others reach it.")
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path),
@@ -57,7 +67,9 @@ SYNC_S = 10.0  # how long to wait for etcd at the start
 @click.option("--volumes", type=click.Path(path_type=Path), help="Where jobs' volumes are, the same on every host.")
 @click.option("--simulate", help="Make up GPUs instead of using this machine's, e.g. 4xnvidia-a100-80gb.")
 @click.option("--cgroup", type=click.Path(path_type=Path), help="cgroup v2 directory for the VMs.  [default: found]")
-@click.option("--libvirt-uri", default="", help="libvirt connection.  [default: qemu:///system; own if simulated]")
+@click.option(
+    "--libvirt-uri", default="", show_default="qemu:///system; its own if simulated", help="libvirt connection."
+)
 @click.option("--ttl-s", default=8, help="Seconds after which the cluster gives this host up (lease TTL).")
 @click.option("--renew-s", default=2.0, help="Seconds between renewals of the lease.")
 @click.option("--kill-margin-s", default=2.0, help="The guard kills VMs this long before the lease can end.")
@@ -65,21 +77,16 @@ SYNC_S = 10.0  # how long to wait for etcd at the start
 @click.option("--reset-timeout-s", default=60.0, help="Seconds for the reset of a device, and for its proof.")
 @click.option("--reserved-memory-mib", default=0, help="Memory of every NUMA node kept for the host, MiB.")
 @click.option("--reserved-cpus", default="", help="Logical CPUs kept for the host, e.g. 0-3,8.")
-@click.option("--label", "labels", multiple=True, help="key=value that jobs may select; may be repeated.")
+@click.option("--label", "labels", multiple=True, help="key=value shown with the host; may be repeated.")
 @click.option("--boot-id", hidden=True, help="Stand-in for the kernel's boot id, to rehearse reboots.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.version_option(version("gpupool"), prog_name="gpupool-agent")
 def main(*, log_level: str, **options: Any) -> None:
-    r"""Run the gpupool agent of this KVM host.
+    """Run the gpupool agent of this KVM host.
 
     It runs the VMs that the scheduler places here, hands them whole GPUs, and proves each GPU clean afterwards. A guard
     process of its own kills all VMs if the cluster could give this host up. SIGTERM ends the agent and leaves VMs
     running; the next agent takes them over. Each option can be given in the environment, e.g. GPUPOOL_AGENT_NAME.
-
-    \b
-    Examples:
-      gpupool-agent --name gpu7 --etcd 10.0.0.1:2379,10.0.0.2:2379 --listen 10.0.0.7:50152 --volumes /mnt/volumes
-      gpupool-agent --name sim1 --simulate 4xnvidia-a100-80gb --state-dir /tmp/sim1 --images ./images
     """
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
@@ -113,6 +120,8 @@ def _config(
 ) -> Config:
     rest["boot_id"] = rest["boot_id"] or BOOT_ID_FILE.read_text().strip()
     rest["cgroup"] = rest["cgroup"] or default_cgroup(rest["name"])
+    if rest["simulate"] is not None:
+        _shape(rest["simulate"])
     return Config(
         etcd=tuple(etcd.split(",")),
         timing=Timing(ttl_s, renew_s, kill_margin_s),
@@ -132,22 +141,23 @@ async def run(config: Config) -> None:
     if config.cgroup is not None:
         config.cgroup.mkdir(parents=True, exist_ok=True)
     store, runtime, clock = EtcdStore(config.etcd), _runtime(config), BootClock()
-    pidfiles = run_dir(config.uri) if config.cgroup is None else None
-    guard = ProcessGuard(config.state_dir.resolve() / "guard.state", config.cgroup, pidfiles)
+    # Pid files beside the cgroup: they also name a VM that was made, paused, and not put there yet when the agent died.
+    guard = ProcessGuard(config.state_dir.resolve() / "guard.state", config.cgroup, run_dir(config.uri))
     await _etcd_answers(store, config)
     await guard.ensure()
     records = FileRecords(config.state_dir, config.boot_id)
+    devices = _devices(config, records)
     logs = LogStore(config.state_dir / "logs", clock)
     service = AgentService(logs)
     server, port = await serve(config.listen, service)
     parts = Parts(
-        store, runtime, guard, clock, _devices(config, records), records, logs,
+        store, runtime, guard, clock, devices, records, logs,
         DirectoryVolumes(config.volumes, config.name), lambda: list_images(config.images),
     )  # fmt: skip
     me = Identity(config.name, config.boot_id, config.address(port), version("gpupool"), config.simulate is not None)
-    service.agent = Agent(me, config.timing, config.limits, parts)
-    _log.info("host %s answers at %s", me.host, me.address)
     try:
+        service.agent = Agent(me, config.timing, config.limits, parts)
+        _log.info("host %s answers at %s", me.host, me.address)
         await _until(stop, service.agent)
     finally:
         await server.stop(grace=1.0)
@@ -198,12 +208,22 @@ def _devices(config: Config, records: FileRecords) -> SysfsDevices:
 def _sysfs(config: Config) -> Sysfs:
     if config.simulate is None:
         return RealSysfs()
-    from .simhost import build_tree, parse_shape  # noqa: PLC0415 - only simulated hosts need it
+    from .simhost import build_tree  # noqa: PLC0415 - only simulated hosts need it
     from .simkernel import SimulatedSysfs  # noqa: PLC0415
 
     tree = config.state_dir / "sysfs"
-    build_tree(tree, parse_shape(config.simulate))
+    build_tree(tree, _shape(config.simulate))
     return SimulatedSysfs(tree)
+
+
+def _shape(gpus: str) -> HostShape:
+    """The simulated host with these GPUs. Raises ConfigError."""
+    from .simhost import parse_shape  # noqa: PLC0415 - as above
+
+    try:
+        return parse_shape(gpus)
+    except ValueError as exc:
+        raise ConfigError(f"--simulate: {exc}") from None
 
 
 def _runtime(config: Config) -> VmRuntime:

@@ -4,10 +4,11 @@ The agent moves the deadline on as its session is renewed. The guard knows nothi
 clock has passed the deadline it kills everything in the VMs' cgroup, and goes on until nothing is left, so a VM
 put there later dies too. It is a process of its own, in a session of its own, locked in memory and with real-time
 priority where the system allows it; it uses only the standard library and starts no thread. It never ends while a VM
-lives, and never moves a deadline.
+lives, and never moves a deadline. When the deadline has passed and the agent is gone too, it ends; the next agent
+starts another.
 
-Run as `python -m agent.guard --state FILE --cgroup DIR`. Exit codes: 0 asked to end and nothing lived, 2 bad arguments
-or state, 3 another guard watches this state.
+Run as `python -m agent.guard --state FILE --cgroup DIR`. Exit codes: 0 no longer needed and nothing lived, 2 bad
+arguments or state, 3 another guard watches this state.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Cgroup:
 
 
 class PidFiles:
-    """Where no cgroup can be had: the processes that the gpupool-*.pid files under a directory name.
+    """The processes that the gpupool-*.pid files under a directory name: where no cgroup can be had, and beside it.
 
     Other .pid files are other people's. A pid may have been given to another process since: one whose command line
     names neither the directory nor the file's stem is not ours, and the pidfd makes sure that the process looked at is
@@ -131,8 +132,17 @@ def enforce(state: GuardState, targets: list[Target]) -> bool:
 
 
 def may_end(state: GuardState, targets: list[Target]) -> bool:
-    """Whether the agent asked the guard to end and no VM lives."""
-    return state[Word.END] == 1 and not any(target.populated() for target in targets)
+    """Whether no VM lives, and either the agent asked the guard to end or there is no agent that could start one."""
+    needless = state[Word.END] == 1 or (boot_time_ns() >= state[Word.DEADLINE] and not agent_lives(state))
+    return needless and not any(target.populated() for target in targets)
+
+
+def agent_lives(state: GuardState) -> bool:
+    """Whether the agent's process lives. Its pid may be another's by now: then the guard stays, which harms nobody."""
+    try:
+        return bool(Path(f"/proc/{state[Word.AGENT]}/cmdline").read_bytes())  # a zombie's is empty
+    except OSError:
+        return False
 
 
 def pause_s(state: GuardState, *, killing: bool) -> float:
@@ -144,9 +154,9 @@ def pause_s(state: GuardState, *, killing: bool) -> float:
 
 
 def watch(state: GuardState, targets: list[Target]) -> None:
-    """Look again and again until asked to end."""
+    """Look again and again until not needed any more."""
     killing = False
-    while not may_end(state, targets):
+    while not (may_end(state, targets) and _still_so(state, targets)):
         state[Word.HEARTBEAT] = boot_time_ns()
         killed = enforce(state, targets)
         if killed and not killing:
@@ -155,17 +165,20 @@ def watch(state: GuardState, targets: list[Target]) -> None:
             note("no VM is left, or the deadline was moved on")
         killing = killed
         time.sleep(pause_s(state, killing=killing))
+    note("not needed any more: no VM lives, and no agent wants a guard")
+
+
+def _still_so(state: GuardState, targets: list[Target]) -> bool:
+    """The same once more, now that the guard shows no life: an agent that comes meanwhile sees that, or is seen."""
     state[Word.HEARTBEAT] = 0
-    note("asked to end, and no VM lives")
+    return may_end(state, targets)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpupool guard", description="Kills this host's VMs at a deadline.")
     parser.add_argument("--state", type=Path, required=True, help="the file shared with the agent")
     parser.add_argument("--cgroup", type=Path, help="cgroup v2 directory that holds every VM")
-    parser.add_argument(
-        "--pidfiles", type=Path, help="directory of gpupool-*.pid files, for where no cgroup can be had"
-    )
+    parser.add_argument("--pidfiles", type=Path, help="directory of the VMs' gpupool-*.pid files")
     arguments = parser.parse_args()
     if arguments.cgroup is None and arguments.pidfiles is None:
         parser.error("nothing to guard: give --cgroup, --pidfiles or both")

@@ -20,7 +20,7 @@ _LOOK_S = 0.02
 class ProcessGuard:
     """Implements ports.Guard with the process of guard.py, which outlives this one.
 
-    `cgroup` holds every VM; `pidfiles` names their processes where no cgroup can be had. One of the two is needed.
+    `cgroup` holds every VM that runs, `pidfiles` names the processes of all. One of the two is needed.
     """
 
     def __init__(self, state_file: Path, cgroup: Path | None, pidfiles: Path | None = None) -> None:
@@ -45,6 +45,7 @@ class ProcessGuard:
         """See ports.Guard."""
         self._state = self._state or open_state(self._file)
         self._state[Word.END] = 0
+        self._state[Word.AGENT] = os.getpid()
         if self.alive():
             return
         self._remove_stuck()

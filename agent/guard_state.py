@@ -1,8 +1,8 @@
 """The memory that agent and guard share: a small mapped file of 64-bit words, each written by one side only.
 
-The agent writes the deadline and its wish that the guard ends; the guard writes the rest. Words are aligned, so that a
-reader sees the old value or the new one, never half of each. Times are CLOCK_BOOTTIME nanoseconds. The file carries
-the boot that it was made in: the boot clock starts anew, so a deadline of another boot means nothing.
+The agent writes the deadline, its process and its wish that the guard ends; the guard writes the rest. Words are
+aligned, so that a reader sees the old value or the new one, never half of each. Times are CLOCK_BOOTTIME nanoseconds.
+The file carries the boot that it was made in: the boot clock starts anew, so a deadline of another boot means nothing.
 Standard library only: the guard must start and run whatever is installed.
 """
 
@@ -16,7 +16,7 @@ import uuid
 from enum import IntEnum
 from pathlib import Path
 
-MAGIC = 0x31_44_52_47_50_55_50_47  # "GPUPGRD1"; the digit is the layout's version
+MAGIC = 0x32_44_52_47_50_55_50_47  # "GPUPGRD2"; the digit is the layout's version
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -31,6 +31,7 @@ class Word(IntEnum):
     HEARTBEAT = 5  # by the guard
     KILLS = 6  # by the guard: how often it had to kill
     PID = 7  # by the guard
+    AGENT = 8  # by the agent: its process
 
 
 def boot_time_ns() -> int:

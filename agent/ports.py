@@ -1,7 +1,8 @@
 """The agent's ports: what it needs of the machine, so that one agent runs on hardware, in a lab and on virtual time.
 
 `Sysfs` is how devices are read and driven, `VmRuntime` how VMs are run, `Guard` what kills them when the session
-cannot be renewed, `Clock` what time it is. The agent's logic (session, reconcile, reclaim) sees nothing else of the host.
+cannot be renewed, `Clock` what time it is. The agent's logic (session, reconcile, reclaim) sees nothing else of the
+host.
 """
 
 from __future__ import annotations

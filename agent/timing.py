@@ -20,9 +20,9 @@ class Timing:
     while `start_margin_s` is left before the kill.
     """
 
-    ttl_s: int = 15
-    renew_s: float = 4.0
-    kill_margin_s: float = 3.0
+    ttl_s: int = 8
+    renew_s: float = 2.0
+    kill_margin_s: float = 2.0
     start_margin_s: float = 1.0
 
     def __post_init__(self) -> None:

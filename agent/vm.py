@@ -7,7 +7,6 @@ libvirt's event loop and are handed on at once.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,7 +74,6 @@ class Libvirt:
         """See Hypervisor."""
         self._on_stop = on_stop
         if (root := embed_root(self._uri)) is not None:
-            os.environ.setdefault("LIBVIRT_DEBUG", "error")  # its warnings would go to our stderr, VM by VM
             prepare_root(root)
             reaper.start()
         _start_event_loop()

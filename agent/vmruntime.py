@@ -133,7 +133,7 @@ class Runtime:
             raise VmStartError(f"{name} has a VM already")
         start = self._starts[name] = _Start(spec, may_run, GuestFiles(self._state_dir, name))
         task = start.task = asyncio.create_task(self._bring_up(start), name=f"start {name}")
-        task.add_done_callback(lambda _: self._starts.pop(name))
+        task.add_done_callback(lambda _: self._start_ended(name))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -181,6 +181,11 @@ class Runtime:
             text = readable_start(str(exc)) if isinstance(exc, HypervisorError) else str(exc)
             raise VmStartError(text or type(exc).__name__) from exc
         self._begin(vm, adopted=False)
+
+    def _start_ended(self, name: str) -> None:
+        task = self._starts.pop(name).task
+        if task and not task.cancelled() and (error := task.exception()):
+            _log.info("start of VM %s: %s", name, error)  # whoever asked may have stopped waiting
 
     async def _make(self, start: _Start, made: list[QemuProcess]) -> Vm:
         """The VM, running but not watched yet; its process is added to `made` as soon as there is one."""

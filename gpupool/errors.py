@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
+ANSWERED = ("gpupool-answered", "1")
+"""Trailing metadata of a failure that the scheduler itself reports: gRPC has no code of its own for no connection."""
+
 # The gRPC status codes, by number, so that naming an error does not import grpc:
 # https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS = 1, 3, 4, 5, 6
@@ -41,6 +44,10 @@ class Unreachable(GpupoolError):
     """No replica of the scheduler answered. A request may or may not have been carried out; ask again later."""
 
     exit_code = 4
+
+
+class NotNow(Unreachable):
+    """The scheduler answered that it cannot do this now, such as while its store is down; ask again later."""
 
 
 class Conflict(GpupoolError):

@@ -45,11 +45,17 @@ class Config:
     announce: Path | None
 
 
-@click.command(context_settings={"auto_envvar_prefix": "GPUPOOL_SCHEDULER", "show_default": True})
+EXAMPLES = """\b
+Example:
+  gpupool-scheduler --etcd 10.0.0.1:2379,10.0.0.2:2379 --listen 0.0.0.0:50151
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "GPUPOOL_SCHEDULER", "show_default": True})
 @click.option("--name", default=lambda: f"{socket.gethostname()}-{os.getpid()}", help="This replica's name.")
 @click.option("--etcd", default="127.0.0.1:2379", help="etcd endpoints, host:port, separated by commas.")
 @click.option("--listen", default="127.0.0.1:50151", help="Where the API listens, host:port; port 0 takes a free one.")
-@click.option("--advertise", default="", help="Where others reach the API.  [default: as it listens]")
+@click.option("--advertise", default="", show_default="as it listens", help="Where others reach the API.")
 @click.option("--leader-ttl-s", default=3, type=click.IntRange(2, 60), help="Seconds until a dead leader is replaced.")
 @click.option(
     "--soft-guard-is-enough/--no-soft-guard-is-enough",
@@ -63,14 +69,10 @@ class Config:
 @click.version_option(version("gpupool"), prog_name="gpupool-scheduler")
 def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int, soft_guard_is_enough: bool,
          announce: Path | None, log_level: str) -> None:  # fmt: skip
-    r"""Run a gpupool scheduler replica.
+    """Run a gpupool scheduler replica.
 
     Any number of replicas may run; one leads and decides, all answer the API. Each option can be given in the
     environment, e.g. GPUPOOL_SCHEDULER_ETCD.
-
-    \b
-    Example:
-      gpupool-scheduler --etcd 10.0.0.1:2379,10.0.0.2:2379 --listen 0.0.0.0:50151
     """
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
@@ -95,7 +97,9 @@ async def serve(config: Config) -> None:
     jobs = JobsApi(store, mirror, policy=policy, wall=time.time, token=lambda: os.urandom(16))
     operations = OperationsApi(store, mirror, replica=config.name, version=version("gpupool"), wall=time.time)
     # Clients ping idle watches, to notice a frozen replica; gRPC's default takes that for abuse.
-    server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 5000)])
+    # Two replicas must not share a port unnoticed, which SO_REUSEPORT would let them.
+    options = [("grpc.http2.min_ping_interval_without_data_ms", 5000), ("grpc.so_reuseport", 0)]
+    server = grpc.aio.server(options=options)
     scheduler_pb2_grpc.add_JobServiceServicer_to_server(JobService(jobs, mirror), server)
     scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations), server)
     port = _bind(server, config.listen)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Protocol
 
 import grpc
@@ -17,12 +18,14 @@ from .mirror import Mirror
 class AgentDialer(Protocol):
     """Opens the log stream of one allocation on the agent at an address."""
 
-    def __call__(self, address: str, request: agent_pb2.AgentLogsRequest) -> AsyncIterator[scheduler_pb2.LogChunk]:
+    def __call__(
+        self, address: str, request: agent_pb2.AgentLogsRequest
+    ) -> AsyncGenerator[scheduler_pb2.LogChunk, None]:
         """Chunks until the allocation has ended (follow) or its lines are all sent."""
         ...
 
 
-async def dial(address: str, request: agent_pb2.AgentLogsRequest) -> AsyncIterator[scheduler_pb2.LogChunk]:
+async def dial(address: str, request: agent_pb2.AgentLogsRequest) -> AsyncGenerator[scheduler_pb2.LogChunk, None]:
     """The real one, over gRPC."""
     async with grpc.aio.insecure_channel(address) as channel:
         async for chunk in agent_pb2_grpc.AgentServiceStub(channel).Logs(request):
@@ -31,9 +34,9 @@ async def dial(address: str, request: agent_pb2.AgentLogsRequest) -> AsyncIterat
 
 async def job_logs(
     jobs: JobsApi, mirror: Mirror, request: scheduler_pb2.JobLogsRequest, dialer: AgentDialer = dial
-) -> AsyncIterator[scheduler_pb2.LogChunk]:
+) -> AsyncGenerator[scheduler_pb2.LogChunk, None]:
     """The output of one attempt. ApiError when the job, the attempt or its host is not there."""
-    job = jobs.get(request.id)
+    job = await jobs.get(request.id)
     attempt = _attempt(job, request.attempt)
     session = mirror.get(Kind.SESSION, records_pb2.Session, attempt.host)
     if session is None:
@@ -46,9 +49,10 @@ async def job_logs(
         allocation=f"{job.id}.{attempt.number}", follow=request.follow, tail_lines=request.tail_lines
     )
     try:
-        async for chunk in dialer(session.address, ask):
-            chunk.attempt = attempt.number
-            yield chunk
+        async with aclosing(dialer(session.address, ask)) as chunks:
+            async for chunk in chunks:
+                chunk.attempt = attempt.number
+                yield chunk
     except grpc.aio.AioRpcError as exc:
         message = f"the agent of {attempt.host} at {session.address} says: {exc.details()}"
         raise ApiError(exc.code(), message) from None

@@ -1,4 +1,4 @@
-"""From stored values to the core: facts become events, the leader's own records restore the state.
+"""From stored values to the core: facts become events, the leader's own records become its state again.
 
 A value that does not parse is logged and passed over: one bad record must not stop the scheduler.
 """
@@ -6,7 +6,6 @@ A value that does not parse is logged and passed over: one bad record must not s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
@@ -15,11 +14,10 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
 from .core import events, model
-from .core.fence import session_changed
-from .core.step import step
 from .core.tables import AllocationState, HostState, JobState
 
 _log = logging.getLogger(__name__)
+UNREADABLE = (DecodeError, KeyError, ValueError)
 
 
 def _names(wire: type, prefix: str) -> dict[int, str]:
@@ -168,7 +166,9 @@ def unit_report_of(wire: records_pb2.UnitReport) -> model.UnitReport:
 
 
 def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> events.VmReported:
-    """The agent's word on an allocation."""
+    """The agent's word on an allocation. ValueError for a state that is not the agent's to report."""
+    if wire.state in (records_pb2.ALLOCATION_STATE_BOUND, records_pb2.ALLOCATION_STATE_LOST):
+        raise ValueError(f"an agent cannot report {_ALLOCATION_STATE[wire.state]}")
     return events.VmReported(
         host=host,
         allocation=allocation,
@@ -196,7 +196,7 @@ def fact(key: str, kv: KeyValue | None) -> events.Event | None:
         return None
     try:
         return _fact(*parsed, kv)
-    except (DecodeError, KeyError, ValueError) as exc:
+    except UNREADABLE as exc:
         _log.error("ignoring %s: unreadable value (%r)", key, exc)
         return None
 
@@ -222,48 +222,3 @@ def _fact(kind: Kind, ids: tuple[str, ...], kv: KeyValue | None) -> events.Event
             intent = intent_of(records_pb2.HostIntent.FromString(kv.value)) if kv else model.HostIntent()
             return events.HostIntentChanged(ids[0], intent)
     return None
-
-
-# Facts in the order in which they can be told to a restored cluster: what others refer to comes first.
-_ORDER = (Kind.JOB_SPEC, Kind.INVENTORY, Kind.HOST_INTENT, Kind.UNIT, Kind.SESSION, Kind.VM, Kind.JOB_CANCEL)
-
-
-def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
-    """Rebuild a fresh `cluster` from everything that is stored: first what the leader decided, then the facts."""
-    by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]] = {kind: [] for kind in Kind}
-    for kv in items:
-        parsed = parse(kv.key)
-        if parsed is not None:
-            by_kind[parsed[0]].append((parsed[1], kv))
-    _load_decisions(cluster, by_kind)
-    for kind in _ORDER:
-        for _, kv in by_kind[kind]:
-            event = fact(kv.key, kv)
-            if event is not None and not (isinstance(event, events.JobSubmitted) and event.job.id in cluster.jobs):
-                step(cluster, event, now)
-    for name in sorted(cluster.hosts):  # sessions that ended while nobody led
-        host = cluster.hosts[name]
-        if host.fact is None:
-            session_lost_unseen(cluster, host, now)
-
-
-def session_lost_unseen(cluster: model.Cluster, host: model.Host, now: float) -> None:
-    """Tell a host's lost session to a cluster that never saw it alive."""
-    host.fact = model.SessionFact(host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False)
-    session_changed(cluster, host, None, now)
-
-
-def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]) -> None:
-    for ids, kv in by_kind[Kind.HOST]:
-        restore_host(cluster.host(ids[0]), records_pb2.HostRecord.FromString(kv.value))
-    statuses = {ids[0]: kv for ids, kv in by_kind[Kind.JOB_STATUS]}
-    for ids, kv in by_kind[Kind.JOB_SPEC]:
-        status = statuses.get(ids[0])
-        if status is None:
-            continue
-        job = job_of(ids[0], records_pb2.JobRecord.FromString(kv.value), kv.create_revision)
-        restore_status(job, job_pb2.JobStatus.FromString(status.value))
-        cluster.jobs[job.id] = job
-        cluster.enqueue(job)
-    for _, kv in by_kind[Kind.ALLOCATION]:
-        cluster.reserve(allocation_of(records_pb2.Allocation.FromString(kv.value)))

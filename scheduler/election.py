@@ -18,6 +18,7 @@ from gpupool.v1 import records_pb2
 _log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
+REVOKE_S = 1.0  # a store that does not answer must not hold up an exit
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ async def lead(store: Store, me: records_pb2.Leader, *, ttl_s: int) -> AsyncIter
     term = await _win(store, me, ttl_s)
     body = asyncio.current_task()
     assert body is not None
+    asked_to_stop = body.cancelling()
     lost = False
 
     async def keep() -> None:
@@ -58,15 +60,17 @@ async def lead(store: Store, me: records_pb2.Leader, *, ttl_s: int) -> AsyncIter
     keeper = asyncio.create_task(keep(), name="election: keep lease")
     try:
         yield term
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, StoreError):
         if not lost:
             raise
-        body.uncancel()
+        if body.uncancel() > asked_to_stop:  # somebody else wants an end of it, too
+            raise asyncio.CancelledError from None
         raise TermLostError(f"leader lease {term.lease:x} could not be renewed") from None
     finally:
         keeper.cancel()
-        with suppress(StoreError, asyncio.CancelledError):
-            await store.revoke(term.lease)
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(REVOKE_S):
+                await store.revoke(term.lease)
 
 
 async def _win(store: Store, me: records_pb2.Leader, ttl_s: int) -> Term:
@@ -75,11 +79,16 @@ async def _win(store: Store, me: records_pb2.Leader, ttl_s: int) -> Term:
     while True:
         try:
             if not lease or loop.time() - renewed > ttl_s / 3:
-                lease, renewed = await _standby_lease(store, lease, ttl_s), loop.time()
+                renewed = loop.time()
+                lease = await _standby_lease(store, lease, ttl_s)
             won = await store.commit([Created(LEADER, 0)], [Put(LEADER, me.SerializeToString(), lease)])
             if won.succeeded:
                 return Term(won.revision, lease)
-            await _leader_gone(store, timeout_s=ttl_s / 3)
+            leader = await store.get(LEADER)
+            if leader is not None and leader.lease == lease:
+                return Term(leader.create_revision, lease)  # a commit whose answer was lost has made us leader
+            if leader is not None:
+                await _leader_gone(store, leader.mod_revision, timeout_s=ttl_s / 3)
         except LeaseNotFound:
             lease = 0
         except Unavailable as exc:
@@ -95,13 +104,10 @@ async def _standby_lease(store: Store, lease: int, ttl_s: int) -> int:
     return await store.grant(ttl_s)
 
 
-async def _leader_gone(store: Store, timeout_s: float) -> None:
-    """Return once the leader key is gone, or after `timeout_s`."""
-    current = await store.get(LEADER)
-    if current is None:
-        return
+async def _leader_gone(store: Store, seen_revision: int, timeout_s: float) -> None:
+    """Return once the leader key, last seen at a revision, is gone, or after `timeout_s`."""
     with suppress(TimeoutError):
-        watch = store.watch(LEADER, after_revision=current.mod_revision)
+        watch = store.watch(LEADER, after_revision=seen_revision)
         async with asyncio.timeout(timeout_s), aclosing(watch):
             async for changes in watch:
                 if any(change.key == LEADER and change.kv is None for change in changes):
@@ -112,16 +118,16 @@ async def _keep(store: Store, term: Term, ttl_s: int) -> None:
     """Renew until that fails; returns no later than the lease may end."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + ttl_s / 2  # the winner's lease may be up to ttl/3 old already
-    while True:
-        sent = loop.time()
+    while (sent := loop.time()) < deadline:
         try:
-            async with asyncio.timeout(max(0.0, deadline - sent)):
+            async with asyncio.timeout(deadline - sent):
                 await store.renew(term.lease)
             deadline = sent + ttl_s
             await asyncio.sleep(ttl_s / 3)
-        except (LeaseNotFound, TimeoutError) as exc:
-            _log.warning("leadership lost: %s", str(exc) or "the lease could not be renewed in time")
-            return
         except Unavailable as exc:
             _log.warning("renewing the leader lease: %s", exc)
             await asyncio.sleep(RETRY_S)
+        except (StoreError, TimeoutError) as exc:
+            _log.warning("leadership lost: %s", str(exc) or "no answer to a renewal in time")
+            return
+    _log.warning("leadership lost: the lease could not be renewed in time")

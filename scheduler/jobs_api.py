@@ -6,11 +6,9 @@ value and the way out.
 
 from __future__ import annotations
 
-import base64
 import fnmatch
-import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 import grpc
 
@@ -22,13 +20,15 @@ from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 from .core.explain import explain
 from .core.model import Policy
 from .core.reasons import Refusal
-from .mirror import Mirror
+from .mirror import FINAL, Arrival, Mirror
+from .submission import Submission, accepted, job_id_of, packed
 from .subscribe import Subscription
 from .validate import faults
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 VERDICTS_MAX = 1000
-SUBMIT_BATCH = 100  # specs written in one transaction
+_JOB_ID = re.compile(r"j[a-z2-7]{13}")  # as `_job_id` makes them
+_TOKEN = re.compile(r"([0-9]{1,19})\.([a-z0-9._-]*)")
 
 
 class ApiError(Exception):
@@ -38,21 +38,6 @@ class ApiError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
-
-
-@dataclass(slots=True)
-class _Submission:
-    job_id: str
-    record: records_pb2.JobRecord
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def guard(self) -> Created:
-        return Created(keys.job_spec(self.job_id), 0)
-
-    @property
-    def put(self) -> Put:
-        return Put(keys.job_spec(self.job_id), self.record.SerializeToString(deterministic=True))
 
 
 class JobsApi:
@@ -66,6 +51,8 @@ class JobsApi:
         self._policy = policy
         self._wall = wall
         self._token = token
+        self._at_hand: tuple[frozenset[str], frozenset[str]] | None = None
+        mirror.listen(self._noticed)
 
     # Submitting
 
@@ -74,15 +61,12 @@ class JobsApi:
         submission = self._check(request)
         if request.validate_only:
             return scheduler_pb2.SubmitResponse(warnings=submission.warnings)
-        done = await self._store.commit([submission.guard], [submission.put])
-        response = await self._answer(submission, created=done.succeeded)
-        await self._mirror.reached(done.revision)
-        return response
+        return await self._write(submission)
 
     async def submit_batch(self, requests: Sequence[scheduler_pb2.SubmitRequest]) -> list[scheduler_pb2.SubmitResult]:
         """Submit many in few transactions; one result each, in order."""
         results: list[scheduler_pb2.SubmitResult] = []
-        good: list[tuple[int, _Submission]] = []
+        good: list[tuple[int, Submission]] = []
         for request in requests:
             result = scheduler_pb2.SubmitResult()
             results.append(result)
@@ -95,43 +79,49 @@ class JobsApi:
                 result.ok.warnings.extend(submission.warnings)
             else:
                 good.append((len(results) - 1, submission))
-        await self._write_all(good, results)
+        for batch in packed(good, self._store.max_ops):
+            await self._write_all(batch, results)
         return results
 
-    async def _write_all(self, good: list[tuple[int, _Submission]], results: list[scheduler_pb2.SubmitResult]) -> None:
-        distinct = len({s.job_id for _, s in good}) == len(good)
-        all_new = (
-            distinct
-            and bool(good)
-            and (await self._store.commit([s.guard for _, s in good], [s.put for _, s in good])).succeeded
-        )
-        for index, submission in good:
-            created = all_new or (await self._store.commit([submission.guard], [submission.put])).succeeded
+    async def _write_all(self, good: list[tuple[int, Submission]], results: list[scheduler_pb2.SubmitResult]) -> None:
+        if len({s.job_id for _, s in good}) == len(good):
+            done = await self._store.commit([s.guard for _, s in good], [s.put for _, s in good])
+            if done.succeeded:
+                for index, submission in good:
+                    results[index].ok.CopyFrom(accepted(submission, created=True))
+                await self._mirror.reached(done.revision)
+                return
+        for index, submission in good:  # some are known already, or twice among these: one by one
             try:
-                results[index].ok.CopyFrom(await self._answer(submission, created=created))
+                results[index].ok.CopyFrom(await self._write(submission))
             except ApiError as exc:
                 results[index].refused.CopyFrom(scheduler_pb2.Refusal(code=exc.code.value[0], message=exc.message))
 
-    def _check(self, request: scheduler_pb2.SubmitRequest) -> _Submission:
+    async def _write(self, submission: Submission) -> scheduler_pb2.SubmitResponse:
+        """Write one spec, or find that it is there; it can be read here afterwards."""
+        done = await self._store.commit([submission.guard], [submission.put])
+        revision = done.revision if done.succeeded else await self._same_as_stored(submission)
+        await self._mirror.reached(revision)
+        return accepted(submission, created=done.succeeded)
+
+    def _check(self, request: scheduler_pb2.SubmitRequest) -> Submission:
         wrong = faults(request.spec)
         missing = self._unavailable(request.spec)
         if not request.allow_unavailable:
-            wrong += [f"{m}; to queue it all the same, allow what is unavailable" for m in missing]
+            wrong += [f"{m}; to queue it all the same: --allow-unavailable" for m in missing]
         if wrong:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
         record = records_pb2.JobRecord(
             spec=request.spec, submitted_s=self._wall(), idempotency_key=request.idempotency_key
         )
         seed = request.idempotency_key.encode() if request.idempotency_key else self._token()
-        return _Submission(_job_id(seed), record, missing)
+        return Submission(job_id_of(seed), record, missing)
 
     def _unavailable(self, spec: job_pb2.JobSpec) -> list[str]:
         """What the spec names that no known host has. With no host known, nothing can be said."""
-        inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory).values()
-        if not inventories:
+        if not self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory):
             return []
-        models = {u.model for i in inventories for u in i.units}
-        images = {name for i in inventories for name in i.images}
+        models, images = self._models_and_images()
         missing = []
         if spec.gpus.model and spec.gpus.model not in models:
             have = ", ".join(sorted(models)) or "none"
@@ -141,16 +131,25 @@ class JobsApi:
             missing.append(f"image {spec.image!r}: no host has it; images at hand: {have}")
         return missing
 
-    async def _answer(self, submission: _Submission, *, created: bool) -> scheduler_pb2.SubmitResponse:
-        if not created:
-            await self._same_as_stored(submission)
-        return scheduler_pb2.SubmitResponse(id=submission.job_id, created=created, warnings=submission.warnings)
+    def _models_and_images(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What any host has: kept until an inventory changes, as reading all of a large fleet's takes a millisecond."""
+        if self._at_hand is None:
+            inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory).values()
+            models = frozenset(u.model for i in inventories for u in i.units)
+            self._at_hand = models, frozenset(name for i in inventories for name in i.images)
+        return self._at_hand
 
-    async def _same_as_stored(self, submission: _Submission) -> None:
+    def _noticed(self, kind: Kind, ids: tuple[str, ...]) -> None:
+        del ids
+        if kind is Kind.INVENTORY:
+            self._at_hand = None
+
+    async def _same_as_stored(self, submission: Submission) -> int:
+        """The revision of the spec that is stored under the same key. ApiError ALREADY_EXISTS if it is another."""
         kv = await self._store.get(keys.job_spec(submission.job_id))
         stored = records_pb2.JobRecord.FromString(kv.value) if kv is not None else records_pb2.JobRecord()
-        if stored.spec == submission.record.spec:
-            return
+        if kv is not None and stored.spec == submission.record.spec:
+            return kv.mod_revision
         names = [f.name for f in job_pb2.JobSpec.DESCRIPTOR.fields]
         differ = [n for n in names if getattr(stored.spec, n) != getattr(submission.record.spec, n)]
         raise ApiError(
@@ -161,46 +160,53 @@ class JobsApi:
 
     # Reading
 
-    def get(self, job_id: str) -> job_pb2.Job:
-        """One job. ApiError NOT_FOUND."""
+    async def get(self, job_id: str) -> job_pb2.Job:
+        """One job, though it be so new that this replica has to wait for it. ApiError NOT_FOUND."""
         job = self._mirror.job(job_id)
+        if job is None and _JOB_ID.fullmatch(job_id):
+            kv = await self._store.get(keys.job_spec(job_id))
+            if kv is not None:
+                await self._mirror.reached(kv.create_revision)
+                job = self._mirror.job(job_id)
         if job is None:
             raise ApiError(grpc.StatusCode.NOT_FOUND, f"no job {job_id!r}; `gpupool jobs` lists them")
         return job
 
     def list(self, request: scheduler_pb2.ListJobsRequest) -> scheduler_pb2.ListJobsResponse:
-        """A page of jobs, by order of arrival."""
-        start = _page_start(request.page_token)
+        """A page of jobs, by order of arrival. A token names the last job given: what comes or goes shifts nothing."""
+        after = _behind(request.page_token)
         size = min(request.page_size or PAGE_DEFAULT, PAGE_MAX)
         response = scheduler_pb2.ListJobsResponse()
-        ids = self._mirror.jobs()
-        for index in range(start, len(ids)):
-            job = self._mirror.job(ids[index])
+        for job_id in self._mirror.jobs(after):
+            job = self._mirror.job(job_id)
             if job is None or not matches(job, request.filter):
                 continue
             if len(response.jobs) == size:
-                response.next_page_token = str(index)
+                response.next_page_token = "{}.{}".format(*self._mirror.arrival(response.jobs[-1].id))
                 break
             response.jobs.append(job)
         return response
 
-    async def watch(self, request: scheduler_pb2.WatchJobsRequest) -> AsyncIterator[job_pb2.Job]:
+    async def watch(self, request: scheduler_pb2.WatchJobsRequest) -> AsyncGenerator[job_pb2.Job, None]:
         """The selection as it is, then each job again when it changes."""
         with Subscription[str]() as changed:
             kinds = (Kind.JOB_SPEC, Kind.JOB_STATUS, Kind.JOB_CANCEL)
             changed.on_close(self._mirror.listen(lambda kind, ids: changed.put(ids[0]) if kind in kinds else None))
-            for job_id in self._mirror.jobs():
+            for job_id in request.filter.ids or self._mirror.jobs():
                 changed.put(job_id)
             async for job_id in changed:
                 job = self._mirror.job(job_id)
                 if job is not None and matches(job, request.filter):
                     yield job
 
-    def explain(self, job_id: str) -> scheduler_pb2.Explanation:
+    async def explain(self, job_id: str) -> scheduler_pb2.Explanation:
         """Why the job is where it is. ApiError NOT_FOUND."""
-        shown = self.get(job_id)
+        shown = await self.get(job_id)
         cluster = self._mirror.cluster(self._policy)
-        found = explain(cluster, cluster.jobs[job_id], self._wall())
+        job = cluster.jobs.get(job_id)
+        if job is None:  # finished
+            return scheduler_pb2.Explanation(id=job_id, state=shown.status.state, summary=_in_words(shown.status))
+        found = explain(cluster, job, self._wall())
         return scheduler_pb2.Explanation(
             id=job_id,
             state=shown.status.state,
@@ -217,19 +223,20 @@ class JobsApi:
 
     async def cancel(self, request: scheduler_pb2.CancelJobRequest) -> job_pb2.Job:
         """Ask for the end of a job; asking twice, or too late, changes nothing."""
-        job = self.get(request.id)
-        final = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
-        if job.status.state not in final:
-            key = keys.job_cancel(request.id)
-            record = records_pb2.CancelRecord(at_s=self._wall(), reason=request.reason or "cancelled by request")
-            done = await self._store.commit([Created(key, 0)], [Put(key, record.SerializeToString())])
+        job = await self.get(request.id)
+        if job.status.state in FINAL or job.status.cancel_requested:
+            return job
+        key = keys.job_cancel(request.id)
+        record = records_pb2.CancelRecord(at_s=self._wall(), reason=request.reason or "cancelled by request")
+        done = await self._store.commit([Created(key, 0)], [Put(key, record.SerializeToString())])
+        if done.succeeded:
             await self._mirror.reached(done.revision)
-        return self.get(request.id)
+        return await self.get(request.id)
 
 
-def _job_id(seed: bytes) -> str:
-    """A name of 65 bits: the same seed gives the same job."""
-    return "j" + base64.b32encode(hashlib.sha256(seed).digest())[:13].decode().lower()
+def _in_words(status: job_pb2.JobStatus) -> str:
+    state = job_pb2.JobState.Name(status.state).removeprefix("JOB_STATE_")
+    return f"{state}: {status.message or 'nothing to add'}"
 
 
 def _verdict(host: str, refusal: Refusal | None) -> scheduler_pb2.HostVerdict:
@@ -239,12 +246,15 @@ def _verdict(host: str, refusal: Refusal | None) -> scheduler_pb2.HostVerdict:
     return scheduler_pb2.HostVerdict(host=host, reason=reason, detail=refusal.detail)
 
 
-def _page_start(token: str) -> int:
-    if not token:
-        return 0
-    if not token.isdecimal():
-        raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, f"page_token {token!r} is not one that ListJobs gave")
-    return int(token)
+def _behind(token: str) -> Arrival:
+    """The place in the order of arrival that a page token names."""
+    found = _TOKEN.fullmatch(token or "0.")
+    if found is None:
+        raise ApiError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"page_token {token!r} is not one that ListJobs gave; leave it out to begin with the first page",
+        )
+    return int(found[1]), found[2]
 
 
 def matches(job: job_pb2.Job, wanted: scheduler_pb2.JobFilter) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
 from gpupool.store import keys
 from gpupool.store.port import Change, Created, Delete, Guard, Op, Put, Store, StoreError
 from gpupool.v1 import job_pb2, records_pb2
@@ -22,8 +24,9 @@ from .core.model import Allocation, Cluster, Dirty, Policy
 from .core.place import Placer, retract
 from .core.step import step
 from .core.todo import todo
-from .decode import fact, load
+from .decode import fact
 from .election import Term, TermLostError
+from .load import load
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ IDLE_S = 5.0  # how often to look when nothing happens
 ALARM_EVERY_S = 60.0
 CONFLICT_S = 0.05
 CHECK_LIMIT = 500  # up to this many jobs, every invariant is checked before every commit
+COMMIT_BYTES = 1024 * 1024  # of values in one transaction: etcd takes 1.5 MiB by default
 
 
 class InvariantBrokenError(Exception):
@@ -45,6 +49,11 @@ class _Group:
     guards: list[Guard] = field(default_factory=list)
     created: list[Allocation] = field(default_factory=list)
     deleted: dict[str, Allocation] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its values."""
+        return sum(len(op.value) for op in self.ops if isinstance(op, Put))
 
 
 class Leader:
@@ -113,15 +122,17 @@ class Leader:
         for changes in inbox:
             for change in changes:
                 event = fact(change.key, change.kv)
+                if event is None:
+                    continue
                 if change.kv is not None:
                     self._note_spec(change.key, change.kv.value)
-                if event is not None:
-                    step(self.cluster, event, now)
+                step(self.cluster, event, now)
 
     def _note_spec(self, key: str, value: bytes) -> None:
         parsed = keys.parse(key)
         if parsed is not None and parsed[0] is keys.Kind.JOB_SPEC:
-            self._specs[parsed[1][0]] = records_pb2.JobRecord.FromString(value).spec
+            with suppress(DecodeError):  # of a job that the core leaves alone, and logs
+                self._specs[parsed[1][0]] = records_pb2.JobRecord.FromString(value).spec
 
     async def _sleep(self, now: float) -> None:
         due = self.cluster.pending.next_due_s()
@@ -191,12 +202,12 @@ class Leader:
     def _batches(self, groups: list[_Group]) -> list[list[_Group]]:
         """Pack groups into transactions as large as the store takes."""
         batches: list[list[_Group]] = []
-        ops = guards = 0
+        ops = guards = size = 0
         for group in groups:
-            ops, guards = ops + len(group.ops), guards + len(group.guards)
-            if not batches or ops > self._store.max_ops or guards >= self._store.max_ops:
+            ops, guards, size = ops + len(group.ops), guards + len(group.guards), size + group.size
+            if not batches or max(ops, guards + 1) > self._store.max_ops or size > COMMIT_BYTES:
                 batches.append([])
-                ops, guards = len(group.ops), len(group.guards)
+                ops, guards, size = len(group.ops), len(group.guards), group.size
             batches[-1].append(group)
         return batches
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -21,12 +23,14 @@ from gpupool.store.port import Change, KeyValue, Snapshot, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
 from .core.model import Cluster, Policy
-from .decode import load
+from .load import load
 
 _log = logging.getLogger(__name__)
 
 EVENTS_KEPT = 10_000
+FINAL = frozenset((job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED))
 Ids = tuple[str, ...]
+Arrival = tuple[int, str]  # the revision at which a job was written, and its id: the same order on every replica
 Record = TypeVar("Record", bound=Message)
 
 _TYPES: dict[Kind, type[Message]] = {
@@ -58,7 +62,7 @@ class Mirror:
         self._wall = wall
         self._records: dict[Kind, dict[Ids, Message]] = {kind: {} for kind in _TYPES}
         self._raw: dict[str, KeyValue] = {}
-        self._arrivals: dict[str, int] = {}
+        self._arrivals: list[Arrival] = []
         self._listeners: list[Callable[[Kind, Ids], None]] = []
         self._event_listeners: list[Callable[[scheduler_pb2.Event], None]] = []
         self._moved = asyncio.Condition()
@@ -87,9 +91,13 @@ class Mirror:
         kv = self._raw.get(keys.session(host))
         return kv.create_revision if kv is not None else 0
 
-    def jobs(self) -> list[str]:
-        """Job ids by order of arrival."""
-        return list(self._arrivals)
+    def jobs(self, after: Arrival = (0, "")) -> list[str]:
+        """Job ids by order of arrival, from behind `after` on."""
+        return [job_id for _, job_id in self._arrivals[bisect_right(self._arrivals, after) :]]
+
+    def arrival(self, job_id: str) -> Arrival:
+        """The place of a job that is known in the order of arrival."""
+        return self._raw[keys.job_spec(job_id)].create_revision, job_id
 
     def job(self, job_id: str) -> job_pb2.Job | None:
         """The job as the API shows it; a job that no leader has seen yet is pending."""
@@ -108,9 +116,15 @@ class Mirror:
         return shown
 
     def cluster(self, policy: Policy) -> Cluster:
-        """The core's view of what is committed now, for `explain`. Costs time in proportion to all that is stored."""
+        """The core's view of what is committed now, without finished jobs, for `explain`.
+
+        Costs time in proportion to the jobs that are not finished and to all hosts.
+        """
+        statuses = self.all(Kind.JOB_STATUS, job_pb2.JobStatus)
+        over = {keys.job_status(*ids) for ids, status in statuses.items() if status.state in FINAL}
+        over |= {keys.job_spec(*ids) for ids, status in statuses.items() if status.state in FINAL}
         cluster = Cluster(policy=policy)
-        load(cluster, self._raw.values(), self._wall())
+        load(cluster, (kv for key, kv in self._raw.items() if key not in over), self._wall())
         return cluster
 
     async def reached(self, revision: int, timeout_s: float = 5.0) -> None:
@@ -165,14 +179,14 @@ class Mirror:
         except DecodeError as exc:
             _log.error("ignoring %s: unreadable value (%s)", change.key, exc)
             return
+        old = self._raw.pop(change.key, None)
         if change.kv is None or after is None:
-            self._raw.pop(change.key, None)
             self._records[kind].pop(ids, None)
         else:
             self._raw[change.key] = change.kv
             self._records[kind][ids] = after
         if kind is Kind.JOB_SPEC:
-            self._note_arrival(ids[0], gone=after is None)
+            self._note_arrival(ids[0], old, change.kv)
         if kind in _TOLD and not quiet:
             for event in _events(_TOLD[kind], ids, before, after):
                 event.at_s, event.revision = self._wall(), change.revision
@@ -182,11 +196,11 @@ class Mirror:
         for listener in list(self._listeners):
             listener(kind, ids)
 
-    def _note_arrival(self, job_id: str, *, gone: bool) -> None:
-        if gone:
-            self._arrivals.pop(job_id, None)
-        else:
-            self._arrivals.setdefault(job_id, len(self._arrivals))
+    def _note_arrival(self, job_id: str, old: KeyValue | None, new: KeyValue | None) -> None:
+        if old is not None:
+            del self._arrivals[bisect_right(self._arrivals, (old.create_revision, job_id)) - 1]
+        if new is not None:
+            insort(self._arrivals, (new.create_revision, job_id))
 
 
 def _state_name(record: Message | None) -> str:
@@ -194,19 +208,37 @@ def _state_name(record: Message | None) -> str:
         return ""
     field = record.DESCRIPTOR.fields_by_name["state"]
     assert field.enum_type is not None
-    name = field.enum_type.values_by_number[getattr(record, "state")].name  # noqa: B009 - messages are untyped here
+    number = getattr(record, "state")  # noqa: B009 - messages are untyped here
+    known = field.enum_type.values_by_number.get(number)
+    if known is None:
+        return f"state {number}"  # of a later version
     prefix = {"HostState": "HOST", "UnitState": "UNIT", "AllocationState": "ALLOCATION", "JobState": "JOB"}
-    return str(name).removeprefix(prefix[field.enum_type.name] + "_STATE_")
+    return str(known.name).removeprefix(prefix[field.enum_type.name] + "_STATE_")
 
 
 def _events(kind: str, ids: Ids, before: Message | None, after: Message | None) -> Iterator[scheduler_pb2.Event]:
-    old, new = _state_name(before), _state_name(after)
-    if old == new or (after is None and kind == "allocation"):
+    """What happened between two versions of a record, with the state in between that one commit may have passed by."""
+    if after is None and kind == "allocation":
         return
     subject = "/".join(ids) if kind == "unit" else ids[-1]  # an allocation's id names it without its host
-    event = scheduler_pb2.Event(kind=kind, subject=subject, to=new or "GONE", reason=_why(after))
-    setattr(event, "from", old)
-    yield event
+    states = [(_state_name(before), ""), *_passed(before, after), (_state_name(after) or "GONE", _why(after))]
+    for (old, _), (new, why) in pairwise(states):
+        if old != new:
+            event = scheduler_pb2.Event(kind=kind, subject=subject, to=new, reason=why)
+            setattr(event, "from", old)
+            yield event
+
+
+def _passed(before: Message | None, after: Message | None) -> Iterator[tuple[str, str]]:
+    """A fence and a lost attempt are told even where the host is back, or the job placed anew, in the same commit."""
+    match before, after:
+        case records_pb2.HostRecord(), records_pb2.HostRecord() if (
+            after.last_fence.session != before.last_fence.session
+        ):
+            yield "FENCED", _fenced(after.last_fence)
+        case job_pb2.JobStatus(), job_pb2.JobStatus() if 0 < before.attempt_count < after.attempt_count:
+            ended = [attempt for attempt in after.attempts if attempt.number == before.attempt_count]
+            yield "PENDING", ended[0].message if ended else ""
 
 
 def _why(record: Message | None) -> str:
@@ -216,6 +248,13 @@ def _why(record: Message | None) -> str:
         case records_pb2.UnitReport():
             return record.reason or record.proof
         case records_pb2.HostRecord() if record.state == records_pb2.HOST_STATE_FENCED:
-            fence = record.last_fence
-            return f"{job_pb2.Evidence.Name(fence.evidence).removeprefix('EVIDENCE_')}: {fence.detail}"
+            return _fenced(record.last_fence)
+        case records_pb2.HostRecord() if record.state == records_pb2.HOST_STATE_FENCING:
+            return f"no evidence yet that session {record.session} is dead"
+        case records_pb2.HostRecord():
+            return f"session {record.session}"
     return ""
+
+
+def _fenced(fence: records_pb2.FenceRecord) -> str:
+    return f"{job_pb2.Evidence.Name(fence.evidence).removeprefix('EVIDENCE_')}: {fence.detail}"

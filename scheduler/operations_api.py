@@ -5,8 +5,8 @@ It writes intents, which the leader and the agents turn into decisions; it never
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncGenerator, Callable
 
 import grpc
 
@@ -20,6 +20,7 @@ from .mirror import EVENTS_KEPT, Mirror
 from .subscribe import Subscription
 
 WRITE_TRIES = 5
+_Used = defaultdict[str, list[records_pb2.Allocation]]  # by host
 
 
 class OperationsApi:
@@ -60,10 +61,14 @@ class OperationsApi:
         """Every known host, by name."""
         kinds = (Kind.HOST, Kind.SESSION, Kind.INVENTORY)
         names = {ids[0] for kind in kinds for ids in self._mirror.ids(kind)}
-        return [self.host(name) for name in sorted(names)]
+        used = self._used()
+        return [self._host(name, used) for name in sorted(names)]
 
     def host(self, name: str) -> scheduler_pb2.Host:
         """One host. ApiError NOT_FOUND."""
+        return self._host(name, self._used())
+
+    def _host(self, name: str, used: _Used) -> scheduler_pb2.Host:
         mirror = self._mirror
         record = mirror.get(Kind.HOST, records_pb2.HostRecord, name)
         session = mirror.get(Kind.SESSION, records_pb2.Session, name)
@@ -71,7 +76,7 @@ class OperationsApi:
         if record is None and session is None and inventory is None:
             known = ", ".join(sorted({ids[0] for ids in mirror.ids(Kind.HOST)})) or "none"
             raise ApiError(grpc.StatusCode.NOT_FOUND, f"no host {name!r}; known hosts: {known}")
-        units = self.units(name)
+        units = self._units(name, used)
         return scheduler_pb2.Host(
             name=name,
             record=record,
@@ -80,26 +85,30 @@ class OperationsApi:
             inventory=inventory,
             units_total=len(units),
             units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
-            vms=sum(ids[0] == name for ids in mirror.ids(Kind.ALLOCATION)),
+            vms=len(used[name]),
         )
 
     def units(self, host: str) -> list[scheduler_pb2.UnitView]:
         """Units of one host, or of all ("")."""
-        inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory)
-        names = sorted(ids[0] for ids in inventories if host in ("", ids[0]))
-        held = {
-            (a.host, unit): a.id
-            for a in self._mirror.all(Kind.ALLOCATION, records_pb2.Allocation).values()
-            if host in ("", a.host)
-            for unit in a.units
-        }
-        return [self._unit(name, unit, held) for name in names for unit in inventories[(name,)].units]
+        used = self._used()
+        hosts = [host] if host else sorted(ids[0] for ids in self._mirror.ids(Kind.INVENTORY))
+        return [view for name in hosts for view in self._units(name, used)]
 
-    def _unit(self, host: str, unit: inventory_pb2.Unit, held: dict[tuple[str, str], str]) -> scheduler_pb2.UnitView:
+    def _used(self) -> _Used:
+        used: _Used = defaultdict(list)
+        for allocation in self._mirror.all(Kind.ALLOCATION, records_pb2.Allocation).values():
+            used[allocation.host].append(allocation)
+        return used
+
+    def _units(self, host: str, used: _Used) -> list[scheduler_pb2.UnitView]:
+        inventory = self._mirror.get(Kind.INVENTORY, inventory_pb2.Inventory, host)
+        held = {unit: allocation.id for allocation in used[host] for unit in allocation.units}
+        return [self._unit(host, unit, held.get(unit.id, "")) for unit in (inventory.units if inventory else ())]
+
+    def _unit(self, host: str, unit: inventory_pb2.Unit, allocation: str) -> scheduler_pb2.UnitView:
         report = self._mirror.get(Kind.UNIT, records_pb2.UnitReport, host, unit.id)
         record = self._mirror.get(Kind.HOST, records_pb2.HostRecord, host)
         current = report is not None and record is not None and report.session == record.session
-        allocation = held.get((host, unit.id), "")
         state = report.state if report is not None and current else records_pb2.UNIT_STATE_DIRTY
         if allocation and state == records_pb2.UNIT_STATE_FREE:
             state = records_pb2.UNIT_STATE_HELD
@@ -184,7 +193,7 @@ class OperationsApi:
 
     # Events
 
-    async def events(self, request: scheduler_pb2.WatchEventsRequest) -> AsyncIterator[scheduler_pb2.Event]:
+    async def events(self, request: scheduler_pb2.WatchEventsRequest) -> AsyncGenerator[scheduler_pb2.Event, None]:
         """The kept events, then new ones as they come if `follow`. A reader too far behind loses the oldest."""
         with Subscription[str]() as news:
             fresh: deque[scheduler_pb2.Event] = deque(maxlen=EVENTS_KEPT)

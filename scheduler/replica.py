@@ -35,7 +35,7 @@ class Replica:
     leader: Leader | None = None
 
     async def run(self) -> None:
-        """Serve until cancelled. Raises InvariantBrokenError, and nothing else."""
+        """Serve until cancelled. What comes out of here, in a group, is a bug: InvariantBrokenError above all."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.mirror.run(), name=f"{self.name}: mirror")
             tasks.create_task(self._campaign(), name=f"{self.name}: campaign")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
 
+from gpupool.errors import ANSWERED
 from gpupool.store.port import Refused, StoreError
 from gpupool.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 from .agent_logs import job_logs
-from .jobs_api import SUBMIT_BATCH, ApiError, JobsApi
+from .jobs_api import ApiError, JobsApi
 from .mirror import Mirror
 from .operations_api import OperationsApi
+from .submission import SUBMIT_BATCH
 
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -24,16 +27,17 @@ async def _unary(context: Context, answer: Awaitable[Answer]) -> Answer:
     try:
         return await answer
     except (ApiError, StoreError) as exc:
-        await context.abort(*_status(exc))
+        await context.abort(*_status(exc), (ANSWERED,))
         raise AssertionError from exc  # abort raises
 
 
-async def _stream(context: Context, answers: AsyncIterator[Answer]) -> AsyncIterator[Answer]:
+async def _stream(context: Context, answers: AsyncGenerator[Answer, None]) -> AsyncGenerator[Answer, None]:
     try:
-        async for answer in answers:
-            yield answer
+        async with aclosing(answers):  # a reader that has gone must not be told news for ever
+            async for answer in answers:
+                yield answer
     except (ApiError, StoreError) as exc:
-        await context.abort(*_status(exc))
+        await context.abort(*_status(exc), (ANSWERED,))
 
 
 def _status(exc: ApiError | StoreError) -> tuple[grpc.StatusCode, str]:
@@ -41,7 +45,10 @@ def _status(exc: ApiError | StoreError) -> tuple[grpc.StatusCode, str]:
         return exc.code, exc.message
     if isinstance(exc, Refused):
         return grpc.StatusCode.INVALID_ARGUMENT, f"the store refused it: {exc}"
-    return grpc.StatusCode.UNAVAILABLE, f"the store did not answer ({exc}); nothing is lost, try again"
+    return (
+        grpc.StatusCode.UNAVAILABLE,
+        f"the store did not answer ({exc}); a change may have been made or not: look before you repeat it",
+    )
 
 
 async def _call(answer: Callable[..., Answer], *arguments: object) -> Answer:
@@ -68,13 +75,17 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
 
     async def _batches(
         self, requests: AsyncIterator[scheduler_pb2.SubmitRequest]
-    ) -> AsyncIterator[list[scheduler_pb2.SubmitResult]]:
+    ) -> AsyncGenerator[list[scheduler_pb2.SubmitResult], None]:
         """Answers in batches of whatever has arrived: large under load, of one for a client that waits for each."""
         arrived: asyncio.Queue[scheduler_pb2.SubmitRequest | None] = asyncio.Queue(maxsize=10 * SUBMIT_BATCH)
 
         async def read() -> None:
-            async for request in requests:
-                await arrived.put(request)
+            try:
+                async for request in requests:
+                    await arrived.put(request)
+            except Exception:
+                await arrived.put(None)
+                raise
             await arrived.put(None)
 
         reader = asyncio.create_task(read())
@@ -88,11 +99,12 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
                 wanted = [request for request in batch if request is not None]
                 if wanted:
                     yield await self._api.submit_batch(wanted)
+            await reader  # what broke the stream, if something did
         finally:
             reader.cancel()
 
     async def GetJob(self, request: scheduler_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
-        return await _unary(context, _call(self._api.get, request.id))
+        return await _unary(context, self._api.get(request.id))
 
     async def ListJobs(
         self, request: scheduler_pb2.ListJobsRequest, context: Context
@@ -107,9 +119,11 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
         return await _unary(context, self._api.cancel(request))
 
     async def ExplainJob(self, request: scheduler_pb2.ExplainJobRequest, context: Context) -> scheduler_pb2.Explanation:
-        return await _unary(context, _call(self._api.explain, request.id))
+        return await _unary(context, self._api.explain(request.id))
 
-    async def JobLogs(self, request: scheduler_pb2.JobLogsRequest, context: Context) -> AsyncIterator[scheduler_pb2.LogChunk]:
+    async def JobLogs(
+        self, request: scheduler_pb2.JobLogsRequest, context: Context
+    ) -> AsyncIterator[scheduler_pb2.LogChunk]:
         async for answer in _stream(context, job_logs(self._api, self._mirror, request)):
             yield answer
 

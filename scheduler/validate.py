@@ -38,7 +38,12 @@ def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:
     for name in sorted(spec.env):
         if not _ENV.fullmatch(name):
             yield f"env: {name!r} is no name of an environment variable"
-    for what, text in (*spec.labels.items(), ("image", spec.image), ("gpus.model", spec.gpus.model)):
+    if spec.command and not spec.command[0]:
+        yield "command[0] is empty: the first word names the program to run"
+    for where, text in (*((f"command[{n}]", word) for n, word in enumerate(spec.command)), *sorted(spec.env.items())):
+        if "\0" in text:
+            yield f"{where} {text!r}: no NUL character is allowed"
+    for what, text in (*sorted(spec.labels.items()), ("image", spec.image), ("gpus.model", spec.gpus.model)):
         if any(ord(c) < ord(" ") for c in what + text):
             yield f"{what} {text!r}: control characters are not allowed"
 
@@ -49,6 +54,8 @@ def _amounts(spec: job_pb2.JobSpec) -> Iterator[str]:
     yield from _between("memory_mib", spec.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB, " (MiB)")
     yield from _between("priority", spec.priority, -MAX_PRIORITY, MAX_PRIORITY)
     yield from _between("stop_grace_s", spec.stop_grace_s, 0, MAX_GRACE_S, " (seconds)")
+    if spec.numa not in job_pb2.NumaPolicy.values():
+        yield f"numa is {spec.numa}: it must be one of {', '.join(map(str, job_pb2.NumaPolicy.values()))}"
     if spec.gpus.count == 0 and (spec.gpus.model or spec.gpus.memory_mib):
         yield "gpus.count is 0 but a GPU is described: set gpus.count to 1 or more, or leave gpus out"
 
@@ -60,6 +67,7 @@ def _between(what: str, value: int, low: int, high: int, unit: str = "") -> Iter
 
 def _volumes(spec: job_pb2.JobSpec) -> Iterator[str]:
     seen: set[str] = set()
+    paths: set[str] = set()
     for n, volume in enumerate(spec.volumes):
         where = f"volumes[{n}]"
         if not _SERIAL.fullmatch(volume.name):
@@ -67,6 +75,9 @@ def _volumes(spec: job_pb2.JobSpec) -> Iterator[str]:
         if volume.name in seen:
             yield f"{where}.name {volume.name!r}: used twice; each volume of a job needs its own name"
         seen.add(volume.name)
-        if not volume.path.startswith("/") or ".." in volume.path.split("/"):
-            yield f"{where}.path {volume.path!r}: must be absolute, without '..'"
+        if not volume.path.strip("/") or not volume.path.startswith("/") or ".." in volume.path.split("/"):
+            yield f"{where}.path {volume.path!r}: must be absolute, below '/', without '..'"
+        if volume.path in paths:
+            yield f"{where}.path {volume.path!r}: used twice; each volume needs a mount point of its own"
+        paths.add(volume.path)
         yield from _between(f"{where}.size_mib", volume.size_mib, 1, MAX_VOLUME_MIB, " (MiB)")

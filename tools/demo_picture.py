@@ -3,7 +3,7 @@
 It leaves lines out and colours the others; it never changes a word.
 
     gpupool demo | tee docs/demo.log && python tools/demo_picture.py
-"""  # noqa: INP001
+"""
 
 from __future__ import annotations
 

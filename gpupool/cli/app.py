@@ -138,7 +138,7 @@ def _usage(error: click.ClickException) -> int:
 
 
 def _failure(error: GpupoolError) -> int:
-    hint = "; name another with --server, or start one with `gpupool up`" if isinstance(error, Unreachable) else ""
+    hint = "; name another with --server, or start one with `gpupool up`" if type(error) is Unreachable else ""
     lines = error.violations if isinstance(error, InvalidSpec) else (f"{error}{hint}",)
     for line in lines:
         click.echo(f"error: {line}", err=True)

@@ -6,6 +6,8 @@ import time
 
 import click
 
+from gpupool.client import Client
+from gpupool.errors import NotFound
 from gpupool.v1 import scheduler_pb2
 
 from . import views
@@ -31,12 +33,21 @@ def units(host: str, output: str) -> None:
     """List device units, of all hosts or of HOST; -o wide says why one is quarantined or unfit."""
     with connect() as client:
         found = client.units(host)
+        if host and not found:
+            _must_know(client, host)
     if output in {"json", "yaml"}:
         emit(output, found)
     elif found:
         table(*views.units(found, wide=output == "wide"))
     else:
         note(f"no units on {host!r}" if host else "no units")
+
+
+def _must_know(client: Client, host: str) -> None:
+    """Raise NotFound for a host that nobody knows, which a list of its units does not tell from one without any."""
+    known = [each.name for each in client.hosts()]
+    if host not in known:
+        raise NotFound(f"no host {host!r}; known hosts: {', '.join(known) or 'none'}")
 
 
 @click.command(epilog=examples('gpupool cordon gpu07 --reason "fan 3 is loud"'))
@@ -52,10 +63,9 @@ def cordon(host: str, reason: str, output: str) -> None:
 
 @click.command(epilog=examples("gpupool uncordon gpu07"))
 @click.argument("host", shell_complete=complete_host)
-@click.option("--reason", default="", help="Accepted for symmetry with cordon; not kept.")
 @output_option("table", "wide", "json", "yaml")
 @connection_options
-def uncordon(host: str, reason: str, output: str) -> None:  # noqa: ARG001
+def uncordon(host: str, output: str) -> None:
     """Let jobs be placed on HOST again."""
     with connect() as client:
         _show_host(client.uncordon(host, by=me()), output)

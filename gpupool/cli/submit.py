@@ -36,12 +36,21 @@ class Named(NamedTuple):
 @click.option("--name", help="Instead of the name in the file.")
 @click.option("--key", help="Idempotency key: submitting again with it gives the same job. For one job.")
 @click.option("--check", "--dry-run", "check", is_flag=True, help="Have the scheduler check it; submit nothing.")
+@click.option("--allow-unavailable", is_flag=True, help="Queue it even if no known host has its GPU model or image.")
 @click.option("--wait", is_flag=True, help="Stay until the end, and end with the guest's exit code.")
 @click.option("--logs", "show_logs", is_flag=True, help="Print the guest's output while waiting; implies --wait.")
 @output_option("id", "json", "yaml")
 @connection_options
 def submit(
-    *, files: tuple[str, ...], name: str | None, key: str | None, check: bool, wait: bool, show_logs: bool, output: str
+    *,
+    files: tuple[str, ...],
+    name: str | None,
+    key: str | None,
+    check: bool,
+    allow_unavailable: bool,
+    wait: bool,
+    show_logs: bool,
+    output: str,
 ) -> None:
     """Submit the jobs in FILEs ("-": standard input), and print their ids.
 
@@ -55,7 +64,7 @@ def submit(
     for job in jobs:
         job.spec.name = job.spec.name if name is None else name
     with connect() as client:
-        answers, failure = _submit_all(client, jobs, key, check=check)
+        answers, failure = _submit_all(client, jobs, key, check=check, allow=allow_unavailable)
     _tell(answers, output, check=check)
     if failure is not None:
         raise click.exceptions.Exit(failure)
@@ -88,14 +97,14 @@ def _read(files: tuple[str, ...]) -> list[Named]:
 
 
 def _submit_all(
-    client: Client, jobs: list[Named], key: str | None, *, check: bool
+    client: Client, jobs: list[Named], key: str | None, *, check: bool, allow: bool
 ) -> tuple[list[scheduler_pb2.SubmitResponse], int | None]:
     """The answers, and the exit code of the first refusal if there was one. A refused job does not stop the others."""
     answers: list[scheduler_pb2.SubmitResponse] = []
     failure: int | None = None
     for source, spec in jobs:
         try:
-            answer = client.submit(spec, key, validate_only=check)
+            answer = client.submit(spec, key, validate_only=check, allow_unavailable=allow)
         except InvalidSpec as error:
             for fault in error.violations:
                 click.echo(f"error: {source}: {fault}", err=True)

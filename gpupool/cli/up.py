@@ -17,6 +17,7 @@ from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.embedded.daemons import DaemonError, remove_tree
 from gpupool.embedded.etcd import EtcdError
 from gpupool.errors import GpupoolError
+from gpupool.store.keys import check_name
 
 from .output import examples
 from .settings import server_file
@@ -45,7 +46,10 @@ def parse_hosts(texts: tuple[str, ...]) -> dict[str, str]:
         name, sign, gpus = text.partition("=")
         if not (name and sign and gpus) or name in hosts:
             raise click.UsageError(f"--host {text!r}: write NAME=COUNTxMODEL, each name once, e.g. h1=4xnvidia-t4")
-        hosts[name] = gpus
+        try:
+            hosts[check_name(name, "host")] = gpus
+        except ValueError as exc:
+            raise click.UsageError(f"--host {text!r}: {exc}") from None
     return hosts
 
 

@@ -14,7 +14,7 @@ View = tuple[Sequence[str], list[list[str]]]
 JOBS = ("ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE")
 JOBS_WIDE = (*JOBS, "MODEL", "UNITS", "CPUS", "MEMORY", "PRIORITY", "EXIT")
 HOSTS = ("NAME", "STATE", "UNITS", "VMS", "SESSION", "AGE")
-HOSTS_WIDE = (*HOSTS, "BOOT", "GUARD", "ADDRESS", "LABELS")
+HOSTS_WIDE = (*HOSTS, "BOOT", "GUARD", "ADDRESS", "IMAGES", "LABELS")
 UNITS = ("HOST", "UNIT", "MODEL", "NUMA", "STATE", "ALLOCATION")
 UNITS_WIDE = (*UNITS, "MEMORY", "FUNCTIONS", "PROOF", "REASON")
 ATTEMPTS = ("ATTEMPT", "HOST", "UNITS", "STARTED", "RAN", "OUTCOME", "EXIT", "EVIDENCE", "MESSAGE")
@@ -165,7 +165,8 @@ def _host(host: scheduler_pb2.Host, now_s: float) -> list[str]:
 
 def _host_wide(host: scheduler_pb2.Host) -> list[str]:
     guard = enum_name(records_pb2.GuardKind, host.record.guard).lower()
-    return [host.record.boot_id[:8], guard, host.session.address, labels(host.inventory.labels)]
+    images = ",".join(host.inventory.images)
+    return [host.record.boot_id[:8], guard, host.session.address, images, labels(host.inventory.labels)]
 
 
 def units(found: Iterable[scheduler_pb2.UnitView], *, wide: bool = False) -> View:

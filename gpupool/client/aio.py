@@ -31,14 +31,23 @@ class AsyncClient(AsyncTransport):
     """
 
     async def submit(
-        self, spec: job_pb2.JobSpec, idempotency_key: str | None = None, *, validate_only: bool = False
+        self,
+        spec: job_pb2.JobSpec,
+        idempotency_key: str | None = None,
+        *,
+        validate_only: bool = False,
+        allow_unavailable: bool = False,
     ) -> scheduler_pb2.SubmitResponse:
         """Submit a job; with `validate_only` it is checked, not submitted.
+
+        A GPU model or an image that no known host has is a fault, unless `allow_unavailable`: then it is a warning.
 
         Repeating is safe: without a key, one is made for this call. To repeat it in another process, give your own.
         Raises InvalidSpec with every fault, Conflict when the key was used for another spec.
         """
-        request = requests.submission(spec, idempotency_key, validate_only=validate_only)
+        request = requests.submission(
+            spec, idempotency_key, validate_only=validate_only, allow_unavailable=allow_unavailable
+        )
         return await self._call(lambda stubs: stubs.jobs.Submit, request)
 
     async def submit_many(

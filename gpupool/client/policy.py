@@ -15,7 +15,16 @@ from typing import Any, cast
 import grpc
 import tenacity
 
-from gpupool.errors import CANCELLED, UNAVAILABLE, DeadlineExceeded, GpupoolError, Unreachable, from_status
+from gpupool.errors import (
+    ANSWERED,
+    CANCELLED,
+    UNAVAILABLE,
+    DeadlineExceeded,
+    GpupoolError,
+    NotNow,
+    Unreachable,
+    from_status,
+)
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
@@ -113,6 +122,8 @@ def error_of(error: grpc.RpcError, address: str) -> GpupoolError:
     """What a failed call to `address` means; the message names the address when nobody answered there."""
     call = cast("grpc.Call", error)
     code, details = call.code().value[0], call.details() or ""
+    if code == UNAVAILABLE and ANSWERED in tuple(call.trailing_metadata() or ()):  # grpc.aio's own type looks at keys
+        return NotNow(" ".join(details.split()))
     if code in {UNAVAILABLE, CANCELLED}:
         # gRPC says "failed to connect to all addresses; last error: UNKNOWN: ipv4:...: Failed to connect to remote
         # host: Connection refused"; the last words are those that help.

@@ -29,10 +29,15 @@ def finished(job: job_pb2.Job) -> bool:
     return job.status.state in FINISHED
 
 
-def submission(spec: job_pb2.JobSpec, key: str | None, *, validate_only: bool = False) -> scheduler_pb2.SubmitRequest:
+def submission(
+    spec: job_pb2.JobSpec, key: str | None, *, validate_only: bool = False, allow_unavailable: bool = False
+) -> scheduler_pb2.SubmitRequest:
     """A submission that is safe to repeat: without a key it gets one, for this call."""
     return scheduler_pb2.SubmitRequest(
-        spec=spec, idempotency_key=new_key() if key is None else key, validate_only=validate_only
+        spec=spec,
+        idempotency_key=new_key() if key is None else key,
+        validate_only=validate_only,
+        allow_unavailable=allow_unavailable,
     )
 
 

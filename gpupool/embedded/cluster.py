@@ -45,7 +45,7 @@ class SimulatedHost:
             "--name": self.name,
             "--simulate": self.gpus,
             "--state-dir": f"{self.folder}/state",
-            "--libvirt-uri": f"qemu:///embed?root={self.folder}/virt",
+            "--libvirt-uri": f"qemu:///embed?root={self.folder}/state/vms",
             "--boot-id": self.boot_id,
         }
         if self._fuse.cgroup is not None:
@@ -112,6 +112,7 @@ class EmbeddedCluster:
         for name, gpus in sorted(self._shapes.items()):
             host = SimulatedHost(name, gpus, self.folder / "hosts", {**shared, **self._agent_options})
             self.hosts[name] = host
+            await host.power_cut()  # VMs may have outlived an earlier cluster in this folder that was killed
             host.power_on()
         for name in sorted(self.replicas):
             self._addresses[name] = await self._announced(name)
@@ -127,9 +128,8 @@ class EmbeddedCluster:
                 for host in await client.hosts():
                     if host.name in hosts - told and await self._settled(client, host):
                         told.add(host.name)
-                        tell(
-                            f"host {host.name} is READY: {self._shapes[host.name]}, {host.units_free} units proven clean"
-                        )
+                        shape = self._shapes[host.name]
+                        tell(f"host {host.name} is READY: {shape}, {host.units_free} units proven clean")
                 await asyncio.sleep(0.1)
 
     async def _settled(self, client: AsyncClient, host: scheduler_pb2.Host) -> bool:
@@ -149,6 +149,11 @@ class EmbeddedCluster:
         """The name of the leading replica. Raises GpupoolError."""
         async with AsyncClient(self.server) as client:
             return (await client.cluster()).leader.id
+
+    async def start_replica(self, name: str) -> None:
+        """Start a replica that has ended, at the address that it had. Raises DaemonError."""
+        self._start_replica(name, int(self._addresses[name].rpartition(":")[2]))
+        await self._announced(name)
 
     def _start_replica(self, name: str, port: int) -> None:
         announce = self.folder / f"{name}.address"

@@ -19,7 +19,7 @@ CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 
 
 class DaemonError(Exception):
-    """A daemon ended, or did not become ready. The message carries the end of its log."""
+    """A daemon ended, or did not become ready. The message carries the reason that it gave, or the end of its log."""
 
 
 def module_of(daemon: str) -> str:
@@ -36,6 +36,7 @@ class Daemon:
 
     def __init__(self, daemon: str, arguments: Sequence[str], log: Path) -> None:
         self._command = [*die_with_us(), sys.executable, "-m", module_of(daemon), *arguments]
+        self._daemon = daemon
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -55,8 +56,12 @@ class Daemon:
     def check(self) -> None:
         """Raise DaemonError if it has ended."""
         if self._process is not None and self._process.poll() is not None:
-            tail = "".join(self.log.read_text(errors="replace").splitlines(keepends=True)[-15:])
-            raise DaemonError(f"{self._command[-1]} ended with {self._process.returncode}; {self.log} ends:\n{tail}")
+            who = f"the {self._daemon} {self.log.stem}"
+            lines = self.log.read_text(errors="replace").splitlines()
+            if told := [line.removeprefix("error: ") for line in lines[-30:] if line.startswith("error: ")]:
+                raise DaemonError(f"{who} ended: {told[-1]}")
+            tail = "\n".join(lines[-15:])
+            raise DaemonError(f"{who} ended with {self._process.returncode}; {self.log} ends:\n{tail}")
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Ask it to end, then make it."""

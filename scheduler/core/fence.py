@@ -20,6 +20,10 @@ def session_changed(cluster: Cluster, host: Host, fact: SessionFact | None, now:
         _adopt(cluster, host, fact, now)
         return
     over = fact is None or fact.session != host.session
+    if fact is not None and not over and (host.guard, host.simulated) != (fact.guard, fact.simulated):
+        host.guard, host.simulated = fact.guard, fact.simulated  # a guard that died proves nothing at the lease's end
+        cluster.dirty.hosts.add(host.name)
+        cluster.touch(host)
     if over and host.state in (HostState.JOINING, HostState.READY):
         why = "is gone" if fact is None else f"was followed by {fact.session}"
         cluster.change_host(host, HostEvent.SESSION_LOST, now, f"session {host.session} {why}")
@@ -47,7 +51,7 @@ def evidence(cluster: Cluster, host: Host) -> tuple[Evidence, str] | None:
         return Evidence.OTHER_BOOT, f"it is back with boot id {back.boot_id}"
     if back is not None and back.vms_found_dead:
         return Evidence.AGENT_REPORTED_DEAD, f"session {back.session} of the same boot found no VM alive"
-    if host.intent.confirmed_dead_session == host.session:
+    if 0 < host.intent.confirmed_dead_session == host.session:
         return Evidence.OPERATOR, f"{host.intent.confirmed_by}: {host.intent.confirmed_reason}"
     trusted = host.simulated or cluster.policy.soft_guard_is_enough
     if host.fact is None and host.guard is GuardKind.SOFT and trusted:
@@ -62,7 +66,6 @@ def _fenced(cluster: Cluster, host: Host, kind: Evidence, detail: str, now: floa
     for allocation_id in lost:
         _lose(cluster, host, allocation_id, kind, now)
     host.last_fence = FenceRecord(host.session, kind, detail, lost_s, now, lost)
-    host.reports.clear()
 
 
 def _lose(cluster: Cluster, host: Host, allocation_id: str, kind: Evidence, now: float) -> None:

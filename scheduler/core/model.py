@@ -257,6 +257,7 @@ class Host:
     held: dict[str, str] = field(default_factory=dict)  # unit -> allocation
     nodes: dict[int, Node] = field(default_factory=dict)
     allocations: set[str] = field(default_factory=set)
+    version: int = 0  # grows with every change that placement can see
 
     def unit_state(self, unit: str) -> UnitState:
         """As the scheduler must see it: held from the decision on, and dirty unless this session says otherwise."""
@@ -292,7 +293,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Cluster:
-    """Everything. `capacity_epoch` grows whenever something may fit that did not before."""
+    """Everything. `capacity_epoch` grows whenever what fits may have changed, save by a placement."""
 
     policy: Policy = field(default_factory=Policy)
     hosts: dict[str, Host] = field(default_factory=dict)
@@ -313,12 +314,18 @@ class Cluster:
     def take_dirty(self) -> Dirty:
         """What is to be committed; the set starts anew."""
         dirty, self.dirty = self.dirty, Dirty()
+        self.capacity_epoch += bool(dirty.hosts)  # once their records are written, they may be placed on
         return dirty
 
     def take_log(self) -> list[Transition]:
         """The transitions since the last call, oldest first."""
         log, self.log = self.log, []
         return log
+
+    def touch(self, host: Host) -> None:
+        """Something that placement looks at has changed on `host`."""
+        host.version += 1
+        self.capacity_epoch += 1
 
     # The funnel: no state changes anywhere else.
 
@@ -327,7 +334,7 @@ class Cluster:
         before, host.state = host.state, next_state(HOST, host.state, event, f"host {host.name}")
         host.since_s = now
         self.dirty.hosts.add(host.name)
-        self.capacity_epoch += 1
+        self.touch(host)
         self.log.append(Transition("host", host.name, before.value, host.state.value, reason))
 
     def change_allocation(self, allocation: Allocation, event: AllocationEvent, reason: str) -> None:
@@ -359,6 +366,7 @@ class Cluster:
         self.allocations[allocation.id] = allocation
         host.allocations.add(allocation.id)
         host.held.update(dict.fromkeys(allocation.units, allocation.id))
+        host.version += 1
         self._account(host, allocation, taken=True)
 
     def release(self, allocation: Allocation) -> None:
@@ -370,7 +378,7 @@ class Cluster:
             if host.held.get(unit) == allocation.id:
                 del host.held[unit]
         self._account(host, allocation, taken=False)
-        self.capacity_epoch += 1
+        self.touch(host)
 
     @staticmethod
     def _account(host: Host, allocation: Allocation, *, taken: bool) -> None:

@@ -19,7 +19,7 @@ from .events import (
 from .fence import advance, session_changed
 from .model import Allocation, Cluster, Host, InventoryFact, Job, Node, Outcome, UnitFact, UnitState
 from .retry import end_attempt
-from .tables import AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState
+from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState
 
 
 def step(cluster: Cluster, event: Event, now: float) -> None:
@@ -41,7 +41,7 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
         case HostIntentChanged():
             host = cluster.host(event.host)
             host.intent = event.intent
-            cluster.capacity_epoch += 1
+            cluster.touch(host)
             advance(cluster, host, now)
             _inventory_ready(cluster, host, now)
 
@@ -57,7 +57,7 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
         host.nodes[node_id] = Node(node_id, cores, memory_mib, set(cores), memory_mib)
     for allocation_id in sorted(host.allocations):
         cluster.reserve(cluster.allocations[allocation_id])
-    cluster.capacity_epoch += 1
+    cluster.touch(host)
     _inventory_ready(cluster, host, now)
 
 
@@ -78,11 +78,11 @@ def _unit_reported(cluster: Cluster, event: UnitReported) -> None:
     host = cluster.host(event.host)
     if event.report == host.reports.get(event.unit):
         return
+    cluster.touch(host)
     if event.report is None:
         del host.reports[event.unit]
         return
     host.reports[event.unit] = event.report
-    cluster.capacity_epoch += 1
     allocation = cluster.allocations.get(host.held.get(event.unit, ""))
     if allocation is not None:
         _release_if_clean(cluster, host, allocation)
@@ -93,8 +93,8 @@ def _vm_reported(cluster: Cluster, event: VmReported, now: float) -> None:
     if allocation is None or allocation.host != event.host or allocation.session != event.session:
         return  # of an allocation that is over, or from a session that has no say in it
     reported = AllocationEvent[event.state.value]
-    if allocation.state.value == event.state.value:
-        return
+    if (allocation.state, reported) not in ALLOCATION:
+        return  # told again, or taken back: the first word on an end stands, and no agent's slip may stop us
     cluster.change_allocation(allocation, reported, event.message or f"agent of {event.host}")
     job = cluster.jobs.get(allocation.job)
     if job is not None and job.allocation_id == allocation.id:

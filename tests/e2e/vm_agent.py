@@ -6,6 +6,7 @@ With a command it starts the VM "adopted" that runs it. Either way it prints eac
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from agent.vm import LibvirtRuntime
 
 def runtime(root: Path, images: Path, cgroup: Path | None = None) -> LibvirtRuntime:
     return LibvirtRuntime(
-        uri=f"qemu:///embed?root={root}/libvirt",
+        uri=os.environ.get("VM_URI") or f"qemu:///embed?root={root}/libvirt",
         images=images,
         state_dir=root,
         cgroup=cgroup,
@@ -29,17 +30,17 @@ def spec(allocation: str, script: str, *, gpus: int = 1) -> VmSpec:
     return VmSpec(allocation, "debian-numpy", ("sh", "-c", script), (("WHO", "me"),), 1, (0,), (0,), 128, functions)
 
 
-def tell(event: VmEvent) -> None:
-    print(repr(event), flush=True)
+def say(*words: VmEvent | str) -> None:
+    print(*words, flush=True)  # noqa: T201
 
 
 async def main(root: str, images: str, *command: str) -> None:
     vms = runtime(Path(root), Path(images))
-    await vms.open(tell)
-    print("open", *await vms.running(), flush=True)
+    await vms.open(say)
+    say("open", *await vms.running())
     if command:
         await vms.start(spec("adopted", command[0]), may_run=lambda: True)
-        print("running", flush=True)
+        say("running")
     await asyncio.Event().wait()
 
 

@@ -135,7 +135,7 @@ class Rig:
     backend: MemoryBackend = field(default_factory=MemoryBackend)
     boot_id: str = "boot-1"
     address: str = "10.0.0.1:50152"
-    timing: Timing = field(default_factory=Timing)
+    timing: Timing = field(default_factory=lambda: Timing(ttl_s=15, renew_s=4.0, kill_margin_s=3.0))
     limits: Limits = field(default_factory=Limits)
     images: list[str] = field(default_factory=lambda: ["ubuntu"])
     devices: FakeDevices = field(default_factory=FakeDevices)

@@ -29,7 +29,7 @@ from scheduler.core.place import Placer
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState
 from scheduler.core.todo import todo
-from scheduler.decode import load
+from scheduler.load import load
 from tests.golden.stored import stored
 
 CORES_PER_NODE, NODE_MIB = 8, 65536
@@ -72,6 +72,7 @@ class Player:
             plain = [w for w in words if "=" not in w]
             command(*plain, **dict(w.split("=", 1) for w in words if "=" in w))
             self._note()
+            self.cluster.take_dirty()  # each command ends with a commit
             self.now += 1
         return "\n".join(self.log) + "\n"
 
@@ -118,7 +119,6 @@ class Player:
             self.log.append(
                 f"  {a.id}: {a.host} units {units} nodes {a.nodes} cores {len(a.cores)} session {a.session}"
             )
-        self.cluster.take_dirty()
 
     def do_report(self, allocation: str, state: str, outcome: str = "", code: str = "", said: str = "") -> None:
         """As the agent of the allocation's host would."""

@@ -65,7 +65,7 @@ class Events(list[VmEvent]):
 
     async def until(self, holds: Callable[[], object]) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while not holds():
+            while not holds():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
 

@@ -198,7 +198,8 @@ def test_hosts_and_units(inventory: FakeScheduler, gpupool: Run) -> None:
     assert gpupool("units", "h1").out.splitlines()[1].split() == [
         "h1", "0000:21:00.0", "nvidia-a100-80gb", "1", "QUARANTINED", "-",
     ]  # fmt: skip
-    assert gpupool("units", "h9").err == "no units on 'h9'\n"
+    unknown = gpupool("units", "h9")
+    assert (unknown.code, unknown.err) == (3, "error: no host 'h9'; known hosts: h1\n")
     assert gpupool("retry-unit", "h1", "0000:21:00.0").code == 0
 
 

@@ -1,4 +1,4 @@
-"""Domain XML: golden files that libvirt's own schema accepts. `pytest tests/unit/test_domain.py --rewrite` writes them."""
+"""Domain XML: golden files that libvirt's own schema accepts. `pytest --rewrite` on this file writes them anew."""
 
 from __future__ import annotations
 

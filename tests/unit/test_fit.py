@@ -63,6 +63,7 @@ def cluster_of(
         for n, (_, _, free) in enumerate(units):
             state = UnitState.FREE if free else UnitState.DIRTY
             step(cluster, UnitReported(name, f"u{n}", UnitReport(state, session, "")), 1.0)
+    cluster.take_dirty()
     return cluster
 
 

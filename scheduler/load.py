@@ -1,0 +1,107 @@
+"""Rebuilding the cluster from everything that is stored: what every new leader begins with.
+
+It must conclude nothing that a leader who saw it all happen would not have concluded, and touch nothing that it cannot
+read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from gpupool.store.keys import Kind, parse
+from gpupool.store.port import KeyValue, StoreError
+from gpupool.v1 import job_pb2, records_pb2
+
+from .core import events, model
+from .core.fence import session_changed
+from .core.step import step
+from .decode import UNREADABLE, allocation_of, fact, job_of, restore_host, restore_status
+
+_log = logging.getLogger(__name__)
+
+
+class UnreadableDecisionError(StoreError):
+    """A record that a leader wrote cannot be read, and without it nobody can say what is taken and what may run."""
+
+
+# Facts in the order in which they can be told to a restored cluster: what others refer to comes first. An attempt's end
+# comes before the loss of its session, as it did in life; sessions before intents, as what an operator vouched for is
+# weighed with them.
+_ORDER = (Kind.JOB_SPEC, Kind.INVENTORY, Kind.UNIT, Kind.JOB_CANCEL, Kind.VM, Kind.SESSION, Kind.HOST_INTENT)
+
+
+def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
+    """Rebuild a fresh `cluster` from everything that is stored: first what the leader decided, then the facts.
+
+    Raises UnreadableDecisionError for a host or an allocation that cannot be read. A job of which that is true is left
+    alone: neither started again nor given up.
+    """
+    by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]] = {kind: [] for kind in Kind}
+    for kv in items:
+        parsed = parse(kv.key)
+        if parsed is not None:
+            by_kind[parsed[0]].append((parsed[1], kv))
+    aside = _load_decisions(cluster, by_kind)
+    for kind in _ORDER:
+        for _, kv in by_kind[kind]:
+            event = fact(kv.key, kv)
+            if event is not None and not (isinstance(event, events.JobSubmitted) and event.job.id in aside):
+                step(cluster, event, now)
+    for name in sorted(cluster.hosts):  # sessions that ended while nobody led
+        host = cluster.hosts[name]
+        if host.fact is None and host.session:
+            session_lost_unseen(cluster, host, now)
+
+
+def session_lost_unseen(cluster: model.Cluster, host: model.Host, now: float) -> None:
+    """Tell a host's lost session to a cluster that never saw it alive."""
+    host.fact = model.SessionFact(host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False)
+    session_changed(cluster, host, None, now)
+
+
+def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]) -> set[str]:
+    """Restore hosts, jobs and allocations; returns the jobs whose status cannot be read."""
+    for ids, kv in by_kind[Kind.HOST]:
+        with _decision(kv.key):
+            restore_host(cluster.host(ids[0]), records_pb2.HostRecord.FromString(kv.value))
+    specs = {ids[0]: kv for ids, kv in by_kind[Kind.JOB_SPEC]}
+    aside = set()
+    for ids, kv in by_kind[Kind.JOB_STATUS]:
+        try:
+            _load_job(cluster, ids[0], specs.get(ids[0]), kv)
+        except UNREADABLE as exc:
+            _log.error("leaving job %s alone: its spec or status is unreadable (%r)", ids[0], exc)
+            aside.add(ids[0])
+    for _, kv in by_kind[Kind.ALLOCATION]:
+        with _decision(kv.key):
+            _load_allocation(cluster, records_pb2.Allocation.FromString(kv.value))
+    return aside
+
+
+@contextmanager
+def _decision(key: str) -> Iterator[None]:
+    try:
+        yield
+    except UNREADABLE as exc:
+        raise UnreadableDecisionError(
+            f"cannot read {key} ({exc!r}): written by a newer gpupool, or damaged; run that version, or mend the key"
+        ) from None
+
+
+def _load_job(cluster: model.Cluster, job_id: str, spec: KeyValue | None, status: KeyValue) -> None:
+    if spec is None:
+        return
+    job = job_of(job_id, records_pb2.JobRecord.FromString(spec.value), spec.create_revision)
+    restore_status(job, job_pb2.JobStatus.FromString(status.value))
+    cluster.jobs[job.id] = job
+    cluster.enqueue(job)
+
+
+def _load_allocation(cluster: model.Cluster, wire: records_pb2.Allocation) -> None:
+    allocation = allocation_of(wire)
+    cluster.reserve(allocation)
+    job = cluster.jobs.get(allocation.job)
+    if job is not None and job.allocation_id == allocation.id and allocation.stop_reason:
+        job.cancel_reason = allocation.stop_reason

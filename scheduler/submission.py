@@ -1,0 +1,59 @@
+"""One submission on its way into the store: its id, its write, and how many go into one transaction. Pure."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gpupool.store import keys
+from gpupool.store.port import Created, Put
+from gpupool.v1 import records_pb2, scheduler_pb2
+
+SUBMIT_BATCH = 100  # specs written in one transaction
+SUBMIT_BYTES = 1024 * 1024  # of specs in one transaction: etcd takes 1.5 MiB by default
+
+
+@dataclass(slots=True)
+class Submission:
+    """What was asked, checked."""
+
+    job_id: str
+    record: records_pb2.JobRecord
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def guard(self) -> Created:
+        """No job has this id yet."""
+        return Created(keys.job_spec(self.job_id), 0)
+
+    @property
+    def put(self) -> Put:
+        """The write of its spec."""
+        return Put(keys.job_spec(self.job_id), self.record.SerializeToString(deterministic=True))
+
+
+def packed(good: list[tuple[int, Submission]], max_ops: int) -> Iterator[list[tuple[int, Submission]]]:
+    """`good`, cut into what one transaction takes."""
+    batch: list[tuple[int, Submission]] = []
+    size = 0
+    for index, submission in good:
+        more = submission.record.ByteSize()
+        if batch and (len(batch) == min(SUBMIT_BATCH, max_ops) or size + more > SUBMIT_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append((index, submission))
+        size += more
+    if batch:
+        yield batch
+
+
+def accepted(submission: Submission, *, created: bool) -> scheduler_pb2.SubmitResponse:
+    """The answer to a submission that is in the store now."""
+    return scheduler_pb2.SubmitResponse(id=submission.job_id, created=created, warnings=submission.warnings)
+
+
+def job_id_of(seed: bytes) -> str:
+    """A name of 65 bits: the same seed gives the same job."""
+    return "j" + base64.b32encode(hashlib.sha256(seed).digest())[:13].decode().lower()

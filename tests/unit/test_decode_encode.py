@@ -1,0 +1,146 @@
+"""Records survive the wire, and a value that nobody can read is passed over, told and harmless."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpupool.store import keys
+from gpupool.store.port import KeyValue
+from gpupool.v1 import job_pb2, records_pb2
+from scheduler import decode, encode
+from scheduler.core import model
+from scheduler.core.tables import HostState, JobState
+from scheduler.load import UnreadableDecisionError, load
+from tests.fakes.pool import spec
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+SECONDS = st.floats(0, 2e9)
+ATTEMPTS = st.builds(
+    model.Attempt,
+    number=st.integers(1, 99),
+    host=TEXT,
+    units=st.tuples(TEXT),
+    created_s=SECONDS,
+    started_s=SECONDS,
+    ended_s=SECONDS,
+    outcome=st.none() | st.sampled_from(model.Outcome),
+    exit_code=st.none() | st.integers(-1, 255),
+    message=TEXT,
+    evidence=st.none() | st.sampled_from(model.Evidence),
+)
+JOBS = st.builds(
+    model.Job,
+    id=st.just("j1"),
+    request=st.just(decode.request_of(spec())),
+    arrival=st.just(7),
+    submitted_s=st.just(5.0),
+    state=st.sampled_from(JobState),
+    attempts=st.lists(ATTEMPTS, max_size=3),
+    attempt_count=st.integers(0, 99),
+    restarts=st.integers(0, 99),
+    start_failures=st.integers(0, 9),
+    finished_s=SECONDS,
+    not_before_s=SECONDS,
+    exit_code=st.none() | st.integers(-1, 255),
+    message=TEXT.filter(bool),
+)
+HOSTS = st.builds(
+    model.Host,
+    name=st.just("h1"),
+    state=st.sampled_from(HostState),
+    session=st.integers(0, 2**62),
+    boot_id=TEXT,
+    guard=st.sampled_from(model.GuardKind),
+    simulated=st.booleans(),
+    since_s=SECONDS,
+    last_fence=st.none()
+    | st.builds(
+        model.FenceRecord,
+        session=st.integers(0, 2**62),
+        evidence=st.sampled_from(model.Evidence),
+        detail=TEXT,
+        lost_s=SECONDS,
+        fenced_s=SECONDS,
+        allocations=st.tuples(TEXT),
+    ),
+)
+ALLOCATIONS = st.builds(
+    model.Allocation,
+    id=st.just("j1.1"),
+    job=st.just("j1"),
+    attempt=st.integers(1, 9),
+    host=st.just("h1"),
+    session=st.integers(1, 2**62),
+    units=st.tuples(TEXT),
+    nodes=st.just((0, 1)),
+    cores=st.just(((0, 1), (2, 3))),
+    memory_mib=st.tuples(st.integers(0, 9999), st.integers(0, 9999)),
+    created_s=SECONDS,
+    stop_reason=TEXT,
+    stop_requested_s=SECONDS,
+)
+
+
+@given(JOBS, st.booleans())
+def test_status(job: model.Job, cancelled: bool) -> None:
+    job.cancel_reason = job.message if cancelled else None
+    wire = job_pb2.JobStatus.FromString(encode.status(job).SerializeToString())
+    restored = decode.job_of("j1", records_pb2.JobRecord(spec=spec(), submitted_s=5.0), 7)
+    decode.restore_status(restored, wire)
+    assert restored == job
+
+
+@given(HOSTS)
+def test_host(host: model.Host) -> None:
+    restored = model.Host("h1")
+    decode.restore_host(restored, records_pb2.HostRecord.FromString(encode.host_record(host).SerializeToString()))
+    assert restored == host
+
+
+@given(ALLOCATIONS)
+def test_allocation(allocation: model.Allocation) -> None:
+    wire = encode.allocation(allocation, model.Host("h1"), spec())
+    assert decode.allocation_of(records_pb2.Allocation.FromString(wire.SerializeToString())) == allocation
+
+
+FACTS = [
+    keys.session("h1"), keys.inventory("h1"), keys.unit("h1", "u0"), keys.vm("h1", "j1.1"), keys.job_spec("j1"),
+    keys.job_cancel("j1"), keys.host_intent("h1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", FACTS)
+def test_an_unreadable_fact_is_passed_over_and_told(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        assert decode.fact(key, KeyValue(key, b"\xff", 2, 2)) is None
+    assert key in caplog.text
+
+
+def test_a_state_of_a_later_version_is_passed_over() -> None:
+    report = records_pb2.VmReport(state=99, session=1)  # type: ignore[arg-type]
+    assert decode.fact(keys.vm("h1", "j1.1"), KeyValue("", report.SerializeToString(), 2, 2)) is None
+
+
+@pytest.mark.parametrize("key", [keys.host("h1"), keys.allocation("h1", "j1.1")])
+def test_without_a_decision_nobody_decides(key: str) -> None:
+    with pytest.raises(UnreadableDecisionError, match=key):
+        load(model.Cluster(), [KeyValue(key, b"\xff", 2, 2)], 1.0)
+
+
+def test_a_reason_to_stop_outlives_the_leader() -> None:
+    job = model.Job("j1", decode.request_of(spec()), 7, 5.0, state=JobState.RUNNING, attempt_count=1, message="runs")
+    job.attempts = [model.Attempt(1, "h1", (), 1.0)]
+    job.cancel_reason = "no longer needed"
+    held = model.Allocation("j1.1", "j1", 1, "h1", 3, (), (), (), (), 1.0, stop_reason="no longer needed")
+    stored = {
+        keys.job_spec("j1"): records_pb2.JobRecord(spec=spec()).SerializeToString(),
+        keys.job_status("j1"): encode.status(job).SerializeToString(),
+        keys.allocation("h1", "j1.1"): encode.allocation(held, model.Host("h1"), spec()).SerializeToString(),
+    }
+    cluster = model.Cluster()
+    load(cluster, [KeyValue(key, value, 2, 2) for key, value in stored.items()], 9.0)
+    assert cluster.jobs["j1"].cancel_reason == "no longer needed"

@@ -1,0 +1,305 @@
+"""The decision loop against a store: atomic placement, conflicts, unknown fates, a death between any two commits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from gpupool.store import keys
+from gpupool.store.port import Committed, Delete, Op, Put, Store, Unavailable
+from gpupool.v1 import job_pb2, records_pb2
+from scheduler.core.model import Policy
+from scheduler.election import Term, TermLostError
+from scheduler.leader import Leader
+from scheduler.mirror import Mirror
+from scheduler.replica import Replica
+from tests.fakes.pool import FINAL, Commit, HookedStore, Pool, spec, wall
+from tests.fakes.virtual_time import until, virtual_time
+
+Hook = Callable[[Sequence[Op], Commit], "asyncio.Future[Committed]"]
+
+
+@asynccontextmanager
+async def leading(pool: Pool, store: Store) -> AsyncIterator[asyncio.Task[None]]:
+    """A leader's loop at work, without an election around it."""
+    task = asyncio.create_task(Leader(store, await new_term(pool), wall=wall, policy=Policy()).run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, Unavailable, TermLostError):
+            await task
+
+
+async def new_term(pool: Pool) -> Term:
+    """As a won election would: the leader key begins a new life."""
+    await pool.store.commit([], [Delete(keys.LEADER)])
+    return Term(await pool.put(Put(keys.LEADER, b"")), 0)
+
+
+def replica(name: str, store: Store) -> Replica:
+    return Replica(name, name, store, Mirror(store, wall), Policy(), wall)
+
+
+@virtual_time
+async def test_a_job_from_end_to_end() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    async with leading(pool, pool.store):
+        await pool.submit("j1")
+        await until(pool.allocations)
+        (allocation,) = pool.allocations()
+        assert (allocation.id, allocation.host, list(allocation.units)) == ("j1.1", "h1", ["u0"])
+        await pool.report(allocation, records_pb2.ALLOCATION_STATE_RUNNING)
+        await until(lambda: pool.status("j1").state == job_pb2.JOB_STATE_RUNNING)
+        await pool.finish(allocation)
+        await until(lambda: not pool.allocations())
+    assert pool.status("j1").state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+@virtual_time
+async def test_a_placement_and_its_status_are_one_transaction() -> None:
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    seen: list[set[str]] = []
+
+    async def note(ops: Sequence[Op], commit: Commit) -> Committed:
+        seen.append({op.key for op in ops})
+        return await commit()
+
+    store.on_commit = note
+    await pool.join("h1")
+    async with leading(pool, store):
+        await pool.submit("j1")
+        await until(pool.allocations)
+    (placed,) = [ops for ops in seen if keys.allocation("h1", "j1.1") in ops]
+    assert keys.job_status("j1") in placed
+
+
+@virtual_time
+async def test_nothing_is_placed_before_its_hosts_session_is_on_record() -> None:
+    pool = Pool()
+    store = HookedStore(pool.backend)
+
+    async def check(ops: Sequence[Op], commit: Commit) -> Committed:
+        for allocation in pool.allocations():
+            assert pool.host(allocation.host).session == allocation.session
+        return await commit()
+
+    store.on_commit = check
+    await pool.submit("j1")
+    async with leading(pool, store) as task:
+        await pool.join("h1")
+        await until(pool.allocations)
+        await pool.join("h1", boot="b2")  # the machine has rebooted: the job starts again, in the new session
+        await until(lambda: [a.id for a in pool.allocations()] == ["j1.2"])
+        assert not task.done()
+
+
+@virtual_time
+async def test_a_session_that_ends_before_the_commit_costs_nothing() -> None:
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    await pool.join("h1")
+
+    async def session_ends_first(ops: Sequence[Op], commit: Commit) -> Committed:
+        if any(op.key == keys.allocation("h1", "j1.1") for op in ops):
+            await pool.leave("h1")
+        return await commit()
+
+    async with leading(pool, store):
+        await until(lambda: pool.host("h1").state == records_pb2.HOST_STATE_READY)
+        store.on_commit = session_ends_first
+        await pool.submit("j1")
+        await until(lambda: pool.host("h1").state == records_pb2.HOST_STATE_FENCED)
+        assert pool.status("j1").state == job_pb2.JOB_STATE_PENDING
+        assert not pool.allocations()
+        await pool.join("h2")
+        await until(pool.allocations)
+    (allocation,) = pool.allocations()
+    assert (allocation.id, allocation.host) == ("j1.1", "h2")  # the attempt that was never committed never was
+    assert pool.status("j1").restarts == 0
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@virtual_time
+async def test_a_commit_of_unknown_fate_makes_it_read_again(applied: bool) -> None:
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    failures = iter([True])
+
+    async def unknown(ops: Sequence[Op], commit: Commit) -> Committed:
+        if any(op.key == keys.allocation("h1", "j1.1") for op in ops) and next(failures, False):
+            if applied:
+                await commit()
+            raise Unavailable("no answer")
+        return await commit()
+
+    store.on_commit = unknown
+    await pool.join("h1")
+    await pool.submit("j1")
+    task = asyncio.create_task(replica("s1", store).run())
+    await until(lambda: not next(failures, False) and pool.allocations())
+    await asyncio.sleep(10)
+    assert [a.id for a in pool.allocations()] == ["j1.1"]
+    task.cancel()
+
+
+@virtual_time
+async def test_a_store_outage_ends_a_term_and_nothing_else() -> None:
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    await pool.join("h1")
+    task = asyncio.create_task(replica("s1", store).run())
+    await until(lambda: pool.host("h1").session)
+    store.down = True
+    await pool.submit("j1")
+    await asyncio.sleep(30)
+    assert not pool.allocations()
+    store.down = False
+    await until(pool.allocations, within_s=10)
+    assert not task.done()
+    task.cancel()
+
+
+@virtual_time
+async def test_a_deposed_leader_writes_nothing() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    async with leading(pool, pool.store) as old:
+        await until(lambda: pool.host("h1").session)
+        await new_term(pool)
+        await pool.submit("j1")
+        await until(old.done)
+        assert isinstance(old.exception(), TermLostError)
+        assert not pool.allocations()
+
+
+async def _agents(pool: Pool) -> None:
+    """Every agent: takes what it is told to run, and ends it after a while. Counts how often each job has ended."""
+    while True:
+        for allocation in pool.allocations():
+            if pool.backend.get(keys.vm(allocation.host, allocation.id)) is None:
+                await pool.report(allocation, records_pb2.ALLOCATION_STATE_RUNNING)
+                await asyncio.sleep(0.5)
+                await pool.finish(allocation)
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("deadly", range(14))
+@virtual_time
+async def test_killed_at_any_commit(deadly: int, applied: bool) -> None:
+    """The leader dies at its n-th write, done or not; the next one ends every job, each in one attempt."""
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    left = iter(range(deadly))
+
+    async def deadly_commit(ops: Sequence[Op], commit: Commit) -> Committed:
+        if next(left, None) is not None:
+            return await commit()
+        if applied:
+            await commit()
+        raise Unavailable("killed")
+
+    store.on_commit = deadly_commit
+    await pool.join("h1")
+    for n in range(3):
+        await pool.submit(f"j{n}", spec(gpus=1))
+    agents = asyncio.create_task(_agents(pool))
+    async with leading(pool, store) as first:
+        with suppress(AssertionError):
+            await until(first.done, within_s=10)
+    async with leading(pool, pool.store):
+        await until(lambda: all(pool.status(f"j{n}").state in FINAL for n in range(3)) and not pool.allocations())
+    agents.cancel()
+    for n in range(3):
+        status = pool.status(f"j{n}")
+        assert (status.state, status.attempt_count) == (job_pb2.JOB_STATE_SUCCEEDED, 1)
+
+
+@virtual_time
+async def test_an_attempt_that_ended_before_its_host_was_lost_has_ended() -> None:
+    """Both happen while nobody leads: the exit code counts, and the job is not run again."""
+    pool = Pool()
+    await pool.join("h1")
+    await pool.submit("j1")
+    async with leading(pool, pool.store):
+        await until(pool.allocations)
+    await pool.finish(pool.allocations()[0])
+    await pool.leave("h1")
+    await pool.join("h1", boot="b2")
+    async with leading(pool, pool.store):
+        await until(lambda: pool.host("h1").last_fence.session)
+    assert pool.status("j1").state == job_pb2.JOB_STATE_SUCCEEDED
+    assert pool.status("j1").attempt_count == 1
+
+
+@virtual_time
+async def test_a_guard_that_died_is_no_evidence() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    await pool.submit("j1")
+    async with leading(pool, pool.store):
+        await until(pool.allocations)
+        kv = pool.backend.get(keys.session("h1"))
+        assert kv is not None
+        record = records_pb2.Session.FromString(kv.value)
+        record.guard = records_pb2.GUARD_KIND_UNSPECIFIED
+        await pool.put(Put(kv.key, record.SerializeToString()))
+        await until(lambda: pool.host("h1").guard == records_pb2.GUARD_KIND_UNSPECIFIED)
+        await pool.leave("h1")
+        await until(lambda: pool.host("h1").state == records_pb2.HOST_STATE_FENCING)
+        await asyncio.sleep(60)
+    assert pool.host("h1").state == records_pb2.HOST_STATE_FENCING
+    assert len(pool.allocations()) == 1
+
+
+@virtual_time
+async def test_a_record_that_cannot_be_read_stops_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Pool()
+    await pool.join("h1")
+    await pool.put(Put(keys.job_spec("bad"), b"\xff"), Put(keys.inventory("h0"), b"\xff"))
+    await pool.submit("odd")
+    await pool.put(Put(keys.job_status("odd"), b"\xff"))
+    with caplog.at_level(logging.ERROR):
+        async with leading(pool, pool.store):
+            await pool.submit("j1")
+            await until(pool.allocations)
+            await asyncio.sleep(1)
+    assert [a.job for a in pool.allocations()] == ["j1"]  # what became of "odd" nobody knows: it may run
+    assert "jobs/bad/spec" in caplog.text
+    assert "leaving job odd alone" in caplog.text
+
+
+@virtual_time
+async def test_large_specs_fit_into_transactions() -> None:
+    pool = Pool()
+    await pool.join("h1", gpus=16)
+    large = spec()
+    large.env["X"] = "x" * 200_000
+    for n in range(16):
+        await pool.submit(f"j{n}", large)
+    async with leading(pool, pool.store) as task:
+        await until(lambda: len(pool.allocations()) == 8 or task.done())
+        assert not task.done()
+
+
+@virtual_time
+async def test_a_slip_of_an_agent_does_not_stop_the_leader() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    await pool.submit("j1")
+    async with leading(pool, pool.store) as task:
+        await until(pool.allocations)
+        (allocation,) = pool.allocations()
+        for state in (records_pb2.ALLOCATION_STATE_RUNNING, records_pb2.ALLOCATION_STATE_PREPARING,
+                      records_pb2.ALLOCATION_STATE_BOUND, records_pb2.ALLOCATION_STATE_LOST):  # fmt: skip
+            await pool.report(allocation, state)
+        await asyncio.sleep(1)
+        assert not task.done()
+        assert pool.status("j1").state == job_pb2.JOB_STATE_RUNNING

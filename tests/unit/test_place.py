@@ -1,0 +1,131 @@
+"""What the placer remembers between its looks never changes what it decides."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.core.events import (
+    Event,
+    HostIntentChanged,
+    InventoryChanged,
+    JobSubmitted,
+    SessionChanged,
+    UnitReported,
+    VmReported,
+)
+from scheduler.core.fit import Fit, fit
+from scheduler.core.invariants import violations
+from scheduler.core.model import (
+    Cluster,
+    GuardKind,
+    Host,
+    HostIntent,
+    InventoryFact,
+    Job,
+    Outcome,
+    Request,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.place import Placer, retract
+from scheduler.core.step import step
+from scheduler.core.tables import AllocationState, JobState
+
+HOSTS = ("h1", "h2", "h3")
+UNITS = ("u0", "u1", "u2", "u3")
+SHAPES = (Request("img", 1, cpus=2), Request("img", 2, cpus=2), Request("img", 1, "h100"), Request("img", 0, cpus=3))
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("submit"), st.integers(0, 3), st.integers(0, 1)),
+    st.tuples(st.just("finish"), st.integers(0, 9), st.integers(0, 2)),
+    st.tuples(st.just("report"), st.integers(0, 11), st.integers(0, 2)),
+    st.tuples(st.just("cordon"), st.integers(0, 2), st.integers(0, 1)),
+    st.tuples(st.just("retract"), st.integers(0, 9), st.just(0)),
+)
+
+
+class Forgetful(Placer):
+    """Asks every host anew for every job: what the placer must amount to."""
+
+    def _best_host(self, cluster: Cluster, job: Job) -> tuple[Host, Fit] | None:
+        failed_on = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
+        fits = [(host, fit(host, job.request)) for host in cluster.hosts.values()]
+        ranked = [
+            ((found.gpu_memory_mib, len(found.nodes), found.leftover, host.name in failed_on, host.name), host, found)
+            for host, found in fits
+            if isinstance(found, Fit)
+        ]
+        return min(ranked)[1:] if ranked else None
+
+
+def fleet() -> Cluster:
+    cluster = Cluster()
+    for session, name in enumerate(HOSTS, 1):
+        model = "h100" if name == "h3" else "a100"
+        units = tuple(UnitFact(u, model, 81920, n % 2, (u,)) for n, u in enumerate(UNITS))
+        nodes = tuple((node, tuple((8 * node + core,) for core in range(4)), 4096) for node in (0, 1))
+        step(cluster, SessionChanged(name, SessionFact(session, "b", GuardKind.SOFT, True, True)), 1.0)
+        step(cluster, InventoryChanged(name, InventoryFact(session, units, nodes, frozenset({"img"}))), 1.0)
+        for unit in UNITS:
+            step(cluster, UnitReported(name, unit, UnitReport(UnitState.FREE, session, "")), 1.0)
+    for n in range(20):
+        step(cluster, JobSubmitted(Job(f"first-{n:02}", SHAPES[n * 7 % 4], n, 1.0, priority=n % 3)), 1.0)
+    cluster.take_dirty()  # hosts whose records are not written are not placed on
+    return cluster
+
+
+def finish(cluster: Cluster, which: int, how: int) -> list[Event]:
+    """One allocation ends, failed or not, and its units come back, clean or not."""
+    ids = sorted(cluster.allocations)
+    if not ids:
+        return []
+    gone = cluster.allocations[ids[which % len(ids)]]
+    ended = VmReported(
+        gone.host, gone.id, gone.session, AllocationState.ENDED, Outcome.START_FAILED if how else Outcome.EXITED, 0
+    )
+    state = UnitState.QUARANTINED if how > 1 else UnitState.FREE
+    return [ended, *(UnitReported(gone.host, u, UnitReport(state, gone.session, gone.id)) for u in gone.units)]
+
+
+def report(which: int, how: int) -> Event:
+    name, unit = HOSTS[which % 3], UNITS[which // 3]
+    state = (UnitState.FREE, UnitState.DIRTY, None)[how]
+    said = UnitReport(state, HOSTS.index(name) + 1, "") if state else None
+    return UnitReported(name, unit, said)
+
+
+@given(st.lists(st.tuples(ACTIONS, st.integers(0, 3)), min_size=8, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_memory_changes_no_decision(actions: list[tuple[tuple[str, int, int], int]]) -> None:
+    cluster, placer, now = fleet(), Placer(), 2.0
+    for n, ((what, which, how), limit) in enumerate(actions):
+        now += 5.0
+        events: list[Event] = []
+        match what:
+            case "submit":
+                events = [JobSubmitted(Job(f"j{n}-{k}", SHAPES[which], n, now, priority=how)) for k in range(3)]
+            case "finish":
+                events = finish(cluster, which, how)
+            case "report":
+                events = [report(which, how)]
+            case "cordon":
+                events = [HostIntentChanged(HOSTS[which], HostIntent(cordoned=bool(how)))]
+            case "retract" if waiting := [a for a in cluster.allocations.values() if _fresh(cluster, a.job)]:
+                retract(cluster, waiting[which % len(waiting)], now, "test")
+        for event in events:
+            step(cluster, event, now)
+        if limit:
+            wanted = deepcopy(cluster)
+            Forgetful().place(wanted, now, limit)
+            placer.place(cluster, now, limit)
+            assert cluster.allocations == wanted.allocations
+        assert not violations(cluster)
+
+
+def _fresh(cluster: Cluster, job: str) -> bool:
+    return cluster.jobs[job].state is JobState.STARTING

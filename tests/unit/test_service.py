@@ -1,0 +1,178 @@
+"""The gRPC face, for real: statuses, streams, the agent's log stream passed on, and a store that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+
+from gpupool.store import keys
+from gpupool.store.port import Put
+from gpupool.v1 import agent_pb2, agent_pb2_grpc, job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
+from scheduler.core.model import Policy
+from scheduler.jobs_api import JobsApi
+from scheduler.mirror import Mirror
+from scheduler.operations_api import OperationsApi
+from scheduler.service import JobService, OperationsService
+from tests.fakes.pool import HookedStore, Pool, spec, wall
+from tests.fakes.virtual_time import until
+
+Ask = scheduler_pb2.SubmitRequest
+
+
+@dataclass
+class Served:
+    pool: Pool
+    store: HookedStore
+    mirror: Mirror
+    jobs: scheduler_pb2_grpc.JobServiceAsyncStub
+    operations: scheduler_pb2_grpc.OperationsServiceAsyncStub
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Served]:
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    mirror = Mirror(store, wall)
+    following = asyncio.create_task(mirror.run())
+    api = JobsApi(store, mirror, policy=Policy(), wall=wall, token=lambda: os.urandom(16))
+    server = grpc.aio.server()
+    scheduler_pb2_grpc.add_JobServiceServicer_to_server(JobService(api, mirror), server)
+    operations = OperationsApi(store, mirror, replica="s1", version="1", wall=wall)
+    scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        job_stub: Any = scheduler_pb2_grpc.JobServiceStub(channel)
+        operations_stub: Any = scheduler_pb2_grpc.OperationsServiceStub(channel)
+        yield Served(pool, store, mirror, job_stub, operations_stub)
+    await server.stop(0)
+    following.cancel()
+
+
+class Agent(agent_pb2_grpc.AgentServiceServicer):
+    async def Describe(self, request: agent_pb2.DescribeRequest, context: Any) -> agent_pb2.Description:
+        raise NotImplementedError
+
+    async def Logs(self, request: agent_pb2.AgentLogsRequest, context: Any) -> AsyncIterator[scheduler_pb2.LogChunk]:
+        if request.allocation != "j1.2":
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no output of {request.allocation}")
+        for text in ("one", "two"):
+            yield scheduler_pb2.LogChunk(lines=[scheduler_pb2.LogLine(text=text)])
+
+
+@asynccontextmanager
+async def an_agent() -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(Agent(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(0)
+
+
+async def code(call: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, caught.value.details() or ""
+
+
+async def test_statuses() -> None:
+    async with serving() as served:
+        done = await served.jobs.Submit(Ask(spec=spec("a"), idempotency_key="k"))
+        assert (await served.jobs.GetJob(scheduler_pb2.GetJobRequest(id=done.id))).spec.name == "a"
+        assert (await code(served.jobs.GetJob(scheduler_pb2.GetJobRequest(id="x"))))[0] == "NOT_FOUND"
+        assert (await code(served.jobs.ExplainJob(scheduler_pb2.ExplainJobRequest(id="x"))))[0] == "NOT_FOUND"
+        assert (await code(served.jobs.Submit(Ask())))[0] == "INVALID_ARGUMENT"
+        assert (await code(served.jobs.Submit(Ask(spec=spec("b"), idempotency_key="k"))))[0] == "ALREADY_EXISTS"
+        bad_page = scheduler_pb2.ListJobsRequest(page_token="?")
+        assert (await code(served.jobs.ListJobs(bad_page)))[0] == "INVALID_ARGUMENT"
+        assert (await code(served.operations.ListUnits(scheduler_pb2.ListUnitsRequest(host="h"))))[0] == "NOT_FOUND"
+        assert (await served.operations.GetCluster(scheduler_pb2.GetClusterRequest())).jobs["PENDING"] == 1
+
+
+async def test_a_store_that_is_away() -> None:
+    async with serving() as served:
+        done = await served.jobs.Submit(Ask(spec=spec()))
+        served.store.down = True
+        status, details = await code(served.jobs.Submit(Ask(spec=spec())))
+        assert status == "UNAVAILABLE"
+        assert details.startswith("the store did not answer (etcd is away)")
+        assert (await code(served.jobs.CancelJob(scheduler_pb2.CancelJobRequest(id=done.id))))[0] == "UNAVAILABLE"
+        assert (await served.jobs.GetJob(scheduler_pb2.GetJobRequest(id=done.id))).id == done.id
+
+
+async def test_a_thousand_in_one_stream() -> None:
+    async with serving() as served:
+        stream = served.jobs.SubmitMany()
+        ids: list[Any] = []
+
+        async def send(first: int, last: int) -> None:
+            for n in range(first, last):
+                await stream.write(Ask(spec=spec(f"n{n}", cpus=0 if n == 500 else 1)))
+
+        await send(0, 1)
+        ids.append(await stream.read())  # who waits for each answer gets it
+        sending = asyncio.create_task(send(1, 1000))
+        ids += [await stream.read() for _ in range(999)]
+        await sending
+        await stream.done_writing()
+        assert await stream.read() == grpc.aio.EOF
+        assert [n for n, answer in enumerate(ids) if answer.HasField("refused")] == [500]
+        for n in (0, 499, 999):
+            job = await served.jobs.GetJob(scheduler_pb2.GetJobRequest(id=ids[n].ok.id))
+            assert job.spec.name == f"n{n}"
+
+
+async def test_a_stream_is_told_that_the_store_is_away() -> None:
+    async with serving() as served:
+        served.store.down = True
+        stream = served.jobs.SubmitMany()
+        await stream.write(Ask(spec=spec()))
+        assert (await code(stream.read()))[0] == "UNAVAILABLE"
+
+
+async def test_a_watch_that_is_left_leaves_nothing_behind() -> None:
+    async with serving() as served:
+        await served.jobs.Submit(Ask(spec=spec()))
+        before = len(served.mirror._listeners)
+        jobs = served.jobs.WatchJobs(scheduler_pb2.WatchJobsRequest())
+        events = served.operations.WatchEvents(scheduler_pb2.WatchEventsRequest(follow=True))
+        first: Any = await jobs.read()
+        assert first.status.state == job_pb2.JOB_STATE_PENDING
+        await until(lambda: served.mirror._event_listeners, within_s=5)
+        assert len(served.mirror._listeners) == before + 1
+        jobs.cancel()
+        events.cancel()
+        await until(lambda: len(served.mirror._listeners) == before and not served.mirror._event_listeners, within_s=5)
+
+
+async def test_logs_come_from_the_agent() -> None:
+    async with serving() as served, an_agent() as address:
+        await served.pool.submit("j1")
+        attempts = [job_pb2.Attempt(number=n, host="h1") for n in (1, 2)]
+        status = job_pb2.JobStatus(state=job_pb2.JOB_STATE_RUNNING, attempts=attempts, attempt_count=2)
+        session = records_pb2.Session(address=address)
+        await served.mirror.reached(
+            await served.pool.put(
+                Put(keys.job_status("j1"), status.SerializeToString()),
+                Put(keys.session("h1"), session.SerializeToString()),
+            )
+        )
+        chunks = [c async for c in served.jobs.JobLogs(scheduler_pb2.JobLogsRequest(id="j1"))]
+        assert [(c.attempt, c.lines[0].text) for c in chunks] == [(2, "one"), (2, "two")]
+        first = served.jobs.JobLogs(scheduler_pb2.JobLogsRequest(id="j1", attempt=1))
+        assert await code(first.read()) == ("NOT_FOUND", f"the agent of h1 at {address} says: no output of j1.1")
+        ninth = served.jobs.JobLogs(scheduler_pb2.JobLogsRequest(id="j1", attempt=9))
+        assert await code(ninth.read()) == ("NOT_FOUND", "job j1 has no attempt 9; it has 1, 2")
+        await served.pool.leave("h1")
+        await until(lambda: not served.mirror.session_id("h1"), within_s=5)
+        gone = await code(served.jobs.JobLogs(scheduler_pb2.JobLogsRequest(id="j1")).read())
+        assert gone[0] == "UNAVAILABLE"
+        assert "ran on h1, which is not reachable now" in gone[1]
