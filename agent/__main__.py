@@ -19,22 +19,21 @@ from gpupool.store.port import StoreError
 from .agent import Agent, Parts
 from .clock import BootClock
 from .config import Config, ConfigError, default_cgroup, list_images, parse_cpus, parse_labels
-from .embed import run_dir
-from .guard_client import ProcessGuard
-from .guard_state import BOOT_ID_FILE
-from .hardware import SysfsDevices
-from .logs import LogStore
+from .devices.host import SysfsDevices
+from .devices.sysfs import RealSysfs
+from .guard.client import ProcessGuard
+from .guard.state import BOOT_ID_FILE
 from .ports import GuardError, Sysfs, VmRuntime
 from .service import AgentService, serve
-from .state import FileRecords
-from .sysfs import RealSysfs
-from .timing import Identity, Timing, TimingError
-from .vmerrors import RuntimeUnavailableError
-from .volumes import DirectoryVolumes
-from .worker import Limits
+from .timing import Identity, Limits, Timing, TimingError
+from .vms.embed import run_dir
+from .vms.errors import RuntimeUnavailableError
+from .work.logs import LogStore
+from .work.records import FileRecords
+from .work.volumes import DirectoryVolumes
 
 if TYPE_CHECKING:
-    from .simhost import HostShape
+    from .simulated.tree import HostShape
 
 _log = logging.getLogger("agent")
 SYNC_S = 10.0  # how long to wait for etcd at the start
@@ -208,8 +207,8 @@ def _devices(config: Config, records: FileRecords) -> SysfsDevices:
 def _sysfs(config: Config) -> Sysfs:
     if config.simulate is None:
         return RealSysfs()
-    from .simhost import build_tree  # noqa: PLC0415 - only simulated hosts need it
-    from .simkernel import SimulatedSysfs  # noqa: PLC0415
+    from .simulated.kernel import SimulatedSysfs  # noqa: PLC0415
+    from .simulated.tree import build_tree  # noqa: PLC0415 - only simulated hosts need it
 
     tree = config.state_dir / "sysfs"
     build_tree(tree, _shape(config.simulate))
@@ -218,7 +217,7 @@ def _sysfs(config: Config) -> Sysfs:
 
 def _shape(gpus: str) -> HostShape:
     """The simulated host with these GPUs. Raises ConfigError."""
-    from .simhost import parse_shape  # noqa: PLC0415 - as above
+    from .simulated.tree import parse_shape  # noqa: PLC0415 - as above
 
     try:
         return parse_shape(gpus)
@@ -228,7 +227,7 @@ def _shape(gpus: str) -> HostShape:
 
 def _runtime(config: Config) -> VmRuntime:
     try:
-        from .vm import LibvirtRuntime  # noqa: PLC0415 - libvirt is loaded only where VMs are run
+        from .vms.hypervisor import LibvirtRuntime  # noqa: PLC0415 - libvirt is loaded only where VMs are run
     except ImportError as exc:
         raise OSError(f"libvirt's Python module is missing ({exc}); install gpupool[agent]") from exc
     return LibvirtRuntime(

@@ -15,17 +15,17 @@ from gpupool.store.port import Store
 from gpupool.v1.agent_pb2 import Description
 from gpupool.v1.inventory_pb2 import Inventory
 
-from .actions import Actions
-from .hardware import Devices
-from .ledger import Ledger, unit_report, vm_report
-from .logs import LogSink
+from .devices.host import Devices
 from .ports import Clock, Guard, VmRuntime
-from .reconcile import VmRecord
 from .session import SessionKeeper
-from .state import Records
-from .timing import Identity, Timing
-from .volumes import VolumeStore
-from .worker import Limits, Worker
+from .timing import Identity, Limits, Timing
+from .work.actions import Actions
+from .work.ledger import Ledger, unit_report, vm_report
+from .work.logs import LogSink
+from .work.reconcile import VmRecord
+from .work.records import Records
+from .work.volumes import VolumeStore
+from .work.worker import Worker
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from gpupool.store.keys import check_name
 
-from .timing import Timing
-from .worker import Limits
+from .timing import Limits, Timing
 
 CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 

@@ -10,8 +10,8 @@ import grpc
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, scheduler_pb2
 
 from .agent import Agent
-from .logs import LogStore
-from .tables import VmIs
+from .work.logs import LogStore
+from .work.tables import VmIs
 
 
 class AgentService(agent_pb2_grpc.AgentServiceServicer):

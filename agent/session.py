@@ -19,8 +19,8 @@ from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, St
 from gpupool.v1 import records_pb2
 
 from .ports import Clock, Guard, GuardError
-from .state import Records
 from .timing import Identity, Timing, why_not_replace
+from .work.records import Records
 
 _log = logging.getLogger(__name__)
 _RECORD = "session"  # kind and name of the local record

@@ -38,6 +38,15 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how much at once."""
+
+    start_timeout_s: float = 180.0
+    starts_at_once: int = 4
+    audit_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who this agent is. `address` is host:port of its gRPC service, as others reach it."""
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from agent import vmproc
 from agent.config import default_cgroup
 from agent.ports import (
     GuestCheckpointed,
@@ -33,10 +32,11 @@ from agent.ports import (
     VmStartError,
     VolumeMount,
 )
+from agent.vms import process as vmproc
 
 pytest.importorskip("libvirt")
 
-from agent.vm import LibvirtRuntime
+from agent.vms.hypervisor import LibvirtRuntime
 from tests.e2e.vm_agent import runtime, spec
 
 REPO = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from agent.ports import VmEvent, VmSpec
-from agent.vm import LibvirtRuntime
+from agent.vms.hypervisor import LibvirtRuntime
 
 
 def runtime(root: Path, images: Path, cgroup: Path | None = None) -> LibvirtRuntime:

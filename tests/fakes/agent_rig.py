@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.agent import Agent, Parts
-from agent.hardware import DeviceError
-from agent.timing import Identity, Timing
-from agent.worker import Limits
+from agent.devices.host import DeviceError
+from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
 from gpupool.store.memory import MemoryBackend, MemoryStore
 from gpupool.store.port import Committed, Delete, Guard, KeyValue, Op, Put, Snapshot, Unavailable

@@ -13,8 +13,7 @@ from google.protobuf.message import Message
 
 from agent.agent import Agent, Parts
 from agent.ports import GuardError
-from agent.timing import Identity, Timing
-from agent.worker import Limits
+from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
 from gpupool.store.port import StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2

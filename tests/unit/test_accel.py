@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.accel import choose, kvm_works
+from agent.vms.accel import choose, kvm_works
 
 FLAGS = "processor\t: 0\nflags\t\t: fpu vme {}\nbugs\t\t: vmx\n"
 

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from agent.tables import UNITS, VMS, IllegalTransition, UnitEvent, UnitIs, VmHappened, VmIs, change
+from agent.work.tables import UNITS, VMS, IllegalTransition, UnitEvent, UnitIs, VmHappened, VmIs, change
 
 # Written out a second time, so that a change of a table is a change here: rows are states, "-" is illegal.
 UNIT_ROWS = {
@@ -48,7 +48,7 @@ def test_vm_pair(state: VmIs, event: VmHappened) -> None:
 
 
 def test_a_change_is_logged_and_no_change_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "agent.tables"):
+    with caplog.at_level(logging.INFO, "agent.work.tables"):
         change(UNITS, "unit 0000:21:00.0", UnitIs.FREE, UnitEvent.TAKEN, "j1.1")
         change(UNITS, "unit 0000:21:00.0", UnitIs.DIRTY, UnitEvent.DOUBTED, "new agent")
     assert caplog.messages == ["unit 0000:21:00.0: FREE -> HELD (j1.1)"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from agent.channel import MAX_LINE_BYTES, GuestChannel, Lines
 from agent.ports import GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent
+from agent.vms.channel import MAX_LINE_BYTES, GuestChannel, Lines
 
 RUN = {"type": "run", "argv": ["true"], "env": {}, "volumes": []}
 PATIENCE_S = 10.0

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import pytest
 
-from agent import devices
-from agent.devices import Baseline, BindFailed, NotClean
-from agent.inventory import read_inventory
-from agent.simhost import HostShape, build_tree
-from agent.simkernel import BAR_LOST, CONFIG_FF, LINK_DOWN, RESET_FAILS, SimulatedSysfs
+from agent.devices import reclaim as devices
+from agent.devices.inventory import read_inventory
+from agent.devices.reclaim import Baseline, BindFailed, NotClean
+from agent.simulated.kernel import BAR_LOST, CONFIG_FF, LINK_DOWN, RESET_FAILS, SimulatedSysfs
+from agent.simulated.tree import HostShape, build_tree
 from gpupool.v1 import inventory_pb2
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from agent.domain import MAX_EMULATED, ROOT_SERIAL, DomainShape, allocation_of, domain_xml
-from agent.images import DEFAULT_CMDLINE, Image
 from agent.ports import VmSpec, VolumeMount
-from agent.vmfiles import GuestFiles
-from agent.vmshape import shape_of
+from agent.vms.domain import MAX_EMULATED, ROOT_SERIAL, DomainShape, allocation_of, domain_xml
+from agent.vms.files import GuestFiles
+from agent.vms.images import DEFAULT_CMDLINE, Image
+from agent.vms.shape import shape_of
 
 TOOLS = ("virt-xml-validate", "xmllint")
 GOLDEN = Path(__file__).parent.parent / "golden_xml"

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from agent.config import default_cgroup
-from agent.guard_client import ProcessGuard
-from agent.guard_state import GuardState, Word, open_state
+from agent.guard.client import ProcessGuard
+from agent.guard.state import GuardState, Word, open_state
 from agent.ports import GuardError
 
 CGROUP = default_cgroup(f"test-{os.getpid()}")
@@ -107,7 +107,7 @@ async def test_kills_at_the_deadline_and_not_before(
 AGENT = """
 import asyncio, sys, time
 from pathlib import Path
-from agent.guard_client import ProcessGuard
+from agent.guard.client import ProcessGuard
 guard = ProcessGuard(Path(sys.argv[1]), Path(sys.argv[2]))
 asyncio.run(guard.ensure())
 print(guard.pid, flush=True)

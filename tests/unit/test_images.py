@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.images import DEFAULT_CMDLINE, FILES, ImageError, list_images, load_image
+from agent.vms.images import DEFAULT_CMDLINE, FILES, ImageError, list_images, load_image
 
 
 def make(root: Path, name: str, manifest: str = '{"kernel": "6.1"}') -> Path:

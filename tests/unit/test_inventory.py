@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent import pci
-from agent.inventory import MAX_NOTES, read_inventory
-from agent.simhost import build_tree, parse_shape
-from agent.sysfs import RealSysfs
-from agent.topology import cpu_list
+from agent.devices import pci
+from agent.devices.inventory import MAX_NOTES, read_inventory
+from agent.devices.sysfs import RealSysfs
+from agent.devices.topology import cpu_list
+from agent.simulated.tree import build_tree, parse_shape
 from tests.unit.sysfs_fake import FakeSysfs, cpu_files, gpu_files, node_files
 
 

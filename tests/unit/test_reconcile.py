@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.reconcile import (
+from agent.work.reconcile import (
     Adopt,
     Destroy,
     End,
@@ -26,7 +26,7 @@ from agent.reconcile import (
     next_deadline,
     plan,
 )
-from agent.tables import UnitIs, VmIs
+from agent.work.tables import UnitIs, VmIs
 from gpupool.v1 import job_pb2, records_pb2
 from gpupool.v1.records_pb2 import Allocation, UnitIntent
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.inventory import read_inventory
-from agent.pci import DEVICES
-from agent.simhost import MAX_GPUS_PER_NODE, HostShape, build_tree, parse_gpus, parse_shape
-from agent.simkernel import CONFIG_FF, SimulatedSysfs
-from agent.sysfs import RealSysfs
+from agent.devices.inventory import read_inventory
+from agent.devices.pci import DEVICES
+from agent.devices.sysfs import RealSysfs
+from agent.simulated.kernel import CONFIG_FF, SimulatedSysfs
+from agent.simulated.tree import MAX_GPUS_PER_NODE, HostShape, build_tree, parse_gpus, parse_shape
 
 GPU, AUDIO, PORT, NIC = "0000:01:00.0", "0000:01:00.1", "0000:00:01.0", "0000:02:00.0"
 SMALL = HostShape(("nvidia-l4",), numa_nodes=1, cores_per_node=1)

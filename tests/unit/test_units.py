@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from agent import gpus
-from agent.pci import Function
-from agent.units import DeviceUnit, device_units, reset_domain
+from agent.devices import gpus
+from agent.devices.pci import Function
+from agent.devices.units import DeviceUnit, device_units, reset_domain
 
 
 def gpu(address: str, group: int = 1, **changes: object) -> Function:

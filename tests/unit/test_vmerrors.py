@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.vmerrors import readable_open, readable_start
+from agent.vms.errors import readable_open, readable_start
 
 QEMU = (
     "internal error: process exited while connecting to monitor: 2026-11-23T08:00:00.1Z qemu-system-x86_64: -blockdev: "

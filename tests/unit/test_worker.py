@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from agent.worker import Limits
+from agent.timing import Limits
 from gpupool.store import keys
 from gpupool.store.port import Committed, Guard, Op, Put, Snapshot
 from gpupool.v1 import job_pb2, records_pb2

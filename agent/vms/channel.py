@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .ports import GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent
+from ..ports import GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent
 
 _log = logging.getLogger(__name__)
 Message = dict[str, Any]

@@ -14,12 +14,12 @@ from typing import Any
 
 import libvirt
 
+from ..ports import VmStartError
 from . import reaper
 from .domain import allocation_of
 from .embed import embed_root, prepare_root, run_dir
-from .ports import VmStartError
-from .vmerrors import HypervisorError, RuntimeUnavailableError, readable_open
-from .vmruntime import Runtime
+from .errors import HypervisorError, RuntimeUnavailableError, readable_open
+from .runtime import Runtime
 
 _STOPPED = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: "shutdown",

@@ -14,9 +14,9 @@ from gpupool.v1 import job_pb2, records_pb2
 from gpupool.v1.job_pb2 import Outcome
 from gpupool.v1.records_pb2 import Allocation, UnitReport, VmReport
 
-from .ports import Clock
+from ..ports import Clock
 from .reconcile import UnitRecord, VmRecord
-from .state import Records
+from .records import Records
 from .tables import UNITS, VMS, UnitEvent, UnitIs, VmHappened, VmIs, change
 
 R = TypeVar("R", VmRecord, UnitRecord)

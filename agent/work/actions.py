@@ -10,25 +10,42 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from gpupool.store.port import StoreError
 from gpupool.v1 import job_pb2
 from gpupool.v1.inventory_pb2 import Inventory, Unit
 from gpupool.v1.records_pb2 import Allocation
 
+from ..devices.host import DeviceError, Devices
+from ..ports import Clock, VmRuntime, VmSpec, VmStartError, VolumeMount
+from ..timing import Limits
 from . import reconcile
-from .hardware import DeviceError, Devices
 from .ledger import Ledger
-from .ports import Clock, VmRuntime, VmSpec, VmStartError, VolumeMount
+from .report import Reporter
 from .tables import VmIs
 from .volumes import VolumeError, VolumeStore
 
-if TYPE_CHECKING:
-    from .worker import Limits, Worker
-
 _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
+
+
+class Loop(Protocol):
+    """What actions ask of the loop that begins them."""
+
+    reporter: Reporter
+
+    def view(self, *, without: str = "") -> reconcile.View:
+        """What a plan rests on, as if the allocation `without` were not being worked on."""
+        ...
+
+    def may_run(self, session: int) -> bool:
+        """Whether a VM of that session may run now."""
+        ...
+
+    def kick(self) -> None:
+        """Something has changed: plan again."""
+        ...
 
 
 class Actions:
@@ -57,9 +74,9 @@ class Actions:
         self._starts = asyncio.Semaphore(limits.starts_at_once)
         self._checkpoints: dict[str, asyncio.Event] = {}
         self._starting: dict[str, str] = {}  # starts under way, and why their VM went meanwhile
-        self._worker: Worker
+        self._worker: Loop
 
-    def attach(self, worker: Worker) -> None:
+    def attach(self, worker: Loop) -> None:
         """The worker that these actions are for."""
         self._worker = worker
 

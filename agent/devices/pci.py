@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .ports import Sysfs
+from ..ports import Sysfs
 
 DEVICES = "bus/pci/devices"
 

@@ -10,11 +10,11 @@ from typing import Protocol
 
 from gpupool.v1.inventory_pb2 import Inventory, Unit
 
-from . import devices
+from ..ports import Sysfs
+from ..work.records import Records
+from . import reclaim as devices
 from .baseline import Baseline, DeviceError, first_sight
 from .inventory import read_inventory
-from .ports import Sysfs
-from .state import Records
 
 __all__ = ["DeviceError", "Devices", "SysfsDevices"]
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .guard_state import GuardState, Word, boot_time_ns, open_state
-from .ports import GuardError
+from ..ports import GuardError
+from .state import GuardState, Word, boot_time_ns, open_state
 
 ALIVE_WITHIN_NS = 1_000_000_000
 _START_S = 10.0
@@ -97,10 +97,10 @@ class ProcessGuard:
             self._child.wait(_START_S)
 
     def _spawn(self) -> None:
-        package = __package__ or "agent"
+        package = __package__ or "agent.guard"
         root = Path(__file__).resolve().parents[package.count(".") + 1]
         # -S: no site-packages; the guard needs none, and every import is memory locked for good.
-        command = [sys.executable, "-S", "-m", f"{package}.guard", "--state", str(self._file)]
+        command = [sys.executable, "-S", "-m", package, "--state", str(self._file)]
         command += ["--cgroup", str(self._cgroup)] if self._cgroup else []
         command += ["--pidfiles", str(self._pidfiles)] if self._pidfiles else []
         with self.log.open("ab") as log:

@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from .guard_state import GuardState, Word, boot_time_ns
+from .state import GuardState, Word, boot_time_ns
 
 PERIOD_S = 0.05
 _MCL_CURRENT_AND_FUTURE = 1 | 2  # sys/mman.h

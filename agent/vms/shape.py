@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ..ports import VmSpec
 from .domain import PREFIX, DomainShape
+from .files import GuestFiles
 from .images import Image
-from .ports import VmSpec
-from .vmfiles import GuestFiles
 
 # A simulated host pretends to more than the machine below it has: its VMs get what lets their guests work.
 SIMULATED_VCPUS = 2

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 
 from gpupool.v1 import inventory_pb2
 
+from ..ports import Sysfs
 from . import pci, topology, units
-from .ports import Sysfs
 
 MAX_NOTES = 200  # a broken tree must not make an inventory that the store refuses
 

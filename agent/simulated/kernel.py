@@ -15,9 +15,9 @@ import shutil
 import struct
 from pathlib import Path, PurePosixPath
 
-from .pci import DEVICES, KERNELS_CHOICE
-from .simpci import BUS_MASTER, MEMORY_DECODE, PRISTINE
-from .sysfs import RealSysfs
+from ..devices.pci import DEVICES, KERNELS_CHOICE
+from ..devices.sysfs import RealSysfs
+from .pci import BUS_MASTER, MEMORY_DECODE, PRISTINE
 
 RESET_FAILS, CONFIG_FF, BAR_LOST, LINK_DOWN = "reset-fails", "config-ff", "bar-lost", "link-down"
 FAULTS = (RESET_FAILS, CONFIG_FF, BAR_LOST, LINK_DOWN)

@@ -17,16 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from . import accel, vmproc
+from ..ports import VmEvent, VmSpec, VmStartError
+from . import accel
+from . import process as vmproc
 from .channel import Sink
 from .domain import PREFIX, allocation_of, domain_xml
+from .errors import HypervisorError, RuntimeUnavailableError, readable_start
+from .files import GuestFiles, left_behind, run_message
 from .images import load_image
-from .ports import VmEvent, VmSpec, VmStartError
-from .vmerrors import HypervisorError, RuntimeUnavailableError, readable_start
-from .vmfiles import GuestFiles, left_behind, run_message
-from .vmproc import QemuProcess
-from .vmshape import shape_of
-from .vmwatch import Vm, report_end
+from .process import QemuProcess
+from .shape import shape_of
+from .watch import Vm, report_end
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -11,18 +11,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 
 from gpupool.store import keys
 from gpupool.store.port import Store
 from gpupool.v1.inventory_pb2 import Inventory
 from gpupool.v1.records_pb2 import Allocation, UnitReport
 
+from ..ports import Clock, GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent, VmGone, VmRuntime
+from ..timing import Limits
 from . import reconcile
 from .actions import Actions
 from .ledger import Ledger
 from .logs import LogSink
-from .ports import Clock, GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent, VmGone, VmRuntime
 from .reconcile import View
 from .report import Reporter
 from .tables import UnitIs, VmIs
@@ -30,15 +30,6 @@ from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long and how much at once."""
-
-    start_timeout_s: float = 180.0
-    starts_at_once: int = 4
-    audit_s: float = 10.0
 
 
 class Worker:

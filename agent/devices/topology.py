@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable
 
 from gpupool.v1 import inventory_pb2
 
+from ..ports import Sysfs
 from .pci import Note
-from .ports import Sysfs
 
 CPUS, NODES, MEMORY = "devices/system/cpu", "devices/system/node", "devices/system/memory"
 MAX_CPU = 65535  # eight times the largest CONFIG_NR_CPUS: a bound on nonsense, not on machines

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from .ports import Clock
+from ..ports import Clock
 
 LogLine = tuple[float, str, str]
 """Unix time, stream ("stdout", "stderr", "system"), text."""

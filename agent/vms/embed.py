@@ -7,7 +7,7 @@ import pwd
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from .vmerrors import RuntimeUnavailableError
+from .errors import RuntimeUnavailableError
 
 SYSTEM_RUN_DIR = Path("/run/libvirt/qemu")
 _USER = "libvirt-qemu"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from ..ports import GuestExited, GuestLog, VmGone
 from .channel import GuestChannel, Sink
-from .ports import GuestExited, GuestLog, VmGone
-from .vmfiles import GuestFiles
-from .vmproc import QemuProcess
+from .files import GuestFiles
+from .process import QemuProcess
 
 _log = logging.getLogger(__name__)
 _REASON_S = 5.0  # for libvirt's word on a process that is gone; it comes 0.2 s later, or 2 s if PID 1 is slow to reap

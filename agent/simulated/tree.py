@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from . import gpus
-from .simpci import Place, SimFunction, audio_function, bridge_function, gpu_function, nic_function, write_function
+from ..devices import gpus
+from .pci import Place, SimFunction, audio_function, bridge_function, gpu_function, nic_function, write_function
 
 MAX_NODES = 16
 MAX_GPUS_PER_NODE = 12  # bus numbers: each node owns 256 / MAX_NODES of them

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from gpupool.v1 import inventory_pb2
 
+from ..ports import Sysfs
 from . import pci
 from .baseline import Baseline, BindFailed, DeviceError, FunctionBaseline, NotClean, compare, first_sight, sight
 from .blocking import RunBlocking, in_own_thread
 from .pci import DEVICES, KERNELS_CHOICE
-from .ports import Sysfs
 from .units import BUS_METHODS, bridge_above, needs_bus_reset, reset_domain
 
 __all__ = [

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .ports import VmSpec
+from ..ports import VmSpec
 
 MAX_SOCKET_PATH = 107  # sun_path, less its end; see unix(7)
 _TAIL_BYTES, _TAIL_LINES = 4096, 20

@@ -13,8 +13,8 @@ from typing import Any
 
 from gpupool.v1 import inventory_pb2
 
+from ..ports import Sysfs
 from .pci import DEVICES, read_function
-from .ports import Sysfs
 
 HEADER_BYTES = 64
 COMMAND, BARS, ROM_BAR = 0x04, 0x10, 0x30

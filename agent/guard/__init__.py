@@ -1,0 +1,1 @@
+"""The guard: a process of its own that kills this host's VMs at a deadline."""

@@ -1,0 +1,1 @@
+"""Virtual machines: libvirt, the domain XML, the guest's channel, images."""
