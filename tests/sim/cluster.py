@@ -219,3 +219,13 @@ def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS_HERE) -> None
         if not problems:
             return
     raise AssertionError("\n".join([f"seed {world.seed} did not settle:", *problems, *world.lines[-40:]]))
+
+
+def run_seed(seed: int) -> str:
+    """Empty if the seed went well, else what went wrong and how to see it again."""
+    with World(seed) as world:
+        try:
+            scenario(world)
+        except AssertionError as exc:
+            return f"{exc}\nreplay: python -m tests.sim --seed {seed} --trace"
+    return ""

@@ -8,20 +8,10 @@ from multiprocessing import get_context
 
 import pytest
 
-from tests.sim.cluster import scenario
+from tests.sim.cluster import run_seed, scenario
 from tests.sim.world import World
 
 SEEDS = int(os.environ.get("GPUPOOL_SIM_SEEDS", "300"))
-
-
-def run_seed(seed: int) -> str:
-    """Empty if the seed went well, else what went wrong and how to see it again."""
-    with World(seed) as world:
-        try:
-            scenario(world)
-        except AssertionError as exc:
-            return f"{exc}\nreplay: python -m tests.sim --seed {seed} --trace"
-    return ""
 
 
 @pytest.mark.timeout(1500)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,10 +32,20 @@ def deadline_too_generous(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(session.SessionKeeper, "_renewed", lambda self, sent, ttl_s: renewed(self, sent + 60.0, ttl_s))
 
 
-def evidence_guessed(patch: pytest.MonkeyPatch) -> None:
-    """A host is fenced as soon as its reports stop, here: as soon as it is unknown for a moment at a leader's start."""
-    patch.setattr(fence, "evidence", lambda *_: (model.Evidence.OPERATOR, "guessed"))
-    patch.setattr(FakeGuard, "_look", lambda _: None)
+def evidence_without_guard(patch: pytest.MonkeyPatch) -> None:
+    """Guards die, sessions say so, and the scheduler takes the end of a lease for evidence all the same."""
+    look, evidence = FakeGuard._look, fence.evidence
+
+    def dying(self: FakeGuard) -> None:
+        self.dead = self.unstartable = self.dead or asyncio.get_running_loop().time() > 20
+        look(self)
+
+    def blind(cluster: model.Cluster, host: model.Host) -> tuple[model.Evidence, str] | None:
+        host.guard = model.GuardKind.SOFT
+        return evidence(cluster, host)
+
+    patch.setattr(FakeGuard, "_look", dying)
+    patch.setattr(fence, "evidence", blind)
 
 
 def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
@@ -95,11 +106,11 @@ PAUSES = {Kind.PAUSE: 1.0}
 PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
     "guard asleep": (guard_asleep, PARTITIONS, "runs 2 times"),
     "deadline too generous": (deadline_too_generous, PARTITIONS, "runs 2 times"),
-    "evidence guessed": (evidence_guessed, PARTITIONS, "runs 2 times"),
+    "evidence without a guard": (evidence_without_guard, PARTITIONS, "runs 2 times"),
     "dirty units offered": (dirty_units_offered, POWER, "unproven"),
     "unit shared": (unit_shared, POWER, "reserved for"),
     "job forgotten": (job_forgotten, POWER, "is lost"),
-    "unguarded commits": (unguarded_commits, PAUSES, ""),
+    "unguarded commits": (unguarded_commits, PAUSES, "InvariantError"),
 }
 SEEDS = 40
 
