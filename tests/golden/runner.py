@@ -6,6 +6,7 @@ A script has one command a line; see `Player`. Time advances one second a line, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from scheduler.core import events
 from scheduler.core.explain import explain
@@ -150,6 +151,12 @@ class Player:
         self, host: str, boot: str = "b2", dead: str = "yes", guard: str = "SOFT", simulated: str = "yes"
     ) -> None:
         self.do_host(host, boot=boot, dead=dead, guard=guard, simulated=simulated)
+
+    def do_guard(self, host: str, kind: str) -> None:
+        """The agent's session says, from now on, that it has this guard."""
+        fact = self.cluster.hosts[host].fact
+        assert fact is not None
+        self.tell(events.SessionChanged(host, replace(fact, guard=GuardKind[kind])))
 
     def do_cordon(self, host: str) -> None:
         self.tell(events.HostIntentChanged(host, HostIntent(cordoned=True, reason="maintenance")))

@@ -203,8 +203,11 @@ class Cluster:
         return [(kv.key, kind.FromString(kv.value)) for kv in items if kv.key.endswith(suffix)]
 
 
-def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS_HERE) -> None:
-    """One seed: a small cluster, some jobs, some faults; then quiet, and everything must have come to its end."""
+def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS_HERE, *, settle: bool = True) -> None:
+    """One seed: a small cluster, some jobs, some faults; then quiet, and everything must have come to its end.
+
+    Without `settle` it ends with the faults: for what must never be, that is enough.
+    """
     cluster = Cluster(world)
     cluster.start()
     nodes = [*REPLICAS, *(f"{name}/agent" for name in cluster.machines)]
@@ -213,6 +216,8 @@ def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS_HERE) -> None
         world, make_plan(world.rng("faults"), until_s=FAULTS_S, nodes=nodes, machines=list(cluster.machines), mix=mix)
     )
     world.run(FAULTS_S)
+    if not settle:
+        return
     for _ in range(10):  # quiet: every job gets its end, sooner or later
         world.run(world.loop.time() + SETTLE_S)
         problems = list(cluster.settled())

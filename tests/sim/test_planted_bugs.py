@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,22 +29,6 @@ def deadline_too_generous(patch: pytest.MonkeyPatch) -> None:
     """The agent reckons the deadline from the answer's arrival plus a minute, not from the request's departure."""
     renewed = session.SessionKeeper._renewed
     patch.setattr(session.SessionKeeper, "_renewed", lambda self, sent, ttl_s: renewed(self, sent + 60.0, ttl_s))
-
-
-def evidence_without_guard(patch: pytest.MonkeyPatch) -> None:
-    """Guards die, sessions say so, and the scheduler takes the end of a lease for evidence all the same."""
-    look, evidence = FakeGuard._look, fence.evidence
-
-    def dying(self: FakeGuard) -> None:
-        self.dead = self.unstartable = self.dead or asyncio.get_running_loop().time() > 20
-        look(self)
-
-    def blind(cluster: model.Cluster, host: model.Host) -> tuple[model.Evidence, str] | None:
-        host.guard = model.GuardKind.SOFT
-        return evidence(cluster, host)
-
-    patch.setattr(FakeGuard, "_look", dying)
-    patch.setattr(fence, "evidence", blind)
 
 
 def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +89,6 @@ PAUSES = {Kind.PAUSE: 1.0}
 PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
     "guard asleep": (guard_asleep, PARTITIONS, "runs 2 times"),
     "deadline too generous": (deadline_too_generous, PARTITIONS, "runs 2 times"),
-    "evidence without a guard": (evidence_without_guard, PARTITIONS, "runs 2 times"),
     "dirty units offered": (dirty_units_offered, POWER, "unproven"),
     "unit shared": (unit_shared, POWER, "reserved for"),
     "job forgotten": (job_forgotten, POWER, "is lost"),
@@ -122,7 +104,7 @@ def test_planted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(SEEDS):
         with World(seed) as world:
             try:
-                scenario(world, faults)
+                scenario(world, faults, settle=seen == "is lost")
             except AssertionError as exc:
                 if seen in str(exc):
                     return
