@@ -6,13 +6,13 @@ import asyncio
 import logging
 import signal
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gpupool.store import startup
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import StoreError
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .simulated.tree import HostShape
 
 _log = logging.getLogger("agent")
-SYNC_S = 10.0  # how long to wait for etcd at the start
 
 
 EXAMPLES = """\b
@@ -142,7 +141,7 @@ async def run(config: Config) -> None:
     store, runtime, clock = EtcdStore(config.etcd), _runtime(config), BootClock()
     # Pid files beside the cgroup: they also name a VM that was made, paused, and not put there yet when the agent died.
     guard = ProcessGuard(config.state_dir.resolve() / "guard.state", config.cgroup, run_dir(config.uri))
-    await _etcd_answers(store, config)
+    await startup.answers(store, config.etcd)
     await guard.ensure()
     records = FileRecords(config.state_dir, config.boot_id)
     devices = _devices(config, records)
@@ -176,21 +175,6 @@ async def _until(stop: asyncio.Event, agent: Agent) -> None:
         _log.info("stopped; VMs and session are left as they are")
         return
     await running
-
-
-async def _etcd_answers(store: EtcdStore, config: Config) -> None:
-    deadline = time.monotonic() + SYNC_S
-    while True:
-        try:
-            await store.get("/gpupool/v1/leader")
-        except StoreError as exc:
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"etcd at {','.join(config.etcd)} does not answer ({exc}); start it, or name another with --etcd"
-                ) from None
-            await asyncio.sleep(0.3)
-        else:
-            return
 
 
 def _devices(config: Config, records: FileRecords) -> SysfsDevices:

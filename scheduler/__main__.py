@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import grpc
 
+from gpupool.store import startup
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import StoreError
 from gpupool.v1 import scheduler_pb2_grpc
@@ -28,8 +29,6 @@ from .replica import Replica, run_until
 from .service import JobService, OperationsService
 
 _log = logging.getLogger("scheduler")
-
-SYNC_S = 10.0  # how long to wait for etcd at the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     store = EtcdStore(config.etcd)
-    await _etcd_answers(store, config)
+    await startup.answers(store, config.etcd)
     mirror = Mirror(store, time.time)
     policy = Policy(soft_guard_is_enough=config.soft_guard_is_enough)
     jobs = JobsApi(store, mirror, policy=policy, wall=time.time, token=lambda: os.urandom(16))
@@ -116,21 +115,6 @@ async def serve(config: Config) -> None:
     finally:
         await server.stop(grace=1.0)
         await store.close()
-
-
-async def _etcd_answers(store: EtcdStore, config: Config) -> None:
-    deadline = time.monotonic() + SYNC_S
-    while True:
-        try:
-            await store.get("/gpupool/v1/leader")
-        except StoreError as exc:
-            if time.monotonic() > deadline:
-                raise StoreError(
-                    f"etcd at {','.join(config.etcd)} does not answer ({exc}); start it, or name another with --etcd"
-                ) from None
-            await asyncio.sleep(0.3)
-        else:
-            return
 
 
 def _bind(server: grpc.aio.Server, listen: str) -> int:
