@@ -25,6 +25,16 @@ WALL_EPOCH_S = 1_750_000_000
 """Unix time at which every simulation begins."""
 
 
+def _on_this_thread(simulated: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:
+    """The seal is the simulation's: a thread that another test left behind goes on in the real world."""
+    here = threading.get_ident()
+
+    def either(*args: Any, **options: Any) -> Any:
+        return (simulated if threading.get_ident() == here else real)(*args, **options)
+
+    return either
+
+
 @contextlib.contextmanager
 def sealed(loop: VirtualLoop, rng: Random) -> Iterator[None]:
     """Patch the interpreter for the length of a run; also hold the garbage collector, whose timing is not ours."""
@@ -35,7 +45,7 @@ def sealed(loop: VirtualLoop, rng: Random) -> Iterator[None]:
     def wall() -> float:
         return WALL_EPOCH_S + loop.time()
 
-    patches: list[tuple[Any, str, object]] = [
+    patches: list[tuple[Any, str, Callable[..., Any]]] = [
         (time, "time", wall),
         (time, "time_ns", lambda: int(wall() * 1e9)),
         (time, "sleep", refuse("time.sleep")),
@@ -49,8 +59,8 @@ def sealed(loop: VirtualLoop, rng: Random) -> Iterator[None]:
     patches += [(time, f"{name}_ns", lambda: int(loop.time() * 1e9)) for name in ("monotonic", "perf_counter")]
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
     state, collecting = random.getstate(), gc.isenabled()
-    for owner, name, value in patches:
-        setattr(owner, name, value)
+    for (owner, name, value), (_, _, original) in zip(patches, originals, strict=True):
+        setattr(owner, name, _on_this_thread(value, original))
     random.seed(rng.random())
     gc.disable()
     try:
