@@ -83,7 +83,8 @@ class Libvirt:
         """See Hypervisor."""
         with _translated():
             found = self._connected().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-            return sorted((domain.name(), _never_ran(domain)) for domain in found if allocation_of(domain.name()))
+        ours = [domain for domain in found if allocation_of(domain.name())]
+        return sorted((domain.name(), never_ran) for domain in ours if (never_ran := _never_ran(domain)) is not None)
 
     def create_paused(self, xml: str) -> None:
         """See Hypervisor."""
@@ -142,8 +143,14 @@ def _translated() -> Iterator[None]:
         raise HypervisorError(str(exc)) from exc
 
 
-def _never_ran(domain: Any) -> bool:
-    state, reason = domain.state()
+def _never_ran(domain: Any) -> bool | None:
+    """Whether the VM was made and never let run; None if it has ended since it was listed."""
+    try:
+        state, reason = domain.state()
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise HypervisorError(str(exc)) from exc
     return state == libvirt.VIR_DOMAIN_PAUSED and reason in _NEVER_RAN
 
 

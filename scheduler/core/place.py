@@ -7,47 +7,41 @@ hosts stay free for large jobs), then one where this job has not failed to start
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
 from .tables import HostState, JobEvent
+
+SHAPES_KEPT = 64  # rankings; the oldest goes
 
 Rank = tuple[int, int, int, str]
 
 
 @dataclass(slots=True)
 class _Ranking:
-    """The hosts that can take one shape. An entry of the heap, best first, counts while it is its host's `current`."""
+    """The hosts that can take one shape, as of the version of each that was `seen`; -1: it was not to be placed on."""
 
-    heap: list[tuple[Rank, str]] = field(default_factory=list)
-    current: dict[str, tuple[Rank, Fit]] = field(default_factory=dict)
-    seen: int = 0  # placements that it takes into account
+    seen: dict[str, int] = field(default_factory=dict)
+    fits: dict[str, tuple[Rank, Fit]] = field(default_factory=dict)
 
-    def put(self, host: Host, request: Request) -> None:
-        """Rank `host` as it is now."""
-        found = fit(host, request)
-        self.current.pop(host.name, None)
-        if isinstance(found, Fit):
-            rank = _rank(host, found)
-            self.current[host.name] = rank, found
-            heapq.heappush(self.heap, (rank, host.name))
-
-    def best(self) -> tuple[str, Fit] | None:
-        """The best host and what the request takes there."""
-        while self.heap:
-            rank, name = self.heap[0]
-            now = self.current.get(name)
-            if now is not None and now[0] == rank:
-                return name, now[1]
-            heapq.heappop(self.heap)
-        return None
+    def refresh(self, cluster: Cluster, request: Request) -> None:
+        """Ask the hosts that have changed since the last time."""
+        for name, host in cluster.hosts.items():
+            version = host.version if _placeable(cluster, host) else -1
+            if self.seen.get(name) == version:
+                continue
+            self.seen[name] = version
+            self.fits.pop(name, None)
+            found = _fit(host, request) if version >= 0 else None
+            if found is not None:
+                self.fits[name] = _rank(host, found), found
 
 
 @dataclass(slots=True)
 class Placer:
-    """Remembers, until something else than its own placements changes what fits, which hosts suit a shape, or none.
+    """Remembers what hosts answered to a shape until they change, and which shapes fit nowhere until something does.
 
     Belongs to one cluster.
     """
@@ -55,7 +49,6 @@ class Placer:
     epoch: int = -1
     hopeless: set[Request] = field(default_factory=set)
     rankings: dict[Request, _Ranking] = field(default_factory=dict)
-    placed: list[Host] = field(default_factory=list)  # the host of each placement of this epoch
 
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
         """Place up to `limit` pending jobs; returns how many. The cluster then has their allocations, marked dirty."""
@@ -63,8 +56,6 @@ class Placer:
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
-            self.rankings.clear()
-            self.placed.clear()
         placed = 0
         for job_id, request in cluster.pending.offers(self.hopeless):
             job = cluster.jobs[job_id]
@@ -73,7 +64,6 @@ class Placer:
                 self.hopeless.add(request)
                 continue
             _bind(cluster, job, *best, now)
-            self.placed.append(best[0])
             placed += 1
             if placed >= limit:
                 break
@@ -81,34 +71,38 @@ class Placer:
 
     def _best_host(self, cluster: Cluster, job: Job) -> tuple[Host, Fit] | None:
         """The best host for the job, with what it would take there."""
-        ranking = self._ranking(cluster, job.request)
+        fits = self._ranking(cluster, job.request).fits
+        if not fits:
+            return None
         failed_on = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
-        if failed_on & ranking.current.keys():
-            rank, found = min(ranking.current.values(), key=lambda r: (*r[0][:3], r[0][3] in failed_on, r[0][3]))
-            return cluster.hosts[rank[3]], found
-        best = ranking.best()
-        return None if best is None else (cluster.hosts[best[0]], best[1])
+        if failed_on & fits.keys():
+            rank, found = min(fits.values(), key=lambda r: (*r[0][:3], r[0][3] in failed_on, r[0][3]))
+        else:
+            rank, found = min(fits.values(), key=itemgetter(0))
+        return cluster.hosts[rank[3]], found
 
     def _ranking(self, cluster: Cluster, request: Request) -> _Ranking:
-        """All hosts ranked for a shape; made once, then only the hosts that were placed on since are ranked again."""
         ranking = self.rankings.get(request)
         if ranking is None:
+            if len(self.rankings) >= SHAPES_KEPT:
+                del self.rankings[next(iter(self.rankings))]
             ranking = self.rankings[request] = _Ranking()
-            changed = _placeable(cluster)
-        else:
-            changed = {host.name: host for host in self.placed[ranking.seen :]}
-        for host in changed.values():
-            ranking.put(host, request)
-        ranking.seen = len(self.placed)
+        ranking.refresh(cluster, request)
         return ranking
 
 
-def _placeable(cluster: Cluster) -> dict[str, Host]:
-    """The ready hosts whose records are committed. An allocation on record before the session that it is of would look
+def _placeable(cluster: Cluster, host: Host) -> bool:
+    """Whether it is ready and its record committed. An allocation on record before the session that it is of would look
     to the next leader like one of the session before, and be given up as lost with it while its VM runs.
     """
-    ready = {name: host for name, host in cluster.hosts.items() if host.state is HostState.READY}
-    return {name: host for name, host in ready.items() if name not in cluster.dirty.hosts}
+    return host.state is HostState.READY and host.name not in cluster.dirty.hosts
+
+
+def _fit(host: Host, request: Request) -> Fit | None:
+    if request.gpus > len(host.units.keys() - host.held.keys()):
+        return None  # a full host: told at a glance
+    found = fit(host, request)
+    return found if isinstance(found, Fit) else None
 
 
 def _rank(host: Host, found: Fit) -> Rank:
