@@ -27,7 +27,7 @@ from gpupool.v1 import records_pb2 as gpupool_dot_v1_dot_records__pb2
 from gpupool.v1 import scheduler_pb2 as gpupool_dot_v1_dot_scheduler__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gpupool/v1/agent.proto\x12\ngpupool.v1\x1a\x1agpupool/v1/inventory.proto\x1a\x18gpupool/v1/records.proto\x1a\x1agpupool/v1/scheduler.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xd8\x02\n\x0b\x44\x65scription\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x03\x12(\n\tinventory\x18\x03 \x01(\x0b\x32\x15.gpupool.v1.Inventory\x12-\n\x03vms\x18\x04 \x03(\x0b\x32 .gpupool.v1.Description.VmsEntry\x12\x31\n\x05units\x18\x05 \x03(\x0b\x32\".gpupool.v1.Description.UnitsEntry\x12\x16\n\x0esession_left_s\x18\x06 \x01(\x01\x1a@\n\x08VmsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.gpupool.v1.VmReport:\x02\x38\x01\x1a\x44\n\nUnitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.gpupool.v1.UnitReport:\x02\x38\x01\"J\n\x10\x41gentLogsRequest\x12\x12\n\nallocation\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x12\n\ntail_lines\x18\x03 \x01(\r2\x8e\x01\n\x0c\x41gentService\x12@\n\x08\x44\x65scribe\x12\x1b.gpupool.v1.DescribeRequest\x1a\x17.gpupool.v1.Description\x12<\n\x04Logs\x12\x1c.gpupool.v1.AgentLogsRequest\x1a\x14.gpupool.v1.LogChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gpupool/v1/agent.proto\x12\ngpupool.v1\x1a\x1agpupool/v1/inventory.proto\x1a\x18gpupool/v1/records.proto\x1a\x1agpupool/v1/scheduler.proto\"\x14\n\x12\x41gentDoctorRequest\"\x11\n\x0f\x44\x65scribeRequest\"\xd8\x02\n\x0b\x44\x65scription\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x03\x12(\n\tinventory\x18\x03 \x01(\x0b\x32\x15.gpupool.v1.Inventory\x12-\n\x03vms\x18\x04 \x03(\x0b\x32 .gpupool.v1.Description.VmsEntry\x12\x31\n\x05units\x18\x05 \x03(\x0b\x32\".gpupool.v1.Description.UnitsEntry\x12\x16\n\x0esession_left_s\x18\x06 \x01(\x01\x1a@\n\x08VmsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.gpupool.v1.VmReport:\x02\x38\x01\x1a\x44\n\nUnitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.gpupool.v1.UnitReport:\x02\x38\x01\"J\n\x10\x41gentLogsRequest\x12\x12\n\nallocation\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\x12\x12\n\ntail_lines\x18\x03 \x01(\r2\xd2\x01\n\x0c\x41gentService\x12@\n\x08\x44\x65scribe\x12\x1b.gpupool.v1.DescribeRequest\x1a\x17.gpupool.v1.Description\x12<\n\x04Logs\x12\x1c.gpupool.v1.AgentLogsRequest\x1a\x14.gpupool.v1.LogChunk0\x01\x12\x42\n\x06\x44octor\x12\x1e.gpupool.v1.AgentDoctorRequest\x1a\x18.gpupool.v1.DoctorReportb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +38,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIPTION_VMSENTRY']._serialized_options = b'8\001'
   _globals['_DESCRIPTION_UNITSENTRY']._loaded_options = None
   _globals['_DESCRIPTION_UNITSENTRY']._serialized_options = b'8\001'
-  _globals['_DESCRIBEREQUEST']._serialized_start=120
-  _globals['_DESCRIBEREQUEST']._serialized_end=137
-  _globals['_DESCRIPTION']._serialized_start=140
-  _globals['_DESCRIPTION']._serialized_end=484
-  _globals['_DESCRIPTION_VMSENTRY']._serialized_start=350
-  _globals['_DESCRIPTION_VMSENTRY']._serialized_end=414
-  _globals['_DESCRIPTION_UNITSENTRY']._serialized_start=416
-  _globals['_DESCRIPTION_UNITSENTRY']._serialized_end=484
-  _globals['_AGENTLOGSREQUEST']._serialized_start=486
-  _globals['_AGENTLOGSREQUEST']._serialized_end=560
-  _globals['_AGENTSERVICE']._serialized_start=563
-  _globals['_AGENTSERVICE']._serialized_end=705
+  _globals['_AGENTDOCTORREQUEST']._serialized_start=120
+  _globals['_AGENTDOCTORREQUEST']._serialized_end=140
+  _globals['_DESCRIBEREQUEST']._serialized_start=142
+  _globals['_DESCRIBEREQUEST']._serialized_end=159
+  _globals['_DESCRIPTION']._serialized_start=162
+  _globals['_DESCRIPTION']._serialized_end=506
+  _globals['_DESCRIPTION_VMSENTRY']._serialized_start=372
+  _globals['_DESCRIPTION_VMSENTRY']._serialized_end=436
+  _globals['_DESCRIPTION_UNITSENTRY']._serialized_start=438
+  _globals['_DESCRIPTION_UNITSENTRY']._serialized_end=506
+  _globals['_AGENTLOGSREQUEST']._serialized_start=508
+  _globals['_AGENTLOGSREQUEST']._serialized_end=582
+  _globals['_AGENTSERVICE']._serialized_start=585
+  _globals['_AGENTSERVICE']._serialized_end=795
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class AgentServiceStub:
                 request_serializer=gpupool_dot_v1_dot_agent__pb2.AgentLogsRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.LogChunk.FromString,
                 _registered_method=True)
+        self.Doctor = channel.unary_unary(
+                '/gpupool.v1.AgentService/Doctor',
+                request_serializer=gpupool_dot_v1_dot_agent__pb2.AgentDoctorRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -63,6 +68,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Doctor(self, request, context):
+        """Judges the host anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +87,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Logs,
                     request_deserializer=gpupool_dot_v1_dot_agent__pb2.AgentLogsRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.LogChunk.SerializeToString,
+            ),
+            'Doctor': grpc.unary_unary_rpc_method_handler(
+                    servicer.Doctor,
+                    request_deserializer=gpupool_dot_v1_dot_agent__pb2.AgentDoctorRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class AgentService:
             '/gpupool.v1.AgentService/Logs',
             gpupool_dot_v1_dot_agent__pb2.AgentLogsRequest.SerializeToString,
             gpupool_dot_v1_dot_scheduler__pb2.LogChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Doctor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.AgentService/Doctor',
+            gpupool_dot_v1_dot_agent__pb2.AgentDoctorRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.FromString,
             options,
             channel_credentials,
             insecure,

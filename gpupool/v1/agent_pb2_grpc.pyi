@@ -35,6 +35,8 @@ class AgentServiceStub:
     Describe: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DescribeRequest, _agent_pb2.Description]
     Logs: _grpc.UnaryStreamMultiCallable[_agent_pb2.AgentLogsRequest, _scheduler_pb2.LogChunk]
     """The output of one allocation's guest, kept by this agent."""
+    Doctor: _grpc.UnaryUnaryMultiCallable[_agent_pb2.AgentDoctorRequest, _scheduler_pb2.DoctorReport]
+    """Judges the host anew."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -42,6 +44,8 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Describe: _aio.UnaryUnaryMultiCallable[_agent_pb2.DescribeRequest, _agent_pb2.Description]  # type: ignore[assignment]
     Logs: _aio.UnaryStreamMultiCallable[_agent_pb2.AgentLogsRequest, _scheduler_pb2.LogChunk]  # type: ignore[assignment]
     """The output of one allocation's guest, kept by this agent."""
+    Doctor: _aio.UnaryUnaryMultiCallable[_agent_pb2.AgentDoctorRequest, _scheduler_pb2.DoctorReport]  # type: ignore[assignment]
+    """Judges the host anew."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -58,5 +62,13 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.LogChunk], _abc.AsyncIterator[_scheduler_pb2.LogChunk]]:
         """The output of one allocation's guest, kept by this agent."""
+
+    @_abc_1.abstractmethod
+    def Doctor(
+        self,
+        request: _agent_pb2.AgentDoctorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.DoctorReport, _abc.Awaitable[_scheduler_pb2.DoctorReport]]:
+        """Judges the host anew."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agpupool/v1/inventory.proto\x12\ngpupool.v1\"\x80\x02\n\x0bPciFunction\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tvendor_id\x18\x02 \x01(\r\x12\x11\n\tdevice_id\x18\x03 \x01(\r\x12\x12\n\nclass_code\x18\x04 \x01(\r\x12\x0e\n\x06\x64river\x18\x05 \x01(\t\x12\x13\n\x0biommu_group\x18\x06 \x01(\x05\x12\x11\n\tnuma_node\x18\x07 \x01(\x05\x12\x15\n\rreset_methods\x18\x08 \x03(\t\x12\x19\n\x11largest_bar_bytes\x18\t \x01(\x04\x12\x16\n\x0elink_speed_mts\x18\n \x01(\r\x12\x12\n\nlink_width\x18\x0b \x01(\r\x12\x10\n\x08\x62oot_vga\x18\x0c \x01(\x08\"\x87\x01\n\x04Unit\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\tfunctions\x18\x02 \x03(\x0b\x32\x17.gpupool.v1.PciFunction\x12\r\n\x05model\x18\x03 \x01(\t\x12\x16\n\x0egpu_memory_mib\x18\x04 \x01(\r\x12\x11\n\tnuma_node\x18\x05 \x01(\x05\x12\r\n\x05unfit\x18\x06 \x01(\t\"\x1a\n\x07\x43puCore\x12\x0f\n\x07threads\x18\x01 \x03(\r\"N\n\x08NumaNode\x12\n\n\x02id\x18\x01 \x01(\r\x12\"\n\x05\x63ores\x18\x02 \x03(\x0b\x32\x13.gpupool.v1.CpuCore\x12\x12\n\nmemory_mib\x18\x03 \x01(\r\"\xe8\x01\n\tInventory\x12\x0f\n\x07session\x18\x01 \x01(\x03\x12(\n\nnuma_nodes\x18\x02 \x03(\x0b\x32\x14.gpupool.v1.NumaNode\x12\x1f\n\x05units\x18\x03 \x03(\x0b\x32\x10.gpupool.v1.Unit\x12\x0e\n\x06images\x18\x04 \x03(\t\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x31\n\x06labels\x18\x06 \x03(\x0b\x32!.gpupool.v1.Inventory.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1agpupool/v1/inventory.proto\x12\ngpupool.v1\"\\\n\x03\x42\x61r\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\x04\x12\x10\n\x08is_64bit\x18\x04 \x01(\x08\x12\x14\n\x0cprefetchable\x18\x05 \x01(\x08\"\xed\x04\n\x0bPciFunction\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x11\n\tvendor_id\x18\x02 \x01(\r\x12\x11\n\tdevice_id\x18\x03 \x01(\r\x12\x12\n\nclass_code\x18\x04 \x01(\r\x12\x0e\n\x06\x64river\x18\x05 \x01(\t\x12\x13\n\x0biommu_group\x18\x06 \x01(\x05\x12\x11\n\tnuma_node\x18\x07 \x01(\x05\x12\x15\n\rreset_methods\x18\x08 \x03(\t\x12\x19\n\x11largest_bar_bytes\x18\t \x01(\x04\x12\x16\n\x0elink_speed_mts\x18\n \x01(\r\x12\x12\n\nlink_width\x18\x0b \x01(\r\x12\x10\n\x08\x62oot_vga\x18\x0c \x01(\x08\x12\x1d\n\x04\x62\x61rs\x18\r \x03(\x0b\x32\x0f.gpupool.v1.Bar\x12\x1a\n\x12link_speed_max_mts\x18\x0e \x01(\r\x12\x16\n\x0elink_width_max\x18\x0f \x01(\r\x12\x0c\n\x04path\x18\x10 \x03(\t\x12\x10\n\x08root_bus\x18\x11 \x01(\t\x12\x13\n\x0bsriov_total\x18\x12 \x01(\r\x12\x15\n\rsriov_present\x18\x13 \x03(\t\x12\x19\n\x11physical_function\x18\x14 \x01(\t\x12\x12\n\nmdev_types\x18\x15 \x03(\t\x12\x13\n\x0bvendor_name\x18\x16 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x17 \x01(\t\x12\x1b\n\x13subsystem_vendor_id\x18\x18 \x01(\r\x12\x1b\n\x13subsystem_device_id\x18\x19 \x01(\r\x12\x0e\n\x06serial\x18\x1a \x01(\t\x12\x13\n\x0bpower_state\x18\x1b \x01(\t\x12\x14\n\x0creset_domain\x18\x1c \x03(\t\"\xb0\x01\n\x04Unit\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\tfunctions\x18\x02 \x03(\x0b\x32\x17.gpupool.v1.PciFunction\x12\r\n\x05model\x18\x03 \x01(\t\x12\x16\n\x0egpu_memory_mib\x18\x04 \x01(\r\x12\x11\n\tnuma_node\x18\x05 \x01(\x05\x12\r\n\x05unfit\x18\x06 \x01(\t\x12\x10\n\x08identity\x18\x07 \x01(\t\x12\x15\n\rmemory_source\x18\x08 \x01(\t\"\x1a\n\x07\x43puCore\x12\x0f\n\x07threads\x18\x01 \x03(\r\"\x8b\x01\n\x08NumaNode\x12\n\n\x02id\x18\x01 \x01(\r\x12\"\n\x05\x63ores\x18\x02 \x03(\x0b\x32\x13.gpupool.v1.CpuCore\x12\x12\n\nmemory_mib\x18\x03 \x01(\r\x12(\n\thugepages\x18\x04 \x03(\x0b\x32\x15.gpupool.v1.Hugepages\x12\x11\n\tdistances\x18\x05 \x03(\r\":\n\tHugepages\x12\x10\n\x08size_kib\x18\x01 \x01(\r\x12\r\n\x05total\x18\x02 \x01(\r\x12\x0c\n\x04\x66ree\x18\x03 \x01(\r\"$\n\x03\x46ix\x12\x0e\n\x06system\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x01(\t\"\xad\x01\n\x07\x46inding\x12\r\n\x05\x63heck\x18\x01 \x01(\t\x12\'\n\x05level\x18\x02 \x01(\x0e\x32\x18.gpupool.v1.FindingLevel\x12\x0c\n\x04seen\x18\x03 \x01(\t\x12\x0c\n\x04risk\x18\x04 \x01(\t\x12\x1e\n\x05\x66ixes\x18\x05 \x03(\x0b\x32\x0f.gpupool.v1.Fix\x12\x0f\n\x07\x66ixable\x18\x06 \x01(\x08\x12\r\n\x05units\x18\x07 \x03(\t\x12\x0e\n\x06reboot\x18\x08 \x01(\x08\"\xb6\x02\n\tInventory\x12\x0f\n\x07session\x18\x01 \x01(\x03\x12(\n\nnuma_nodes\x18\x02 \x03(\x0b\x32\x14.gpupool.v1.NumaNode\x12\x1f\n\x05units\x18\x03 \x03(\x0b\x32\x10.gpupool.v1.Unit\x12\x0e\n\x06images\x18\x04 \x03(\t\x12\r\n\x05notes\x18\x05 \x03(\t\x12\x31\n\x06labels\x18\x06 \x03(\x0b\x32!.gpupool.v1.Inventory.LabelsEntry\x12%\n\x08\x66indings\x18\x07 \x03(\x0b\x32\x13.gpupool.v1.Finding\x12%\n\x04nics\x18\x08 \x03(\x0b\x32\x17.gpupool.v1.PciFunction\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xac\x01\n\x0c\x46indingLevel\x12\x1d\n\x19\x46INDING_LEVEL_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46INDING_LEVEL_OK\x10\x01\x12\x16\n\x12\x46INDING_LEVEL_NOTE\x10\x02\x12\x19\n\x15\x46INDING_LEVEL_WARNING\x10\x03\x12\x19\n\x15\x46INDING_LEVEL_PROBLEM\x10\x04\x12\x19\n\x15\x46INDING_LEVEL_UNKNOWN\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INVENTORY_LABELSENTRY']._loaded_options = None
   _globals['_INVENTORY_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_PCIFUNCTION']._serialized_start=43
-  _globals['_PCIFUNCTION']._serialized_end=299
-  _globals['_UNIT']._serialized_start=302
-  _globals['_UNIT']._serialized_end=437
-  _globals['_CPUCORE']._serialized_start=439
-  _globals['_CPUCORE']._serialized_end=465
-  _globals['_NUMANODE']._serialized_start=467
-  _globals['_NUMANODE']._serialized_end=545
-  _globals['_INVENTORY']._serialized_start=548
-  _globals['_INVENTORY']._serialized_end=780
-  _globals['_INVENTORY_LABELSENTRY']._serialized_start=735
-  _globals['_INVENTORY_LABELSENTRY']._serialized_end=780
+  _globals['_FINDINGLEVEL']._serialized_start=1697
+  _globals['_FINDINGLEVEL']._serialized_end=1869
+  _globals['_BAR']._serialized_start=42
+  _globals['_BAR']._serialized_end=134
+  _globals['_PCIFUNCTION']._serialized_start=137
+  _globals['_PCIFUNCTION']._serialized_end=758
+  _globals['_UNIT']._serialized_start=761
+  _globals['_UNIT']._serialized_end=937
+  _globals['_CPUCORE']._serialized_start=939
+  _globals['_CPUCORE']._serialized_end=965
+  _globals['_NUMANODE']._serialized_start=968
+  _globals['_NUMANODE']._serialized_end=1107
+  _globals['_HUGEPAGES']._serialized_start=1109
+  _globals['_HUGEPAGES']._serialized_end=1167
+  _globals['_FIX']._serialized_start=1169
+  _globals['_FIX']._serialized_end=1205
+  _globals['_FINDING']._serialized_start=1208
+  _globals['_FINDING']._serialized_end=1381
+  _globals['_INVENTORY']._serialized_start=1384
+  _globals['_INVENTORY']._serialized_end=1694
+  _globals['_INVENTORY_LABELSENTRY']._serialized_start=1649
+  _globals['_INVENTORY_LABELSENTRY']._serialized_end=1694
 # @@protoc_insertion_point(module_scope)

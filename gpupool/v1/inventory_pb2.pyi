@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,9 +19,75 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _FindingLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FindingLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_LEVEL_UNSPECIFIED: _FindingLevel.ValueType  # 0
+    FINDING_LEVEL_OK: _FindingLevel.ValueType  # 1
+    FINDING_LEVEL_NOTE: _FindingLevel.ValueType  # 2
+    """worth knowing"""
+    FINDING_LEVEL_WARNING: _FindingLevel.ValueType  # 3
+    """works, but costs safety, speed or comfort"""
+    FINDING_LEVEL_PROBLEM: _FindingLevel.ValueType  # 4
+    """keeps the units that it names, or all of the host's, from being handed out"""
+    FINDING_LEVEL_UNKNOWN: _FindingLevel.ValueType  # 5
+    """could not be found out"""
+
+class FindingLevel(_FindingLevel, metaclass=_FindingLevelEnumTypeWrapper): ...
+
+FINDING_LEVEL_UNSPECIFIED: FindingLevel.ValueType  # 0
+FINDING_LEVEL_OK: FindingLevel.ValueType  # 1
+FINDING_LEVEL_NOTE: FindingLevel.ValueType  # 2
+"""worth knowing"""
+FINDING_LEVEL_WARNING: FindingLevel.ValueType  # 3
+"""works, but costs safety, speed or comfort"""
+FINDING_LEVEL_PROBLEM: FindingLevel.ValueType  # 4
+"""keeps the units that it names, or all of the host's, from being handed out"""
+FINDING_LEVEL_UNKNOWN: FindingLevel.ValueType  # 5
+"""could not be found out"""
+Global___FindingLevel: _TypeAlias = FindingLevel  # noqa: Y015
+
+@_typing.final
+class Bar(_message.Message):
+    """A memory BAR of a PCI function."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    IS_64BIT_FIELD_NUMBER: _builtins.int
+    PREFETCHABLE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """0..5, or 6 for the expansion ROM"""
+    bytes: _builtins.int
+    address: _builtins.int
+    """where the host's firmware or kernel put it; 0: it has no place"""
+    is_64bit: _builtins.bool
+    prefetchable: _builtins.bool
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        address: _builtins.int = ...,
+        is_64bit: _builtins.bool = ...,
+        prefetchable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bytes", b"bytes", "index", b"index", "is_64bit", b"is_64bit", "prefetchable", b"prefetchable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bar: _TypeAlias = Bar  # noqa: Y015
+
 @_typing.final
 class PciFunction(_message.Message):
-    """One function of a PCI device."""
+    """One function of a PCI device. Where a fact is unknown it has the value that its comment names, never a guess."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -36,6 +103,22 @@ class PciFunction(_message.Message):
     LINK_SPEED_MTS_FIELD_NUMBER: _builtins.int
     LINK_WIDTH_FIELD_NUMBER: _builtins.int
     BOOT_VGA_FIELD_NUMBER: _builtins.int
+    BARS_FIELD_NUMBER: _builtins.int
+    LINK_SPEED_MAX_MTS_FIELD_NUMBER: _builtins.int
+    LINK_WIDTH_MAX_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    ROOT_BUS_FIELD_NUMBER: _builtins.int
+    SRIOV_TOTAL_FIELD_NUMBER: _builtins.int
+    SRIOV_PRESENT_FIELD_NUMBER: _builtins.int
+    PHYSICAL_FUNCTION_FIELD_NUMBER: _builtins.int
+    MDEV_TYPES_FIELD_NUMBER: _builtins.int
+    VENDOR_NAME_FIELD_NUMBER: _builtins.int
+    DEVICE_NAME_FIELD_NUMBER: _builtins.int
+    SUBSYSTEM_VENDOR_ID_FIELD_NUMBER: _builtins.int
+    SUBSYSTEM_DEVICE_ID_FIELD_NUMBER: _builtins.int
+    SERIAL_FIELD_NUMBER: _builtins.int
+    POWER_STATE_FIELD_NUMBER: _builtins.int
+    RESET_DOMAIN_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """canonical: dddd:bb:dd.f, lower-case hex"""
     vendor_id: _builtins.int
@@ -54,9 +137,46 @@ class PciFunction(_message.Message):
     link_width: _builtins.int
     """current lanes; 0: unknown"""
     boot_vga: _builtins.bool
+    link_speed_max_mts: _builtins.int
+    """what the function can do; 0: unknown"""
+    link_width_max: _builtins.int
+    """0: unknown"""
+    root_bus: _builtins.str
+    """"dddd:bb", the bus of its host bridge"""
+    sriov_total: _builtins.int
+    """virtual functions that it could have"""
+    physical_function: _builtins.str
+    """of a virtual function: its parent's address"""
+    vendor_name: _builtins.str
+    """from pci.ids; empty: not listed"""
+    device_name: _builtins.str
+    subsystem_vendor_id: _builtins.int
+    subsystem_device_id: _builtins.int
+    serial: _builtins.str
+    """PCIe device serial number, 16 hex digits; empty: it has none"""
+    power_state: _builtins.str
+    """"D0" .. "D3cold"; empty: unknown"""
     @_builtins.property
     def reset_methods(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """as the kernel lists them, best first"""
+
+    @_builtins.property
+    def bars(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bar]:
+        """by index"""
+
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """bridges above it, root port first; empty: it sits on a root bus"""
+
+    @_builtins.property
+    def sriov_present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """addresses of those that it has"""
+
+    @_builtins.property
+    def mdev_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def reset_domain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """other functions that a bus reset of this one would hit"""
 
     def __init__(
         self,
@@ -73,10 +193,26 @@ class PciFunction(_message.Message):
         link_speed_mts: _builtins.int = ...,
         link_width: _builtins.int = ...,
         boot_vga: _builtins.bool = ...,
+        bars: _abc.Iterable[Global___Bar] | None = ...,
+        link_speed_max_mts: _builtins.int = ...,
+        link_width_max: _builtins.int = ...,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+        root_bus: _builtins.str = ...,
+        sriov_total: _builtins.int = ...,
+        sriov_present: _abc.Iterable[_builtins.str] | None = ...,
+        physical_function: _builtins.str = ...,
+        mdev_types: _abc.Iterable[_builtins.str] | None = ...,
+        vendor_name: _builtins.str = ...,
+        device_name: _builtins.str = ...,
+        subsystem_vendor_id: _builtins.int = ...,
+        subsystem_device_id: _builtins.int = ...,
+        serial: _builtins.str = ...,
+        power_state: _builtins.str = ...,
+        reset_domain: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_vga", b"boot_vga", "class_code", b"class_code", "device_id", b"device_id", "driver", b"driver", "iommu_group", b"iommu_group", "largest_bar_bytes", b"largest_bar_bytes", "link_speed_mts", b"link_speed_mts", "link_width", b"link_width", "numa_node", b"numa_node", "reset_methods", b"reset_methods", "vendor_id", b"vendor_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bars", b"bars", "boot_vga", b"boot_vga", "class_code", b"class_code", "device_id", b"device_id", "device_name", b"device_name", "driver", b"driver", "iommu_group", b"iommu_group", "largest_bar_bytes", b"largest_bar_bytes", "link_speed_max_mts", b"link_speed_max_mts", "link_speed_mts", b"link_speed_mts", "link_width", b"link_width", "link_width_max", b"link_width_max", "mdev_types", b"mdev_types", "numa_node", b"numa_node", "path", b"path", "physical_function", b"physical_function", "power_state", b"power_state", "reset_domain", b"reset_domain", "reset_methods", b"reset_methods", "root_bus", b"root_bus", "serial", b"serial", "sriov_present", b"sriov_present", "sriov_total", b"sriov_total", "subsystem_device_id", b"subsystem_device_id", "subsystem_vendor_id", b"subsystem_vendor_id", "vendor_id", b"vendor_id", "vendor_name", b"vendor_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,6 +230,8 @@ class Unit(_message.Message):
     GPU_MEMORY_MIB_FIELD_NUMBER: _builtins.int
     NUMA_NODE_FIELD_NUMBER: _builtins.int
     UNFIT_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    MEMORY_SOURCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """address of its first GPU function"""
     model: _builtins.str
@@ -104,6 +242,12 @@ class Unit(_message.Message):
     """-1: unknown"""
     unfit: _builtins.str
     """why it must not be handed out; empty: it may"""
+    identity: _builtins.str
+    """What the unit is wherever it sits and whatever its address: the serial numbers of its functions where they have
+    one, else path and ids. Quarantine and history follow it.
+    """
+    memory_source: _builtins.str
+    """of gpu_memory_mib: "table", "bar", "nvml"; empty: unknown"""
     @_builtins.property
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PciFunction]:
         """all of it: GPUs and companions, sorted by address"""
@@ -117,10 +261,12 @@ class Unit(_message.Message):
         gpu_memory_mib: _builtins.int = ...,
         numa_node: _builtins.int = ...,
         unfit: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        memory_source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions", b"functions", "gpu_memory_mib", b"gpu_memory_mib", "id", b"id", "model", b"model", "numa_node", b"numa_node", "unfit", b"unfit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions", b"functions", "gpu_memory_mib", b"gpu_memory_mib", "id", b"id", "identity", b"identity", "memory_source", b"memory_source", "model", b"model", "numa_node", b"numa_node", "unfit", b"unfit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,12 +301,22 @@ class NumaNode(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     CORES_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    HUGEPAGES_FIELD_NUMBER: _builtins.int
+    DISTANCES_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     memory_mib: _builtins.int
-    """that VMs may use, MiB"""
+    """that VMs may use, MiB; pages set aside as hugepages are not in it"""
     @_builtins.property
     def cores(self) -> _containers.RepeatedCompositeFieldContainer[Global___CpuCore]:
         """that VMs may use; empty on a memory-only node"""
+
+    @_builtins.property
+    def hugepages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Hugepages]:
+        """by size"""
+
+    @_builtins.property
+    def distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """to each node that is online, as the firmware tells (10: itself)"""
 
     def __init__(
         self,
@@ -168,14 +324,119 @@ class NumaNode(_message.Message):
         id: _builtins.int = ...,
         cores: _abc.Iterable[Global___CpuCore] | None = ...,
         memory_mib: _builtins.int = ...,
+        hugepages: _abc.Iterable[Global___Hugepages] | None = ...,
+        distances: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "id", b"id", "memory_mib", b"memory_mib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "distances", b"distances", "hugepages", b"hugepages", "id", b"id", "memory_mib", b"memory_mib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NumaNode: _TypeAlias = NumaNode  # noqa: Y015
+
+@_typing.final
+class Hugepages(_message.Message):
+    """Pages of one size, set aside on one NUMA node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_KIB_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
+    size_kib: _builtins.int
+    total: _builtins.int
+    free: _builtins.int
+    def __init__(
+        self,
+        *,
+        size_kib: _builtins.int = ...,
+        total: _builtins.int = ...,
+        free: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free", b"free", "size_kib", b"size_kib", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hugepages: _TypeAlias = Hugepages  # noqa: Y015
+
+@_typing.final
+class Fix(_message.Message):
+    """How to mend what a check found, on one family of systems."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    system: _builtins.str
+    """"debian", "rhel", "any" """
+    steps: _builtins.str
+    """commands or edits, one a line"""
+    def __init__(
+        self,
+        *,
+        system: _builtins.str = ...,
+        steps: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps", "system", b"system"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fix: _TypeAlias = Fix  # noqa: Y015
+
+@_typing.final
+class Finding(_message.Message):
+    """What one check of `gpupool doctor` found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    SEEN_FIELD_NUMBER: _builtins.int
+    RISK_FIELD_NUMBER: _builtins.int
+    FIXES_FIELD_NUMBER: _builtins.int
+    FIXABLE_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    REBOOT_FIELD_NUMBER: _builtins.int
+    check: _builtins.str
+    """its stable name, e.g. "iommu" """
+    level: Global___FindingLevel.ValueType
+    seen: _builtins.str
+    risk: _builtins.str
+    """what may happen; empty where level is OK"""
+    fixable: _builtins.bool
+    """`gpupool doctor --fix` can do it"""
+    reboot: _builtins.bool
+    """the fix takes effect only after one"""
+    @_builtins.property
+    def fixes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fix]: ...
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that it is about; empty: the whole host"""
+
+    def __init__(
+        self,
+        *,
+        check: _builtins.str = ...,
+        level: Global___FindingLevel.ValueType = ...,
+        seen: _builtins.str = ...,
+        risk: _builtins.str = ...,
+        fixes: _abc.Iterable[Global___Fix] | None = ...,
+        fixable: _builtins.bool = ...,
+        units: _abc.Iterable[_builtins.str] | None = ...,
+        reboot: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "fixable", b"fixable", "fixes", b"fixes", "level", b"level", "reboot", b"reboot", "risk", b"risk", "seen", b"seen", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
 
 @_typing.final
 class Inventory(_message.Message):
@@ -207,6 +468,8 @@ class Inventory(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    NICS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """the session that wrote it"""
     @_builtins.property
@@ -227,6 +490,14 @@ class Inventory(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """set by the site"""
 
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Finding]:
+        """what doctor found, without what is OK"""
+
+    @_builtins.property
+    def nics(self) -> _containers.RepeatedCompositeFieldContainer[Global___PciFunction]:
+        """network functions, to pair with GPUs by path; sorted by address"""
+
     def __init__(
         self,
         *,
@@ -236,10 +507,12 @@ class Inventory(_message.Message):
         images: _abc.Iterable[_builtins.str] | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        findings: _abc.Iterable[Global___Finding] | None = ...,
+        nics: _abc.Iterable[Global___PciFunction] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "labels", b"labels", "notes", b"notes", "numa_nodes", b"numa_nodes", "session", b"session", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "images", b"images", "labels", b"labels", "nics", b"nics", "notes", b"notes", "numa_nodes", b"numa_nodes", "session", b"session", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -244,6 +244,97 @@ class RestartPolicy(_message.Message):
 Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
 
 @_typing.final
+class Network(_message.Message):
+    """How the VM reaches a network. By default it has none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Network._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Network._Kind.ValueType  # 0
+        """none"""
+        USER: Network._Kind.ValueType  # 1
+        """QEMU's own: outgoing connections only"""
+        BRIDGE: Network._Kind.ValueType  # 2
+        """the host's bridge `source`"""
+        MACVTAP: Network._Kind.ValueType  # 3
+        """the host's interface `source`"""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Network.Kind.ValueType  # 0
+    """none"""
+    USER: Network.Kind.ValueType  # 1
+    """QEMU's own: outgoing connections only"""
+    BRIDGE: Network.Kind.ValueType  # 2
+    """the host's bridge `source`"""
+    MACVTAP: Network.Kind.ValueType  # 3
+    """the host's interface `source`"""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    kind: Global___Network.Kind.ValueType
+    source: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: Global___Network.Kind.ValueType = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Network: _TypeAlias = Network  # noqa: Y015
+
+@_typing.final
+class VmOptions(_message.Message):
+    """What the VM is like beside its CPUs, memory and GPUs. All of it optional."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HUGEPAGE_SIZE_KIB_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    USER_DATA_FIELD_NUMBER: _builtins.int
+    GUEST_IOMMU_FIELD_NUMBER: _builtins.int
+    HIDE_HYPERVISOR_FIELD_NUMBER: _builtins.int
+    HYPERVISOR_VENDOR_ID_FIELD_NUMBER: _builtins.int
+    hugepage_size_kib: _builtins.int
+    """memory from hugepages of this size: 2048 or 1048576; 0: ordinary pages"""
+    user_data: _builtins.str
+    """cloud-init user data, given to the guest on a seed disk"""
+    guest_iommu: _builtins.bool
+    """a virtual IOMMU in the guest; locks the guest's memory once for each device"""
+    hide_hypervisor: _builtins.bool
+    """for guest drivers that refuse to run in a VM"""
+    hypervisor_vendor_id: _builtins.str
+    """what Hyper-V aware guests see as the vendor; at most 12 characters"""
+    @_builtins.property
+    def network(self) -> Global___Network: ...
+    def __init__(
+        self,
+        *,
+        hugepage_size_kib: _builtins.int = ...,
+        network: Global___Network | None = ...,
+        user_data: _builtins.str = ...,
+        guest_iommu: _builtins.bool = ...,
+        hide_hypervisor: _builtins.bool = ...,
+        hypervisor_vendor_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_iommu", b"guest_iommu", "hide_hypervisor", b"hide_hypervisor", "hugepage_size_kib", b"hugepage_size_kib", "hypervisor_vendor_id", b"hypervisor_vendor_id", "network", b"network", "user_data", b"user_data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VmOptions: _TypeAlias = VmOptions  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -300,6 +391,7 @@ class JobSpec(_message.Message):
     VOLUMES_FIELD_NUMBER: _builtins.int
     STOP_GRACE_S_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    VM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """for people; need not be unique"""
     image: _builtins.str
@@ -331,6 +423,8 @@ class JobSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """for selection in lists"""
 
+    @_builtins.property
+    def vm(self) -> Global___VmOptions: ...
     def __init__(
         self,
         *,
@@ -347,10 +441,11 @@ class JobSpec(_message.Message):
         volumes: _abc.Iterable[Global___Volume] | None = ...,
         stop_grace_s: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        vm: Global___VmOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "restart", b"restart"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpus", b"cpus", "env", b"env", "gpus", b"gpus", "image", b"image", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "stop_grace_s", b"stop_grace_s", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpus", b"cpus", "env", b"env", "gpus", b"gpus", "image", b"image", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "stop_grace_s", b"stop_grace_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -215,6 +215,9 @@ class UnitReport(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SINCE_S_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    SICK_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     state: Global___UnitState.ValueType
     session: _builtins.int
     """the session that vouches for this report"""
@@ -226,6 +229,12 @@ class UnitReport(_message.Message):
     """Unix time"""
     proof: _builtins.str
     """how it was proven clean: the reset method and the checks"""
+    identity: _builtins.str
+    """of the unit that this report is about; a card that moved takes its quarantine along"""
+    sick: _builtins.str
+    """what is wrong with it while in use; it is quarantined when it comes back"""
+    @_builtins.property
+    def history(self) -> Global___UnitHistory: ...
     def __init__(
         self,
         *,
@@ -235,14 +244,58 @@ class UnitReport(_message.Message):
         reason: _builtins.str = ...,
         since_s: _builtins.float = ...,
         proof: _builtins.str = ...,
+        identity: _builtins.str = ...,
+        sick: _builtins.str = ...,
+        history: Global___UnitHistory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["history", b"history"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "proof", b"proof", "reason", b"reason", "session", b"session", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "history", b"history", "identity", b"identity", "proof", b"proof", "reason", b"reason", "session", b"session", "sick", b"sick", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnitReport: _TypeAlias = UnitReport  # noqa: Y015
+
+@_typing.final
+class UnitHistory(_message.Message):
+    """What became of a unit's reclaims, since it was first seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECLAIMS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    LAST_S_FIELD_NUMBER: _builtins.int
+    LAST_METHOD_FIELD_NUMBER: _builtins.int
+    LAST_DURATION_S_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    reclaims: _builtins.int
+    failures: _builtins.int
+    """reclaims that ended in quarantine"""
+    last_s: _builtins.float
+    """Unix time of the last one's end"""
+    last_method: _builtins.str
+    """of its reset; empty: none was needed"""
+    last_duration_s: _builtins.float
+    """of reset and proof"""
+    last_failure: _builtins.str
+    """why the last failed one failed"""
+    def __init__(
+        self,
+        *,
+        reclaims: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        last_s: _builtins.float = ...,
+        last_method: _builtins.str = ...,
+        last_duration_s: _builtins.float = ...,
+        last_failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "last_duration_s", b"last_duration_s", "last_failure", b"last_failure", "last_method", b"last_method", "last_s", b"last_s", "reclaims", b"reclaims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnitHistory: _TypeAlias = UnitHistory  # noqa: Y015
 
 @_typing.final
 class Allocation(_message.Message):
@@ -266,6 +319,7 @@ class Allocation(_message.Message):
     CREATED_S_FIELD_NUMBER: _builtins.int
     STOP_REQUESTED_S_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_PER_NODE_FIELD_NUMBER: _builtins.int
+    UNIT_IDENTITIES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """<job>.<attempt>"""
     job: _builtins.str
@@ -300,6 +354,10 @@ class Allocation(_message.Message):
     def memory_mib_per_node(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """taken from each of numa_nodes, in that order"""
 
+    @_builtins.property
+    def unit_identities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of `units`, in that order, as the decision saw them"""
+
     def __init__(
         self,
         *,
@@ -319,10 +377,11 @@ class Allocation(_message.Message):
         created_s: _builtins.float = ...,
         stop_requested_s: _builtins.float = ...,
         memory_mib_per_node: _abc.Iterable[_builtins.int] | None = ...,
+        unit_identities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cores", b"cores", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "session", b"session", "spec", b"spec", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cores", b"cores", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "session", b"session", "spec", b"spec", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "unit_identities", b"unit_identities", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,6 +402,7 @@ class VmReport(_message.Message):
     ENDED_S_FIELD_NUMBER: _builtins.int
     GUEST_GPUS_FIELD_NUMBER: _builtins.int
     VM_STARTED_S_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     state: Global___AllocationState.ValueType
     session: _builtins.int
     """the session that vouches for this report"""
@@ -362,6 +422,10 @@ class VmReport(_message.Message):
     def guest_gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """PCI devices of class 03 that the guest sees: address vendor:device"""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what befell its devices while it ran, oldest first"""
+
     def __init__(
         self,
         *,
@@ -374,10 +438,11 @@ class VmReport(_message.Message):
         ended_s: _builtins.float = ...,
         guest_gpus: _abc.Iterable[_builtins.str] | None = ...,
         vm_started_s: _builtins.float = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "ended_s", b"ended_s", "exit_code", b"exit_code", "guest_gpus", b"guest_gpus", "message", b"message", "outcome", b"outcome", "session", b"session", "started_s", b"started_s", "state", b"state", "vm_started_s", b"vm_started_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "ended_s", b"ended_s", "exit_code", b"exit_code", "guest_gpus", b"guest_gpus", "message", b"message", "outcome", b"outcome", "session", b"session", "started_s", b"started_s", "state", b"state", "vm_started_s", b"vm_started_s", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -43,6 +43,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_MEMORY_BUSY: _Reason.ValueType  # 12
     REASON_TOO_LITTLE_MEMORY: _Reason.ValueType  # 13
     REASON_NUMA_SPLIT: _Reason.ValueType  # 14
+    REASON_HUGEPAGES_BUSY: _Reason.ValueType  # 15
+    REASON_TOO_FEW_HUGEPAGES: _Reason.ValueType  # 16
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a host cannot take a job now. Mirrors scheduler.core.reasons.Reason."""
@@ -62,6 +64,8 @@ REASON_TOO_FEW_CPUS: Reason.ValueType  # 11
 REASON_MEMORY_BUSY: Reason.ValueType  # 12
 REASON_TOO_LITTLE_MEMORY: Reason.ValueType  # 13
 REASON_NUMA_SPLIT: Reason.ValueType  # 14
+REASON_HUGEPAGES_BUSY: Reason.ValueType  # 15
+REASON_TOO_FEW_HUGEPAGES: Reason.ValueType  # 16
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -952,3 +956,57 @@ class Event(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class DoctorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DoctorRequest: _TypeAlias = DoctorRequest  # noqa: Y015
+
+@_typing.final
+class DoctorReport(_message.Message):
+    """What `gpupool doctor` says of a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    at_s: _builtins.float
+    """Unix time"""
+    system: _builtins.str
+    """"debian", "rhel" or "": which fixes apply"""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[_inventory_pb2.Finding]:
+        """one a check, and per unit where it is about units"""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        system: _builtins.str = ...,
+        findings: _abc.Iterable[_inventory_pb2.Finding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "findings", b"findings", "host", b"host", "system", b"system"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DoctorReport: _TypeAlias = DoctorReport  # noqa: Y015

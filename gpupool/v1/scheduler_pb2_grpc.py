@@ -454,6 +454,11 @@ class OperationsServiceStub:
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Event.FromString,
                 _registered_method=True)
+        self.Doctor = channel.unary_unary(
+                '/gpupool.v1.OperationsService/Doctor',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.FromString,
+                _registered_method=True)
 
 
 class OperationsServiceServicer:
@@ -510,6 +515,13 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Doctor(self, request, context):
+        """Has the host's agent judge its host anew. UNAVAILABLE if the agent does not answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -552,6 +564,11 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.WatchEventsRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Event.SerializeToString,
+            ),
+            'Doctor': grpc.unary_unary_rpc_method_handler(
+                    servicer.Doctor,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -770,6 +787,33 @@ class OperationsService:
             '/gpupool.v1.OperationsService/WatchEvents',
             gpupool_dot_v1_dot_scheduler__pb2.WatchEventsRequest.SerializeToString,
             gpupool_dot_v1_dot_scheduler__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Doctor(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/Doctor',
+            gpupool_dot_v1_dot_scheduler__pb2.DoctorRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.FromString,
             options,
             channel_credentials,
             insecure,

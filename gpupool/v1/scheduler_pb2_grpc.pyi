@@ -146,6 +146,8 @@ class OperationsServiceStub:
     """Asks the agent to reset and prove a quarantined unit once more."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_scheduler_pb2.WatchEventsRequest, _scheduler_pb2.Event]
     """What changed lately, as this replica saw it; with follow, what changes from now on too."""
+    Doctor: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DoctorRequest, _scheduler_pb2.DoctorReport]
+    """Has the host's agent judge its host anew. UNAVAILABLE if the agent does not answer."""
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
@@ -161,6 +163,8 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Asks the agent to reset and prove a quarantined unit once more."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_scheduler_pb2.WatchEventsRequest, _scheduler_pb2.Event]  # type: ignore[assignment]
     """What changed lately, as this replica saw it; with follow, what changes from now on too."""
+    Doctor: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DoctorRequest, _scheduler_pb2.DoctorReport]  # type: ignore[assignment]
+    """Has the host's agent judge its host anew. UNAVAILABLE if the agent does not answer."""
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -221,5 +225,13 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.Event], _abc.AsyncIterator[_scheduler_pb2.Event]]:
         """What changed lately, as this replica saw it; with follow, what changes from now on too."""
+
+    @_abc_1.abstractmethod
+    def Doctor(
+        self,
+        request: _scheduler_pb2.DoctorRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.DoctorReport, _abc.Awaitable[_scheduler_pb2.DoctorReport]]:
+        """Has the host's agent judge its host anew. UNAVAILABLE if the agent does not answer."""
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
