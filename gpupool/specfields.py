@@ -22,14 +22,18 @@ _RANGES = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
 }
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*$", re.IGNORECASE)
-_MIB = {"": 2.0**-20, "k": 2.0**-10, "m": 1.0, "g": 2.0**10, "t": 2.0**20}
+_BYTES = {"": 1.0, "k": 2.0**10, "m": 2.0**20, "g": 2.0**30, "t": 2.0**40}
+_COUNTED = {"_mib": ("MiB", 2.0**20), "_kib": ("KiB", 2.0**10)}  # how fields of sizes end, and what they count
 
 # What people write when they come from other systems, and what the field is called here.
 _MEANT = {
     "args": "command", "cmd": "command", "entrypoint": "command", "run": "command", "script": "command",
     "container": "image", "cpu": "cpus", "vcpus": "cpus", "environment": "env", "gpu": "gpus",
     "mem": "memory_mib", "memory": "memory_mib", "ram": "memory_mib", "retries": "restart", "disks": "volumes",
-    "tags": "labels", "size": "size_mib", "mount": "path",
+    "tags": "labels", "size": "size_mib", "mount": "path", "hugepages": "hugepage_size_kib",
+    "hugepage_size": "hugepage_size_kib", "net": "network", "cloud_init": "user_data", "cloud-init": "user_data",
+    "userdata": "user_data", "iommu": "guest_iommu", "vendor_id": "hypervisor_vendor_id", "type": "kind",
+    "interface": "source", "bridge": "source",
 }  # fmt: skip
 
 
@@ -161,6 +165,8 @@ def _scalar_fault(node: yaml.Node, value: Any, field: FieldDescriptor) -> str:
             return ""
         quoted = f'; quote it: "{node.value}"' if isinstance(node, yaml.ScalarNode) else ""
         return f"must be text, not {_shape(node)}{quoted}"
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return "" if isinstance(value, bool) else f"must be true or false, not {_shape(node)}"
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not whole:
         return f"must be a whole number, not {_shape(node)}{_number_hint(node, field)}"
@@ -169,20 +175,19 @@ def _scalar_fault(node: yaml.Node, value: Any, field: FieldDescriptor) -> str:
 
 
 def _number_hint(node: yaml.Node, field: FieldDescriptor) -> str:
-    mib = _mib(node)
-    if field.name.endswith("_mib") and mib:
-        return f"; it counts MiB: write {mib}"
+    if found := _size(node, field.name):
+        return f"; it counts {found[1]}: write {found[0]}"
     if isinstance(node, yaml.ScalarNode) and re.fullmatch(r"-?\d+", node.value):
         return "; leave the quotes away"
     return ""
 
 
-def _mib(node: yaml.Node) -> int | None:
-    """The MiB in a size such as "8GiB", or None if the node is no size."""
-    match = _SIZE.match(node.value) if isinstance(node, yaml.ScalarNode) else None
-    if match is None:
-        return None
-    return round(float(match[1]) * _MIB[match[2].lower()]) or None
+def _size(node: yaml.Node, field: str) -> tuple[int, str] | None:
+    """What a size such as "8GiB" is in the unit of `field`, and that unit's name; None if one of them is no size."""
+    unit, size = _COUNTED.get(field[-4:], ("", 0.0))
+    match = _SIZE.match(node.value) if isinstance(node, yaml.ScalarNode) and unit else None
+    count = round(float(match[1]) * _BYTES[match[2].lower()] / size) if match is not None else 0
+    return (count, unit) if count else None
 
 
 def _unknown(key: str, value: yaml.Node, descriptor: Descriptor) -> str:
@@ -192,8 +197,8 @@ def _unknown(key: str, value: yaml.Node, descriptor: Descriptor) -> str:
         meant = next(iter(difflib.get_close_matches(key.lower(), names, n=1)), None)
     if meant is None:
         return f"unknown field; known here: {', '.join(names)}"
-    if meant.endswith("_mib") and (mib := _mib(value)):
-        return f"unknown field; write `{meant}: {mib}` (MiB)"
+    if found := _size(value, meant):
+        return f"unknown field; write `{meant}: {found[0]}` ({found[1]})"
     if meant == "gpus" and isinstance(value, yaml.ScalarNode):
         return f"unknown field; {_gpus_hint(value)}"
     return f'unknown field; did you mean "{meant}"?'
@@ -202,6 +207,10 @@ def _unknown(key: str, value: yaml.Node, descriptor: Descriptor) -> str:
 def _not_a_message(node: yaml.Node, descriptor: Descriptor) -> str:
     if descriptor.name == "GpuRequest":
         return f"must be a mapping, not {_shape(node)}; {_gpus_hint(node)}"
+    if descriptor.name == "Network" and isinstance(node, yaml.ScalarNode):
+        kind, _, source = node.value.partition(":")
+        rest = f", source: {source}" if source else ""
+        return f"must be a mapping, not {_shape(node)}; write `network: {{kind: {kind or 'user'}{rest}}}`"
     names = ", ".join(field.name for field in descriptor.fields)
     return f"must be a mapping with some of {names}, not {_shape(node)}"
 

@@ -100,7 +100,7 @@ async def serve(config: Config) -> None:
     options = [("grpc.http2.min_ping_interval_without_data_ms", 5000), ("grpc.so_reuseport", 0)]
     server = grpc.aio.server(options=options)
     scheduler_pb2_grpc.add_JobServiceServicer_to_server(JobService(jobs, mirror), server)
-    scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations), server)
+    scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations, mirror), server)
     port = _bind(server, config.listen)
     address = config.advertise or f"{config.listen.rpartition(':')[0]}:{port}"
     replica = Replica(config.name, address, store, mirror, policy, time.time, config.leader_ttl_s)

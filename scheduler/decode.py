@@ -14,10 +14,12 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
 from .core import events, model
+from .core.hugepages import HugepagesFact
 from .core.tables import AllocationState, HostState, JobState
 
 _log = logging.getLogger(__name__)
 UNREADABLE = (DecodeError, KeyError, ValueError)
+WARNING_CHARS = 300  # of one warning, kept with the attempt
 
 
 def _names(wire: type, prefix: str) -> dict[int, str]:
@@ -45,6 +47,7 @@ def request_of(spec: job_pb2.JobSpec) -> model.Request:
         cpus=spec.cpus,
         memory_mib=spec.memory_mib,
         numa=model.NumaPolicy[numa if numa != "UNSPECIFIED" else "PREFERRED"],
+        hugepage_size_kib=spec.vm.hugepage_size_kib,
     )
 
 
@@ -87,6 +90,7 @@ def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
         exit_code=wire.exit_code if wire.HasField("exit_code") else None,
         message=wire.message,
         evidence=_evidence(wire.evidence),
+        warnings=tuple(wire.warnings),
     )
 
 
@@ -129,6 +133,8 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         cores=tuple(tuple(core.threads) for core in wire.cores),
         memory_mib=tuple(wire.memory_mib_per_node),
         created_s=wire.created_s,
+        hugepage_size_kib=wire.spec.vm.hugepage_size_kib,
+        unit_identities=tuple(wire.unit_identities),
         stop_reason=(wire.stop_reason or "stop") if wire.desired == records_pb2.DESIRED_STOP else "",
         stop_requested_s=wire.stop_requested_s,
     )
@@ -152,17 +158,24 @@ def inventory_of(wire: inventory_pb2.Inventory) -> model.InventoryFact:
                 node=u.numa_node,
                 functions=tuple(sorted(f.address for f in u.functions)),
                 unfit=u.unfit,
+                identity=u.identity,
             )
             for u in sorted(wire.units, key=lambda u: u.id)
         ),
         nodes=tuple((n.id, tuple(sorted(tuple(sorted(c.threads)) for c in n.cores)), n.memory_mib) for n in nodes),
         images=frozenset(wire.images),
+        hugepages=tuple(
+            HugepagesFact(n.id, pages.size_kib, pages.total, pages.free)
+            for n in nodes
+            for pages in sorted(n.hugepages, key=lambda pages: pages.size_kib)
+        ),
     )
 
 
 def unit_report_of(wire: records_pb2.UnitReport) -> model.UnitReport:
     """The agent's word on a unit."""
-    return model.UnitReport(model.UnitState[_UNIT_STATE[wire.state]], wire.session, wire.allocation, wire.reason)
+    state = model.UnitState[_UNIT_STATE[wire.state]]
+    return model.UnitReport(state, wire.session, wire.allocation, wire.reason, wire.sick)
 
 
 def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> events.VmReported:
@@ -179,6 +192,7 @@ def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> event
         message=wire.message,
         started_s=wire.started_s,
         ended_s=wire.ended_s,
+        warnings=tuple(warning[:WARNING_CHARS] for warning in wire.warnings),
     )
 
 

@@ -39,6 +39,7 @@ def _attempt(attempt: Attempt) -> job_pb2.Attempt:
         started_s=attempt.started_s,
         ended_s=attempt.ended_s,
         message=attempt.message,
+        warnings=attempt.warnings,
     )
     if attempt.outcome is not None:
         wire.outcome = job_pb2.Outcome.Value(f"OUTCOME_{attempt.outcome.value}")
@@ -85,6 +86,7 @@ def allocation(decided: Allocation, host: Host, spec: job_pb2.JobSpec) -> record
         host=decided.host,
         session=decided.session,
         units=decided.units,
+        unit_identities=decided.unit_identities,
         pci_addresses=addresses,
         numa_nodes=decided.nodes,
         cores=[inventory_pb2.CpuCore(threads=core) for core in decided.cores],

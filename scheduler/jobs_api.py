@@ -18,6 +18,7 @@ from gpupool.store.port import Created, Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
 from .core.explain import explain
+from .core.hugepages import size_name
 from .core.model import Policy
 from .core.reasons import Refusal
 from .mirror import FINAL, Arrival, Mirror
@@ -27,6 +28,7 @@ from .validate import faults
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 VERDICTS_MAX = 1000
+_AtHand = tuple[frozenset[str], frozenset[str], frozenset[int]]
 _JOB_ID = re.compile(r"j[a-z2-7]{13}")  # as `_job_id` makes them
 _TOKEN = re.compile(r"([0-9]{1,19})\.([a-z0-9._-]*)")
 
@@ -51,7 +53,7 @@ class JobsApi:
         self._policy = policy
         self._wall = wall
         self._token = token
-        self._at_hand: tuple[frozenset[str], frozenset[str]] | None = None
+        self._at_hand: _AtHand | None = None
         mirror.listen(self._noticed)
 
     # Submitting
@@ -121,7 +123,7 @@ class JobsApi:
         """What the spec names that no known host has. With no host known, nothing can be said."""
         if not self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory):
             return []
-        models, images = self._models_and_images()
+        models, images, page_sizes_kib = self._what_hosts_have()
         missing = []
         if spec.gpus.model and spec.gpus.model not in models:
             have = ", ".join(sorted(models)) or "none"
@@ -129,14 +131,23 @@ class JobsApi:
         if spec.image and spec.image not in images:
             have = ", ".join(sorted(images)) or "none"
             missing.append(f"image {spec.image!r}: no host has it; images at hand: {have}")
+        if spec.vm.hugepage_size_kib and spec.vm.hugepage_size_kib not in page_sizes_kib:
+            have = ", ".join(map(size_name, sorted(page_sizes_kib))) or "none"
+            wanted = size_name(spec.vm.hugepage_size_kib)
+            missing.append(f"vm.hugepage_size_kib: no host has set pages of {wanted} aside; sizes at hand: {have}")
         return missing
 
-    def _models_and_images(self) -> tuple[frozenset[str], frozenset[str]]:
-        """What any host has: kept until an inventory changes, as reading all of a large fleet's takes a millisecond."""
+    def _what_hosts_have(self) -> _AtHand:
+        """GPU models, images and sizes of hugepages that any host has.
+
+        Kept until an inventory changes, as reading all of a large fleet's takes a millisecond.
+        """
         if self._at_hand is None:
             inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory).values()
             models = frozenset(u.model for i in inventories for u in i.units)
-            self._at_hand = models, frozenset(name for i in inventories for name in i.images)
+            images = frozenset(name for i in inventories for name in i.images)
+            pages = (p for i in inventories for node in i.numa_nodes for p in node.hugepages if p.total)
+            self._at_hand = models, images, frozenset(p.size_kib for p in pages)
         return self._at_hand
 
     def _noticed(self, kind: Kind, ids: tuple[str, ...]) -> None:

@@ -26,10 +26,11 @@ class UnreadableDecisionError(StoreError):
     """A record that a leader wrote cannot be read, and without it nobody can say what is taken and what may run."""
 
 
-# Facts in the order in which they can be told to a restored cluster: what others refer to comes first. An attempt's end
-# comes before the loss of its session, as it did in life; sessions before intents, as what an operator vouched for is
-# weighed with them.
-_ORDER = (Kind.JOB_SPEC, Kind.INVENTORY, Kind.UNIT, Kind.JOB_CANCEL, Kind.VM, Kind.SESSION, Kind.HOST_INTENT)
+# Facts in the order in which they can be told to a restored cluster: what others refer to comes first. What became of
+# VMs comes before the inventory, which counts the hugepages that are left beside theirs. An attempt's end comes before
+# the loss of its session, as it did in life; sessions before intents, as what an operator vouched for is weighed with
+# them.
+_ORDER = (Kind.JOB_SPEC, Kind.UNIT, Kind.JOB_CANCEL, Kind.VM, Kind.INVENTORY, Kind.SESSION, Kind.HOST_INTENT)
 
 
 def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:

@@ -204,6 +204,10 @@ class Mirror:
 
 
 def _state_name(record: Message | None) -> str:
+    return _plain_state(record) + (",SICK" if _sick(record) else "")
+
+
+def _plain_state(record: Message | None) -> str:
     if record is None:
         return ""
     field = record.DESCRIPTOR.fields_by_name["state"]
@@ -223,7 +227,7 @@ def _events(kind: str, ids: Ids, before: Message | None, after: Message | None) 
     subject = "/".join(ids) if kind == "unit" else ids[-1]  # an allocation's id names it without its host
     states = [(_state_name(before), ""), *_passed(before, after), (_state_name(after) or "GONE", _why(after))]
     for (old, _), (new, why) in pairwise(states):
-        if old != new:
+        if old != new or _sick(before) != _sick(after):
             event = scheduler_pb2.Event(kind=kind, subject=subject, to=new, reason=why)
             setattr(event, "from", old)
             yield event
@@ -241,10 +245,23 @@ def _passed(before: Message | None, after: Message | None) -> Iterator[tuple[str
             yield "PENDING", ended[0].message if ended else ""
 
 
+def _sick(record: Message | None) -> str:
+    """What is wrong with a unit that is not quarantined for it yet."""
+    if not isinstance(record, records_pb2.UnitReport) or record.state == records_pb2.UNIT_STATE_QUARANTINED:
+        return ""
+    return record.sick
+
+
+def _held(report: records_pb2.UnitReport) -> bool:
+    return report.state == records_pb2.UNIT_STATE_HELD and bool(report.allocation)
+
+
 def _why(record: Message | None) -> str:
     match record:
         case job_pb2.JobStatus() | records_pb2.VmReport():
             return record.message
+        case records_pb2.UnitReport() if _sick(record):
+            return f"{record.sick}; held by {record.allocation}" if _held(record) else record.sick
         case records_pb2.UnitReport():
             return record.reason or record.proof
         case records_pb2.HostRecord() if record.state == records_pb2.HOST_STATE_FENCED:

@@ -112,6 +112,9 @@ class OperationsApi:
         state = report.state if report is not None and current else records_pb2.UNIT_STATE_DIRTY
         if allocation and state == records_pb2.UNIT_STATE_FREE:
             state = records_pb2.UNIT_STATE_HELD
+        bad = bool(unit.unfit or (report is not None and current and report.sick))
+        if bad and state in (records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_DIRTY) and not allocation:
+            state = records_pb2.UNIT_STATE_UNSPECIFIED  # no way leads from here to a job, so no state promises one
         return scheduler_pb2.UnitView(
             host=host, unit=unit, state=state, allocation=allocation, report=report, current=current
         )
@@ -172,6 +175,8 @@ class OperationsApi:
         view = self._find_unit(request.host, request.unit)
         if view.state != records_pb2.UNIT_STATE_QUARANTINED:
             state = records_pb2.UnitState.Name(view.state).removeprefix("UNIT_STATE_")
+            if view.state == records_pb2.UNIT_STATE_UNSPECIFIED:
+                state = f"unfit ({view.unit.unfit or view.report.sick})"
             raise ApiError(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"unit {request.unit} of {request.host} is {state}; only a QUARANTINED unit is tried again",

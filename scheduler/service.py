@@ -13,6 +13,7 @@ from gpupool.errors import ANSWERED
 from gpupool.store.port import Refused, StoreError
 from gpupool.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 
+from .agent_doctor import doctor
 from .agent_logs import job_logs
 from .jobs_api import ApiError, JobsApi
 from .mirror import Mirror
@@ -131,8 +132,9 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
 class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
     """See proto/gpupool/v1/scheduler.proto."""
 
-    def __init__(self, api: OperationsApi) -> None:
+    def __init__(self, api: OperationsApi, mirror: Mirror) -> None:
         self._api = api
+        self._mirror = mirror
 
     async def GetCluster(self, request: scheduler_pb2.GetClusterRequest, context: Context) -> scheduler_pb2.Cluster:
         del request
@@ -164,6 +166,9 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
 
     async def RetryUnit(self, request: scheduler_pb2.RetryUnitRequest, context: Context) -> scheduler_pb2.UnitView:
         return await _unary(context, self._api.retry_unit(request))
+
+    async def Doctor(self, request: scheduler_pb2.DoctorRequest, context: Context) -> scheduler_pb2.DoctorReport:
+        return await _unary(context, doctor(self._api, self._mirror, request.host))
 
     async def WatchEvents(
         self, request: scheduler_pb2.WatchEventsRequest, context: Context

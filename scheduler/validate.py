@@ -14,10 +14,14 @@ MIN_MEMORY_MIB, MAX_MEMORY_MIB = 64, 16 * 1024 * 1024
 MAX_VOLUME_MIB = 64 * 1024 * 1024
 MAX_PRIORITY = 1000
 MAX_GRACE_S = 3600
+HUGEPAGE_SIZES_KIB = {2048: "2 MiB", 1024 * 1024: "1 GiB"}  # those of x86
+MAX_USER_DATA_BYTES = 64 * 1024
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SERIAL = re.compile(r"[a-z0-9][a-z0-9-]{0,19}")
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # Linux takes 15 bytes (IFNAMSIZ in linux/if.h), and more
+_VENDOR = re.compile(r"[ -+\--~]{0,12}")  # 12 bytes of CPUID; libvirt refuses a comma, which would end a QEMU option
 
 
 def faults(spec: job_pb2.JobSpec) -> list[str]:
@@ -25,7 +29,7 @@ def faults(spec: job_pb2.JobSpec) -> list[str]:
     size = spec.ByteSize()
     if size > MAX_SPEC_BYTES:
         return [f"the spec has {size} bytes, at most {MAX_SPEC_BYTES} are allowed; keep data in a volume, not in env"]
-    return [*_texts(spec), *_amounts(spec), *_volumes(spec)]
+    return [*_texts(spec), *_amounts(spec), *_volumes(spec), *_vm(spec)]
 
 
 def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:
@@ -81,3 +85,37 @@ def _volumes(spec: job_pb2.JobSpec) -> Iterator[str]:
             yield f"{where}.path {volume.path!r}: used twice; each volume needs a mount point of its own"
         paths.add(volume.path)
         yield from _between(f"{where}.size_mib", volume.size_mib, 1, MAX_VOLUME_MIB, " (MiB)")
+
+
+def _vm(spec: job_pb2.JobSpec) -> Iterator[str]:
+    vm = spec.vm
+    size_kib = vm.hugepage_size_kib
+    if size_kib and size_kib not in HUGEPAGE_SIZES_KIB:
+        known = ", ".join(f"{kib} ({name})" for kib, name in HUGEPAGE_SIZES_KIB.items())
+        yield f"vm.hugepage_size_kib is {size_kib}: it must be one of {known}, or 0 for ordinary pages"
+    elif size_kib and spec.memory_mib * 1024 % size_kib:
+        page_mib = size_kib // 1024
+        more = (spec.memory_mib // page_mib + 1) * page_mib
+        yield f"memory_mib is {spec.memory_mib}: in pages of {page_mib} MiB it must be a multiple of that, e.g. {more}"
+    yield from _network(vm.network)
+    if not _VENDOR.fullmatch(vm.hypervisor_vendor_id):
+        yield f"vm.hypervisor_vendor_id {vm.hypervisor_vendor_id!r}: at most 12 printable ASCII characters, no comma"
+    if (found := len(vm.user_data.encode())) > MAX_USER_DATA_BYTES:
+        yield f"vm.user_data has {found} bytes: at most {MAX_USER_DATA_BYTES}; have the guest fetch the rest"
+    if "\0" in vm.user_data:
+        yield "vm.user_data: no NUL character is allowed"
+
+
+def _network(network: job_pb2.Network) -> Iterator[str]:
+    kinds = job_pb2.Network.Kind
+    if network.kind not in kinds.values():
+        yield f"vm.network.kind is {network.kind}: it must be one of {', '.join(map(str, kinds.values()))}"
+        return
+    name = kinds.Name(network.kind).lower() if network.kind else "no network"
+    if network.kind not in (job_pb2.Network.BRIDGE, job_pb2.Network.MACVTAP):
+        if network.source:
+            yield f"vm.network.source {network.source!r}: {name} takes none; leave it out, or say bridge or macvtap"
+    elif not _INTERFACE.fullmatch(network.source):
+        example = "bridge, such as br0" if network.kind == job_pb2.Network.BRIDGE else "interface, such as eth0"
+        allowed = "1 to 15 letters, digits, '-', '.', '_'"
+        yield f"vm.network.source {network.source!r}: {name} needs the name of the host's {example}: {allowed}"

@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 
 from gpupool.errors import GpupoolError, InvalidSpec, Unreachable
 
-from . import jobs, operations, streams, submit
+from . import doctor, jobs, operations, streams, submit
 from .output import examples
 from .settings import connection_options
 
@@ -28,6 +28,7 @@ Exit codes:
     2  wrong usage/spec   3  no such job, host or unit
     4  scheduler not reachable
     5  conflict with the present state
+   10  doctor: warnings 11  doctor: problems
   124  not in time      130  interrupted
 With `submit --wait` the guest's own exit code (1 when it has none).""",
         """\b
@@ -105,7 +106,7 @@ def version() -> None:
         click.echo("unknown (not installed as a package)")
 
 
-for _command in (*submit.COMMANDS, *jobs.COMMANDS, *streams.COMMANDS, *operations.COMMANDS):
+for _command in (*submit.COMMANDS, *jobs.COMMANDS, *streams.COMMANDS, *operations.COMMANDS, *doctor.COMMANDS):
     cli.add_command(_command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -10,32 +11,49 @@ from gpupool.client import Client
 from gpupool.errors import NotFound
 from gpupool.v1 import scheduler_pb2
 
-from . import views
+from . import details, views
 from .output import emit, examples, note, output_option, pairs, table
 from .settings import complete_host, connect, connection_options, me
 
 
-@click.command(epilog=examples("gpupool hosts -o wide"))
-@output_option("table", "wide", "json", "yaml")
-@connection_options
-def hosts(output: str) -> None:
-    """List hosts with their state and free units (free/all)."""
-    with connect() as client:
-        found = client.hosts()
-    _show_hosts(list(found), output)
-
-
-@click.command(epilog=examples("gpupool units gpu07 -o wide"))
+@click.command(epilog=examples("gpupool hosts -o wide", "gpupool hosts gpu07"))
 @click.argument("host", required=False, default="", shell_complete=complete_host)
 @output_option("table", "wide", "json", "yaml")
 @connection_options
-def units(host: str, output: str) -> None:
-    """List device units, of all hosts or of HOST; -o wide says why one is quarantined or unfit."""
+def hosts(host: str, output: str) -> None:
+    """List hosts with their state and free units (free/all), or show HOST: NUMA nodes, NICs, what doctor found."""
+    with connect() as client:
+        found = list(client.hosts())
+    if not host:
+        _show_hosts(found, output)
+        return
+    chosen = next((each for each in found if each.name == host), None)
+    if chosen is None:
+        raise _no_host(host, found)
+    if output in {"json", "yaml"}:
+        emit(output, chosen)
+        return
+    pairs(details.host_facts(chosen, time.time()))
+    _tables(details.nodes(chosen.inventory), details.findings(chosen.inventory), details.nics(chosen.inventory))
+
+
+@click.command(epilog=examples("gpupool units gpu07 -o wide", "gpupool units gpu07 0000:21:00.0"))
+@click.argument("host", required=False, default="", shell_complete=complete_host)
+@click.argument("unit", required=False, default="")
+@output_option("table", "wide", "json", "yaml")
+@connection_options
+def units(host: str, unit: str, output: str) -> None:
+    """List device units, of all hosts or of HOST, or show one UNIT with its PCI functions.
+
+    -o wide says why one is quarantined, sick or unfit, and what became of its resets.
+    """
     with connect() as client:
         found = client.units(host)
         if host and not found:
             _must_know(client, host)
-    if output in {"json", "yaml"}:
+    if unit:
+        _show_unit(host, unit, found, output)
+    elif output in {"json", "yaml"}:
         emit(output, found)
     elif found:
         table(*views.units(found, wide=output == "wide"))
@@ -45,9 +63,33 @@ def units(host: str, output: str) -> None:
 
 def _must_know(client: Client, host: str) -> None:
     """Raise NotFound for a host that nobody knows, which a list of its units does not tell from one without any."""
-    known = [each.name for each in client.hosts()]
-    if host not in known:
-        raise NotFound(f"no host {host!r}; known hosts: {', '.join(known) or 'none'}")
+    known = client.hosts()
+    if host not in [each.name for each in known]:
+        raise _no_host(host, known)
+
+
+def _no_host(host: str, known: Sequence[scheduler_pb2.Host]) -> NotFound:
+    return NotFound(f"no host {host!r}; known hosts: {', '.join(each.name for each in known) or 'none'}")
+
+
+def _show_unit(host: str, unit: str, found: Sequence[scheduler_pb2.UnitView], output: str) -> None:
+    chosen = next((view for view in found if view.unit.id == unit), None)
+    if chosen is None:
+        have = ", ".join(view.unit.id for view in found) or "none"
+        raise NotFound(f"host {host} has no unit {unit!r}; its units: {have}")
+    if output in {"json", "yaml"}:
+        emit(output, chosen)
+        return
+    pairs(details.unit_facts(chosen))
+    _tables(details.functions(chosen))
+
+
+def _tables(*shown: views.View) -> None:
+    """Those with rows, each behind an empty line."""
+    for header, rows in shown:
+        if rows:
+            click.echo()
+            table(header, rows)
 
 
 @click.command(epilog=examples('gpupool cordon gpu07 --reason "fan 3 is loud"'))

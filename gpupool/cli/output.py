@@ -23,7 +23,7 @@ Rows = Iterable[Sequence[str]]
 STYLES = {
     "RUNNING": "green", "SUCCEEDED": "green", "READY": "green", "FREE": "green", "FAILED": "red", "FENCING": "red",
     "QUARANTINED": "red", "SUSPECT": "yellow", "PENDING": "yellow", "STARTING": "cyan", "HELD": "cyan",
-    "CANCELLED": "dim", "CORDONED": "yellow",
+    "CANCELLED": "dim", "CORDONED": "yellow", "UNFIT": "red", "SICK": "red", "PROBLEM": "red", "WARNING": "yellow",
 }  # fmt: skip
 
 

@@ -17,6 +17,20 @@ from .output import emit, examples, note, output_option
 from .settings import connect, connection_options
 from .waiting import wait_for
 
+HUGEPAGES_KIB = {"2M": 2048, "1G": 1024 * 1024}
+
+
+def parse_network(_: click.Context, __: click.Parameter, value: str | None) -> job_pb2.Network | None:
+    """`user`, `bridge:br0`, `macvtap:eth0` or `none` as a message; whether the name makes sense the scheduler says."""
+    if value is None:
+        return None
+    kind, _colon, source = value.partition(":")
+    kinds = {name.lower().removeprefix("kind_"): number for name, number in job_pb2.Network.Kind.items()}
+    kinds["none"] = kinds.pop("unspecified")
+    if kind not in kinds:
+        raise click.BadParameter(f"{value!r}: write one of {', '.join(kinds)}, with the host's side as bridge:br0")
+    return job_pb2.Network(kind=kinds[kind], source=source)
+
 
 class Named(NamedTuple):
     """A spec and where it was read, such as "job.yaml" or "job.yaml, job 2"."""
@@ -30,10 +44,14 @@ class Named(NamedTuple):
         "gpupool submit examples/hello.yaml --logs",
         "id=$(gpupool submit train.yaml --name train-7)",
         "gpupool submit --check *.yaml",
+        "gpupool submit train.yaml --hugepages 1G --network bridge:br0 --user-data init.yaml",
     )
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(dir_okay=False, allow_dash=True))
 @click.option("--name", help="Instead of the name in the file.")
+@click.option("--hugepages", type=click.Choice(list(HUGEPAGES_KIB)), help="Memory from pages of this size.")
+@click.option("--network", callback=parse_network, metavar="KIND", help="user, bridge:NAME, macvtap:NAME or none.")
+@click.option("--user-data", type=click.Path(dir_okay=False), metavar="FILE", help="Cloud-init user data.")
 @click.option("--key", help="Idempotency key: submitting again with it gives the same job. For one job.")
 @click.option("--check", "--dry-run", "check", is_flag=True, help="Have the scheduler check it; submit nothing.")
 @click.option("--allow-unavailable", is_flag=True, help="Queue it even if no known host has its GPU model or image.")
@@ -45,6 +63,9 @@ def submit(
     *,
     files: tuple[str, ...],
     name: str | None,
+    hugepages: str | None,
+    network: job_pb2.Network | None,
+    user_data: str | None,
     key: str | None,
     check: bool,
     allow_unavailable: bool,
@@ -54,15 +75,23 @@ def submit(
 ) -> None:
     """Submit the jobs in FILEs ("-": standard input), and print their ids.
 
-    A file is YAML or JSON; several documents in it are several jobs. --wait tells of each change on stderr.
+    A file is YAML or JSON; several documents in it are several jobs. Options about a job stand for what each file says.
+    --wait tells of each change on stderr.
     """
     jobs = _read(files)
+    seed = _read_user_data(user_data)
     if key is not None and len(jobs) != 1:
         raise click.UsageError(f"--key is for one job, and these are {len(jobs)}; without it each gets its own")
     if check and (wait or show_logs):
         raise click.UsageError("--check submits nothing, so there is nothing to wait for")
     for job in jobs:
         job.spec.name = job.spec.name if name is None else name
+        if hugepages is not None:
+            job.spec.vm.hugepage_size_kib = HUGEPAGES_KIB[hugepages]
+        if network is not None:
+            job.spec.vm.network.CopyFrom(network)
+        if seed is not None:
+            job.spec.vm.user_data = seed
     with connect() as client:
         answers, failure = _submit_all(client, jobs, key, check=check, allow=allow_unavailable)
     _tell(answers, output, check=check)
@@ -94,6 +123,19 @@ def _read(files: tuple[str, ...]) -> list[Named]:
     if violations:
         raise InvalidSpec(violations)
     return jobs
+
+
+def _read_user_data(file: str | None) -> str | None:
+    """The text of `file`. Raises InvalidSpec; how large it may be is the scheduler's word."""
+    if file is None:
+        return None
+    try:
+        with open(file, encoding="utf-8") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except UnicodeDecodeError:
+        raise InvalidSpec([f"{file}: not text in UTF-8; compressed user data is not taken"]) from None
+    except OSError as error:
+        raise InvalidSpec([f"{file}: {error.strerror}"]) from None
 
 
 def _submit_all(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from gpupool.client.requests import state_name
-from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
 View = tuple[Sequence[str], list[list[str]]]
 
 JOBS = ("ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE")
 JOBS_WIDE = (*JOBS, "MODEL", "UNITS", "CPUS", "MEMORY", "PRIORITY", "EXIT")
 HOSTS = ("NAME", "STATE", "UNITS", "VMS", "SESSION", "AGE")
-HOSTS_WIDE = (*HOSTS, "BOOT", "GUARD", "ADDRESS", "IMAGES", "LABELS")
+HOSTS_WIDE = (*HOSTS, "BOOT", "GUARD", "ADDRESS", "PROBLEMS", "WARNINGS", "IMAGES", "LABELS")
 UNITS = ("HOST", "UNIT", "MODEL", "NUMA", "STATE", "ALLOCATION")
-UNITS_WIDE = (*UNITS, "MEMORY", "FUNCTIONS", "PROOF", "REASON")
+UNITS_WIDE = (*UNITS, "MEMORY", "FUNCTIONS", "LINK", "RESETS", "RECLAIMS", "IDENTITY", "PROOF", "REASON")
 ATTEMPTS = ("ATTEMPT", "HOST", "UNITS", "STARTED", "RAN", "OUTCOME", "EXIT", "EVIDENCE", "MESSAGE")
 
 
@@ -53,6 +54,22 @@ def size(mib: int) -> str:
     if not mib:
         return ""
     return f"{mib // 1024}GiB" if mib % 1024 == 0 else f"{mib}MiB"
+
+
+def page_size(kib: int) -> str:
+    """Such as "2MiB" or "1GiB"; "" for 0."""
+    return f"{kib}KiB" if kib % 1024 else size(kib // 1024)
+
+
+def link(function: inventory_pb2.PciFunction) -> str:
+    """Such as "x16 32 GT/s", and what it could be where that is more: "x8 16 GT/s of x16 32 GT/s"; "" if unknown."""
+    now = _link(function.link_width, function.link_speed_mts)
+    best = _link(function.link_width_max, function.link_speed_max_mts)
+    return f"{now} of {best}" if now and best and now != best else now
+
+
+def _link(width: int, speed_mts: int) -> str:
+    return f"x{width} {speed_mts / 1000:g} GT/s" if width and speed_mts else ""
 
 
 def exit_of(message: job_pb2.JobStatus | job_pb2.Attempt) -> str:
@@ -111,10 +128,24 @@ def job_facts(job: job_pb2.Job, now_s: float) -> list[tuple[str, str]]:
         ("cpus", str(spec.cpus)),
         ("memory", size(spec.memory_mib)),
         ("numa", enum_name(job_pb2.NumaPolicy, spec.numa).lower()),
+        *_vm_facts(spec.vm),
         ("priority", str(spec.priority or "")),
         ("volumes", ", ".join(f"{volume.name} {size(volume.size_mib)} at {volume.path}" for volume in spec.volumes)),
         ("labels", labels(spec.labels)),
         ("restarts", str(status.restarts or "")),
+        *(("warning", text) for text in (status.attempts[-1].warnings if status.attempts else ())),
+    ]
+
+
+def _vm_facts(vm: job_pb2.VmOptions) -> list[tuple[str, str]]:
+    kind = vm.network.Kind.Name(vm.network.kind).lower() if vm.network.kind in vm.network.Kind.values() else "unknown"
+    hypervisor = [*(["hidden"] if vm.hide_hypervisor else []), vm.hypervisor_vendor_id]
+    return [
+        ("hugepages", page_size(vm.hugepage_size_kib) if vm.hugepage_size_kib else ""),
+        ("network", f"{kind} {vm.network.source}".rstrip() if vm.network.kind else ""),
+        ("user data", f"{len(vm.user_data.encode())} bytes" if vm.user_data else ""),
+        ("guest IOMMU", "yes" if vm.guest_iommu else ""),
+        ("hypervisor", ", ".join(word for word in hypervisor if word)),
     ]
 
 
@@ -166,7 +197,9 @@ def _host(host: scheduler_pb2.Host, now_s: float) -> list[str]:
 def _host_wide(host: scheduler_pb2.Host) -> list[str]:
     guard = enum_name(records_pb2.GuardKind, host.record.guard).lower()
     images = ",".join(host.inventory.images)
-    return [host.record.boot_id[:8], guard, host.session.address, images, labels(host.inventory.labels)]
+    counts = Counter(found.level for found in host.inventory.findings)
+    bad = [str(counts[level]) for level in (inventory_pb2.FINDING_LEVEL_PROBLEM, inventory_pb2.FINDING_LEVEL_WARNING)]
+    return [host.record.boot_id[:8], guard, host.session.address, *bad, images, labels(host.inventory.labels)]
 
 
 def units(found: Iterable[scheduler_pb2.UnitView], *, wide: bool = False) -> View:
@@ -177,13 +210,39 @@ def units(found: Iterable[scheduler_pb2.UnitView], *, wide: bool = False) -> Vie
 
 def _unit(view: scheduler_pb2.UnitView) -> list[str]:
     node = view.unit.numa_node
-    state = enum_name(records_pb2.UnitState, view.state) or ("UNFIT" if view.unit.unfit else "")
-    return [view.host, view.unit.id, view.unit.model, str(node) if node >= 0 else "", state, view.allocation]
+    return [view.host, view.unit.id, view.unit.model, str(node) if node >= 0 else "", unit_state(view), view.allocation]
+
+
+def unit_state(view: scheduler_pb2.UnitView) -> str:
+    """Its state, with what keeps it from the next job: "FREE", "UNFIT", "SICK", "HELD,SICK"."""
+    state = enum_name(records_pb2.UnitState, view.state)
+    bad = "UNFIT" if view.unit.unfit else "SICK" if view.report.sick else ""
+    if not bad or view.state == records_pb2.UNIT_STATE_QUARANTINED:
+        return state
+    on_its_way = view.state in (records_pb2.UNIT_STATE_HELD, records_pb2.UNIT_STATE_RESETTING)
+    return f"{state},{bad}" if on_its_way else bad
+
+
+def reclaims(history: records_pb2.UnitHistory) -> str:
+    """Such as "12, 1 failed, last 2.3 s"; "" before the first."""
+    failed = f", {history.failures} failed" if history.failures else ""
+    return f"{history.reclaims}{failed}, last {history.last_duration_s:.1f} s" if history.reclaims else ""
 
 
 def _unit_wide(view: scheduler_pb2.UnitView) -> list[str]:
     functions = ",".join(function.address for function in view.unit.functions)
-    return [size(view.unit.gpu_memory_mib), functions, view.report.proof, view.unit.unfit or view.report.reason]
+    first = view.unit.functions[0] if view.unit.functions else inventory_pb2.PciFunction()
+    sick = f"sick: {view.report.sick}" if view.report.sick else ""
+    return [
+        size(view.unit.gpu_memory_mib),
+        functions,
+        link(first),
+        ",".join(first.reset_methods),
+        reclaims(view.report.history),
+        view.unit.identity,
+        view.report.proof,
+        view.unit.unfit or sick or view.report.reason,
+    ]
 
 
 def event(found: scheduler_pb2.Event) -> str:

@@ -151,6 +151,14 @@ class AsyncClient(AsyncTransport):
         request = scheduler_pb2.RetryUnitRequest(host=host, unit=unit, reason=reason, by=by)
         return await self._call_once(lambda stubs: stubs.operations.RetryUnit, request)
 
+    async def doctor(self, host: str, *, timeout_s: float = requests.DOCTOR_S) -> scheduler_pb2.DoctorReport:
+        """Have the agent of `host` judge its host anew: what keeps its units from jobs, or costs safety or speed.
+
+        Takes seconds. Raises NotFound, and Unreachable when the agent does not answer.
+        """
+        request = scheduler_pb2.DoctorRequest(host=host)
+        return await self._call_once(lambda stubs: stubs.operations.Doctor, request, timeout_s)
+
     def events(self, *, follow: bool = False, last: int = 0) -> AsyncGenerator[scheduler_pb2.Event, None]:
         """The last transitions (0: all that are kept); with `follow` also those from now on."""
         changes = Events(follow=follow, last=last)

@@ -145,6 +145,14 @@ class Client(SyncTransport):
         request = scheduler_pb2.RetryUnitRequest(host=host, unit=unit, reason=reason, by=by)
         return self._call_once(lambda stubs: stubs.operations.RetryUnit, request)
 
+    def doctor(self, host: str, *, timeout_s: float = requests.DOCTOR_S) -> scheduler_pb2.DoctorReport:
+        """Have the agent of `host` judge its host anew: what keeps its units from jobs, or costs safety or speed.
+
+        Takes seconds. Raises NotFound, and Unreachable when the agent does not answer.
+        """
+        request = scheduler_pb2.DoctorRequest(host=host)
+        return self._call_once(lambda stubs: stubs.operations.Doctor, request, timeout_s)
+
     def events(self, *, follow: bool = False, last: int = 0) -> Generator[scheduler_pb2.Event, None, None]:
         """The last transitions (0: all that are kept); with `follow` also those from now on."""
         changes = Events(follow=follow, last=last)

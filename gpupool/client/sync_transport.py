@@ -73,9 +73,10 @@ class SyncTransport:
             self._replicas.failed(replica)
         return told
 
-    def _attempt(self, method: Unary[Q, R], request: Q, deadline: Deadline) -> R:
+    def _attempt(self, method: Unary[Q, R], request: Q, deadline: Deadline, *, only: bool = False) -> R:
         replica = self._replicas.current
-        timeout_s = self._policy.attempt_s(deadline.left_s() or 0.0, len(self._replicas))
+        left_s = deadline.left_s() or 0.0
+        timeout_s = left_s if only else self._policy.attempt_s(left_s, len(self._replicas))
         try:
             answer: R = method(replica.stubs)(request, timeout=timeout_s)
         except grpc.RpcError as error:
@@ -89,11 +90,14 @@ class SyncTransport:
         answer: R = retrying(self._attempt, method, request, deadline)
         return answer
 
-    def _call_once(self, method: Unary[Q, R], request: Q) -> R:
-        """A call that is sent at most once; among several replicas a living one is found first, by asking."""
+    def _call_once(self, method: Unary[Q, R], request: Q, timeout_s: float | None = None) -> R:
+        """A call that is sent at most once; among several replicas a living one is found first, by asking.
+
+        `timeout_s` is for the call itself, where it takes longer than others.
+        """
         if len(self._replicas) > 1:
             self._call(lambda stubs: stubs.operations.GetCluster, scheduler_pb2.GetClusterRequest())
-        return self._attempt(method, request, Deadline(self._policy.timeout_s))
+        return self._attempt(method, request, Deadline(timeout_s or self._policy.timeout_s), only=True)
 
     def _submit_batch(self, batch: list[scheduler_pb2.SubmitRequest]) -> list[scheduler_pb2.SubmitResult]:
         """All answers to `batch`, in order. After a break only what is unanswered is sent again."""

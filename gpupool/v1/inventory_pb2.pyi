@@ -303,6 +303,7 @@ class NumaNode(_message.Message):
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
     HUGEPAGES_FIELD_NUMBER: _builtins.int
     DISTANCES_FIELD_NUMBER: _builtins.int
+    ISOLATED_CPUS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     memory_mib: _builtins.int
     """that VMs may use, MiB; pages set aside as hugepages are not in it"""
@@ -318,6 +319,10 @@ class NumaNode(_message.Message):
     def distances(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """to each node that is online, as the firmware tells (10: itself)"""
 
+    @_builtins.property
+    def isolated_cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """online, but kept from the kernel's scheduler (isolcpus); not among `cores`"""
+
     def __init__(
         self,
         *,
@@ -326,10 +331,11 @@ class NumaNode(_message.Message):
         memory_mib: _builtins.int = ...,
         hugepages: _abc.Iterable[Global___Hugepages] | None = ...,
         distances: _abc.Iterable[_builtins.int] | None = ...,
+        isolated_cpus: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "distances", b"distances", "hugepages", b"hugepages", "id", b"id", "memory_mib", b"memory_mib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "distances", b"distances", "hugepages", b"hugepages", "id", b"id", "isolated_cpus", b"isolated_cpus", "memory_mib", b"memory_mib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -467,6 +467,7 @@ class Attempt(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """from 1"""
     host: _builtins.str
@@ -484,6 +485,10 @@ class Attempt(_message.Message):
     """with OUTCOME_HOST_LOST"""
     @_builtins.property
     def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what befell its devices while it ran, oldest first; the last 16 are kept"""
+
     def __init__(
         self,
         *,
@@ -497,10 +502,11 @@ class Attempt(_message.Message):
         exit_code: _builtins.int | None = ...,
         message: _builtins.str = ...,
         evidence: Global___Evidence.ValueType = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "created_s", b"created_s", "ended_s", b"ended_s", "evidence", b"evidence", "exit_code", b"exit_code", "host", b"host", "message", b"message", "number", b"number", "outcome", b"outcome", "started_s", b"started_s", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "created_s", b"created_s", "ended_s", b"ended_s", "evidence", b"evidence", "exit_code", b"exit_code", "host", b"host", "message", b"message", "number", b"number", "outcome", b"outcome", "started_s", b"started_s", "units", b"units", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -724,7 +724,9 @@ class UnitView(_message.Message):
     CURRENT_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     state: _records_pb2.UnitState.ValueType
-    """as the scheduler sees it: HELD from the decision on"""
+    """As the scheduler sees it: HELD from the decision on. UNSPECIFIED: nobody has it and nobody will, as unit.unfit or
+    report.sick tells.
+    """
     allocation: _builtins.str
     """that holds it now"""
     current: _builtins.bool

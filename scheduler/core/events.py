@@ -46,6 +46,7 @@ class VmReported:
     message: str = ""
     started_s: float = 0.0
     ended_s: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

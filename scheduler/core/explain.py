@@ -46,8 +46,10 @@ def _summary(
         return f"waits {job.not_before_s - now:.0f} s before its next attempt ({job.message})"
     if not verdicts:
         return "no host has ever joined"
+    before = f" (attempt {job.attempt_count}: {job.message})" if job.attempts else ""
     fitting = [name for name, refusal in verdicts if refusal is None]
     if fitting:
-        return f"fits on {fitting[0]}; waits for its turn, {cluster.pending.position(job.id)} of {len(cluster.pending)}"
+        place = f"{cluster.pending.position(job.id)} of {len(cluster.pending)}"
+        return f"fits on {fitting[0]}; waits for its turn, {place}{before}"
     why = ", ".join(f"{count} {reason.name}" for reason, count in counts)
-    return f"fits on none of {len(verdicts)} hosts: {why}"
+    return f"fits on none of {len(verdicts)} hosts: {why}{before}"

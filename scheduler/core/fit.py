@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+from .hugepages import size_name
 from .model import Host, Node, NumaPolicy, Request, UnitFact, UnitState
 from .reasons import Reason, Refusal
 from .tables import HostState
@@ -61,20 +63,34 @@ def _free_units(host: Host, request: Request) -> list[list[UnitFact]] | Refusal:
         best = max(u.memory_mib for u in matching)
         return Refusal(Reason.GPU_MEMORY_TOO_SMALL, f"wants {request.gpu_memory_mib} MiB a GPU, the largest has {best}")
     usable = [u for u in large if not u.unfit]
-    if not usable:
-        return Refusal(Reason.UNITS_UNFIT, f"{large[0].id}: {large[0].unfit}")
+    if host.sick:
+        usable = [u for u in usable if u.id not in host.sick]
     by_model: dict[tuple[int, str], list[UnitFact]] = {}
     for unit in sorted(usable, key=lambda u: u.id):
         by_model.setdefault((unit.memory_mib, unit.model), []).append(unit)
-    if max(map(len, by_model.values())) < request.gpus:
-        most = max(map(len, by_model.values()))
-        return Refusal(Reason.TOO_FEW_UNITS, f"needs {request.gpus} units of one model, it has {most}")
+    most = max(map(len, by_model.values()), default=0)
+    if most < request.gpus:
+        return _too_few_fit(host, request, large, most)
     free = [
         [u for u in units if host.unit_state(u.id) is UnitState.FREE]
         for _, units in sorted(by_model.items(), key=lambda item: item[0])
     ]
     enough = [units for units in free if len(units) >= request.gpus]
     return enough or _why_not_free(host, request, usable)
+
+
+def _too_few_fit(host: Host, request: Request, large: list[UnitFact], most: int) -> Refusal:
+    """`most` units of one model are fit, which is not enough: the host has no more, or the others must be mended."""
+    reasons = Counter(why for unit in large if (why := host.unfit(unit)))
+    have = max(Counter((unit.memory_mib, unit.model) for unit in large).values())
+    if most and have < request.gpus:
+        unfit = f", {most} of them fit" if most < have else ""
+        return Refusal(Reason.TOO_FEW_UNITS, f"needs {request.gpus} units of one model, it has {have}{unfit}")
+    why, count = min(reasons.items(), key=lambda item: (-item[1], item[0]))
+    who = f"{count} units" if count > 1 else next(unit.id for unit in large if host.unfit(unit) == why)
+    others = f"; {reasons.total() - count} for other reasons" if reasons.total() > count else ""
+    detail = f"needs {request.gpus}, {len(large) - reasons.total()} of {len(large)} fit; {who}: {why}{others}"
+    return Refusal(Reason.UNITS_UNFIT, detail)
 
 
 def _why_not_free(host: Host, request: Request, usable: list[UnitFact]) -> Refusal:
@@ -128,7 +144,7 @@ def _take(request: Request, nodes: list[Node], units: list[UnitFact], free: int)
                 break
             cores.append(core)
             want_cpus -= len(core)
-        part = min(want_mib, node.free_memory_mib)
+        part = min(want_mib, node.free_mib(request.hugepage_size_kib))
         memory.append(part)
         want_mib -= part
     return Fit(
@@ -152,10 +168,16 @@ def _short(nodes: list[Node], request: Request) -> str | None:
     cpus = sum(len(core) for n in nodes for core in n.free_cores)
     if cpus < request.cpus:
         return f"lacks {request.cpus - cpus} CPUs"
-    memory_mib = sum(n.free_memory_mib for n in nodes)
+    memory_mib = _free_mib(nodes, request)
     if memory_mib < request.memory_mib:
-        return f"lacks {request.memory_mib - memory_mib} MiB"
+        return f"lacks {request.memory_mib - memory_mib} MiB{_of_pages(request)}"
     return None
+
+
+def _free_mib(nodes: list[Node], request: Request) -> int:
+    if request.hugepage_size_kib:
+        return sum(n.free_mib(request.hugepage_size_kib) for n in nodes)
+    return sum(n.free_memory_mib for n in nodes if n.free_memory_mib > 0)  # the same, without a call: it is asked often
 
 
 def _capacity_refusal(nodes: list[Node], request: Request) -> Refusal | None:
@@ -165,9 +187,29 @@ def _capacity_refusal(nodes: list[Node], request: Request) -> Refusal | None:
         return Refusal(Reason.TOO_FEW_CPUS, f"needs {request.cpus} CPUs, it has {cpus}")
     if cpus_free < request.cpus:
         return Refusal(Reason.CPUS_BUSY, f"needs {request.cpus} CPUs, {cpus_free} of {cpus} free")
-    memory, memory_free = sum(n.memory_mib for n in nodes), sum(n.free_memory_mib for n in nodes)
+    if request.hugepage_size_kib:
+        return _hugepages_refusal(nodes, request)
+    memory, memory_free = sum(n.memory_mib for n in nodes), _free_mib(nodes, request)
     if memory < request.memory_mib:
         return Refusal(Reason.TOO_LITTLE_MEMORY, f"needs {request.memory_mib} MiB, it has {memory}")
     if memory_free < request.memory_mib:
         return Refusal(Reason.MEMORY_BUSY, f"needs {request.memory_mib} MiB, {memory_free} of {memory} free")
     return None
+
+
+def _hugepages_refusal(nodes: list[Node], request: Request) -> Refusal | None:
+    pools = [n.hugepages[request.hugepage_size_kib] for n in nodes if request.hugepage_size_kib in n.hugepages]
+    need = f"needs {request.memory_mib} MiB{_of_pages(request)}"
+    total = sum(p.total_mib for p in pools)
+    if total < request.memory_mib:
+        return Refusal(Reason.TOO_FEW_HUGEPAGES, f"{need}, it has {total}")
+    free = _free_mib(nodes, request)
+    if free < request.memory_mib:
+        foreign = total - sum(p.usable_mib for p in pools)
+        others = f", {foreign} in other hands" if foreign else ""
+        return Refusal(Reason.HUGEPAGES_BUSY, f"{need}, {free} of {total} free{others}")
+    return None
+
+
+def _of_pages(request: Request) -> str:
+    return f" in pages of {size_name(request.hugepage_size_kib)}" if request.hugepage_size_kib else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from .model import Cluster, Host
@@ -50,7 +51,8 @@ def _hosts(cluster: Cluster) -> Iterator[str]:
 
 def _capacity(cluster: Cluster, host: Host) -> Iterator[str]:
     used: dict[tuple[int, ...], str] = {}
-    memory = dict.fromkeys(host.nodes, 0)
+    memory: Counter[tuple[int, int]] = Counter()  # MiB by node and size of hugepage
+    fresh: set[tuple[int, int]] = set()  # where this turn took some: an inventory may shrink under what runs already
     for allocation_id in sorted(host.allocations):
         allocation = cluster.allocations[allocation_id]
         for core in allocation.cores:
@@ -58,11 +60,17 @@ def _capacity(cluster: Cluster, host: Host) -> Iterator[str]:
                 yield f"host {host.name}: core {core} is in {used[core]} and {allocation_id}"
             used[core] = allocation_id
         for node_id, mib in zip(allocation.nodes, allocation.memory_mib, strict=True):
-            memory[node_id] = memory.get(node_id, 0) + mib
-    fresh = not cluster.dirty.created.isdisjoint(host.allocations)  # an inventory may shrink under what runs already
+            memory[node_id, allocation.hugepage_size_kib] += mib
+            if mib and allocation_id in cluster.dirty.created:
+                fresh.add((node_id, allocation.hugepage_size_kib))
     for node_id, node in sorted(host.nodes.items()):
-        short = fresh and node.free_memory_mib < 0
-        if memory[node_id] != node.memory_mib - node.free_memory_mib or short:
-            yield f"host {host.name}: node {node_id} lends {memory[node_id]} MiB, counts {node.free_memory_mib} free"
+        lends, free = memory[node_id, 0], node.free_memory_mib
+        if lends != node.memory_mib - free or ((node_id, 0) in fresh and free < 0):
+            yield f"host {host.name}: node {node_id} lends {lends} MiB, counts {free} free"
+        for size_kib, pool in sorted(node.hugepages.items()):
+            lends, free = memory[node_id, size_kib], pool.free_mib
+            if lends != pool.lent_mib or ((node_id, size_kib) in fresh and free < 0):
+                pages = f"hugepages of {size_kib} KiB"
+                yield f"host {host.name}: node {node_id} lends {lends} MiB of {pages}, counts {free} free"
         for core in sorted(node.free_cores & used.keys()):
             yield f"host {host.name}: core {core} of {used[core]} counts as free"

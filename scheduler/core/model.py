@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from .hugepages import HugepagesFact, Pool
 from .queue import PendingQueue
 from .tables import (
     ALLOCATION,
@@ -83,6 +84,7 @@ class Request:
     cpus: int = 1
     memory_mib: int = 0
     numa: NumaPolicy = NumaPolicy.PREFERRED
+    hugepage_size_kib: int = 0  # 0: ordinary memory
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ class Attempt:
     exit_code: int | None = None
     message: str = ""
     evidence: Evidence | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -150,9 +153,12 @@ class Allocation:
     cores: tuple[tuple[int, ...], ...]  # physical cores, each as its logical CPUs
     memory_mib: tuple[int, ...]  # from each of `nodes`
     created_s: float
+    hugepage_size_kib: int = 0  # the memory is of such pages; 0: ordinary
+    unit_identities: tuple[str, ...] = ()  # of `units`, as the decision saw them
     stop_reason: str = ""  # not empty: it shall stop
     stop_requested_s: float = 0.0
     state: AllocationState = AllocationState.BOUND
+    pages_seen: bool = False  # its hugepages were out of what the host last counted as free
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +171,7 @@ class UnitFact:
     node: int
     functions: tuple[str, ...]
     unfit: str = ""
+    identity: str = ""  # what it is, whatever its address
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +182,7 @@ class UnitReport:
     session: int
     allocation: str
     reason: str = ""
+    sick: str = ""  # what is wrong with it while in use
 
 
 @dataclass(slots=True)
@@ -186,11 +194,19 @@ class Node:
     memory_mib: int
     free_cores: set[tuple[int, ...]]
     free_memory_mib: int
+    hugepages: dict[int, Pool] = field(default_factory=dict)  # by size in KiB
 
     @property
     def threads(self) -> int:
         """Logical CPUs of one physical core."""
         return len(self.cores[0]) if self.cores else 1
+
+    def free_mib(self, hugepage_size_kib: int) -> int:
+        """Free memory of a kind; none where more is lent than an inventory now says there is."""
+        if not hugepage_size_kib:
+            return max(0, self.free_memory_mib)
+        pool = self.hugepages.get(hugepage_size_kib)
+        return max(0, pool.free_mib) if pool is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +228,7 @@ class InventoryFact:
     units: tuple[UnitFact, ...]
     nodes: tuple[tuple[int, tuple[tuple[int, ...], ...], int], ...]  # id, cores, memory_mib
     images: frozenset[str]
+    hugepages: tuple[HugepagesFact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +271,17 @@ class Host:
     intent: HostIntent = field(default_factory=HostIntent)
     units: dict[str, UnitFact] = field(default_factory=dict)
     reports: dict[str, UnitReport] = field(default_factory=dict)
+    sick: set[str] = field(default_factory=set)  # units that a report calls so, and that are not quarantined for it yet
     held: dict[str, str] = field(default_factory=dict)  # unit -> allocation
     nodes: dict[int, Node] = field(default_factory=dict)
     allocations: set[str] = field(default_factory=set)
     version: int = 0  # grows with every change that placement can see
+
+    def unfit(self, unit: UnitFact) -> str:
+        """Why the unit must not be handed out, whatever its state; "": it may."""
+        if unit.unfit or unit.id not in self.sick:
+            return unit.unfit
+        return f"sick: {self.reports[unit.id].sick}"
 
     def unit_state(self, unit: str) -> UnitState:
         """As the scheduler must see it: held from the decision on, and dirty unless this session says otherwise."""
@@ -380,9 +404,23 @@ class Cluster:
         self._account(host, allocation, taken=False)
         self.touch(host)
 
+    def pages_returned(self, allocation: Allocation) -> None:
+        """Its VM is gone, and with it what it had of the host's hugepages; they stay reserved until the release."""
+        if not allocation.pages_seen:
+            return
+        host = self.host(allocation.host)
+        for node_id, memory_mib in zip(allocation.nodes, allocation.memory_mib, strict=True):
+            node = host.nodes.get(node_id)
+            pool = node.hugepages.get(allocation.hugepage_size_kib) if node is not None else None
+            if pool is not None:
+                pool.seen_ours_mib -= memory_mib
+        allocation.pages_seen = False
+        self.touch(host)
+
     @staticmethod
     def _account(host: Host, allocation: Allocation, *, taken: bool) -> None:
         cores = set(allocation.cores)
+        sign = 1 if taken else -1
         for node_id, memory_mib in zip(allocation.nodes, allocation.memory_mib, strict=True):
             node = host.nodes.get(node_id)
             if node is None:  # the node left the inventory while in use
@@ -390,7 +428,9 @@ class Cluster:
             mine = cores.intersection(node.cores)
             if taken:
                 node.free_cores -= mine
-                node.free_memory_mib -= memory_mib
             else:
                 node.free_cores |= mine
-                node.free_memory_mib += memory_mib
+            if not allocation.hugepage_size_kib:
+                node.free_memory_mib -= sign * memory_mib
+            elif (pool := node.hugepages.get(allocation.hugepage_size_kib)) is not None:
+                pool.lend(sign * memory_mib, seen=allocation.pages_seen)

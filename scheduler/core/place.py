@@ -1,8 +1,9 @@
 """Which pending job goes where: the only place that makes allocations.
 
-Jobs are taken by priority, then arrival; a job that does not fit lets later ones pass. Among hosts: the least valuable
+Jobs are taken by priority, then arrival; a job that does not fit lets later ones pass. Among hosts: one where this job
+has not failed to start (it has few tries, and what is wrong with a device there stays wrong), then the least valuable
 GPU that will do, then one NUMA node before several, then the host where the fewest free units would stay (so that whole
-hosts stay free for large jobs), then one where this job has not failed to start, then the name.
+hosts stay free for large jobs), then the name.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Placer:
             return None
         failed_on = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
         if failed_on & fits.keys():
-            rank, found = min(fits.values(), key=lambda r: (*r[0][:3], r[0][3] in failed_on, r[0][3]))
+            rank, found = min(fits.values(), key=lambda r: (r[0][3] in failed_on, r[0]))
         else:
             rank, found = min(fits.values(), key=itemgetter(0))
         return cluster.hosts[rank[3]], found
@@ -123,6 +124,8 @@ def _bind(cluster: Cluster, job: Job, host: Host, found: Fit, now: float) -> Non
         cores=found.cores,
         memory_mib=found.memory_mib,
         created_s=now,
+        hugepage_size_kib=job.request.hugepage_size_kib,
+        unit_identities=tuple(host.units[unit].identity for unit in found.units),
     )
     job.attempts.append(Attempt(job.attempt_count, host.name, found.units, now))
     cluster.reserve(allocation)

@@ -22,6 +22,8 @@ class Reason(Enum):
     TOO_FEW_CPUS = 11
     MEMORY_BUSY = 12
     TOO_LITTLE_MEMORY = 13
+    HUGEPAGES_BUSY = 15
+    TOO_FEW_HUGEPAGES = 16
     NUMA_SPLIT = 14
 
 

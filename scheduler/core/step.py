@@ -6,6 +6,8 @@ let a job run again before there is evidence that its last VM is dead.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .events import (
     Event,
     HostIntentChanged,
@@ -17,9 +19,12 @@ from .events import (
     VmReported,
 )
 from .fence import advance, session_changed
+from .hugepages import MAY_HAVE_PAGES, pool_of
 from .model import Allocation, Cluster, Host, InventoryFact, Job, Node, Outcome, UnitFact, UnitState
 from .retry import end_attempt
 from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState
+
+WARNINGS_KEPT = 16  # of one attempt, the newest
 
 
 def step(cluster: Cluster, event: Event, now: float) -> None:
@@ -55,8 +60,13 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
     host.nodes = {}
     for node_id, cores, memory_mib in fact.nodes if fact is not None else ():
         host.nodes[node_id] = Node(node_id, cores, memory_mib, set(cores), memory_mib)
+    for pages in fact.hugepages if fact is not None else ():
+        if pages.node in host.nodes:
+            host.nodes[pages.node].hugepages[pages.size_kib] = pool_of(pages)
     for allocation_id in sorted(host.allocations):
-        cluster.reserve(cluster.allocations[allocation_id])
+        allocation = cluster.allocations[allocation_id]
+        allocation.pages_seen = bool(allocation.hugepage_size_kib) and allocation.state in MAY_HAVE_PAGES
+        cluster.reserve(allocation)
     cluster.touch(host)
     _inventory_ready(cluster, host, now)
 
@@ -65,7 +75,7 @@ def _placed_unit(unit: UnitFact, only_node: int | None) -> UnitFact:
     """On a host with one NUMA node a unit can only be there, whatever its firmware fails to say."""
     if unit.node >= 0 or only_node is None:
         return unit
-    return UnitFact(unit.id, unit.model, unit.memory_mib, only_node, unit.functions, unit.unfit)
+    return replace(unit, node=only_node)
 
 
 def _inventory_ready(cluster: Cluster, host: Host, now: float) -> None:
@@ -79,10 +89,13 @@ def _unit_reported(cluster: Cluster, event: UnitReported) -> None:
     if event.report == host.reports.get(event.unit):
         return
     cluster.touch(host)
+    host.sick.discard(event.unit)
     if event.report is None:
         del host.reports[event.unit]
         return
     host.reports[event.unit] = event.report
+    if event.report.sick and event.report.state is not UnitState.QUARANTINED:
+        host.sick.add(event.unit)
     allocation = cluster.allocations.get(host.held.get(event.unit, ""))
     if allocation is not None:
         _release_if_clean(cluster, host, allocation)
@@ -92,14 +105,28 @@ def _vm_reported(cluster: Cluster, event: VmReported, now: float) -> None:
     allocation = cluster.allocations.get(event.allocation)
     if allocation is None or allocation.host != event.host or allocation.session != event.session:
         return  # of an allocation that is over, or from a session that has no say in it
+    _warned(cluster, allocation, event)
     reported = AllocationEvent[event.state.value]
     if (allocation.state, reported) not in ALLOCATION:
         return  # told again, or taken back: the first word on an end stands, and no agent's slip may stop us
     cluster.change_allocation(allocation, reported, event.message or f"agent of {event.host}")
+    if event.state is AllocationState.ENDED:
+        cluster.pages_returned(allocation)
     job = cluster.jobs.get(allocation.job)
     if job is not None and job.allocation_id == allocation.id:
         _attempt_reported(cluster, job, event, now)
     _release_if_clean(cluster, cluster.host(event.host), allocation)
+
+
+def _warned(cluster: Cluster, allocation: Allocation, event: VmReported) -> None:
+    """Keep with the attempt what befell its devices: the agent forgets it with the allocation."""
+    job = cluster.jobs.get(allocation.job)
+    attempt = job.attempts[-1] if job is not None and job.attempts else None
+    warnings = event.warnings[-WARNINGS_KEPT:]
+    if job is None or attempt is None or attempt.number != allocation.attempt or warnings in ((), attempt.warnings):
+        return
+    attempt.warnings = warnings
+    cluster.dirty.jobs.add(job.id)
 
 
 def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float) -> None:

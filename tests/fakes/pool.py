@@ -47,7 +47,10 @@ class Pool:
         inventory = inventory_pb2.Inventory(
             session=session,
             numa_nodes=[inventory_pb2.NumaNode(id=0, cores=cores, memory_mib=65536)],
-            units=[inventory_pb2.Unit(id=f"u{n}", model="a100", gpu_memory_mib=81920) for n in range(gpus)],
+            units=[
+                inventory_pb2.Unit(id=f"u{n}", model="a100", gpu_memory_mib=81920, identity=f"{host}-sn{n}")
+                for n in range(gpus)
+            ],
             images=["img"],
         )
         free = records_pb2.UnitReport(state=records_pb2.UNIT_STATE_FREE, session=session).SerializeToString()

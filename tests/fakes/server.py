@@ -12,7 +12,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 Status = grpc.StatusCode
 PAGE = 2  # jobs in a page, whatever is asked for, so that three jobs are two pages
@@ -39,6 +39,7 @@ class FakeScheduler:
         self.scripts: dict[str, list[list[Any]]] = defaultdict(list)
         self.asked: list[Any] = []
         self.calls: Counter[str] = Counter()
+        self.doctor_s = 0.0
         self.address = ""
 
     def fail(self, method: str, *codes: grpc.StatusCode, details: str = "injected") -> None:
@@ -208,6 +209,12 @@ class _Operations(scheduler_pb2_grpc.OperationsServiceServicer):
     async def RetryUnit(self, request: Any, context: Any) -> Any:
         await self.fake.answer("RetryUnit", request, context)
         return next(unit for unit in self.fake.units if unit.unit.id == request.unit)
+
+    async def Doctor(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("Doctor", request, context)
+        await self.fake.host(request.host, context)
+        await asyncio.sleep(self.fake.doctor_s)
+        return scheduler_pb2.DoctorReport(host=request.host, findings=[inventory_pb2.Finding(check="iommu")])
 
     async def WatchEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         async for item in self.fake.play("WatchEvents", request, context):

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from scheduler.core import events
 from scheduler.core.explain import explain
+from scheduler.core.hugepages import HugepagesFact
 from scheduler.core.invariants import violations
 from scheduler.core.model import (
     Cluster,
@@ -48,8 +49,8 @@ def inventory(session: int, gpus: dict[str, int], nodes: int = 2) -> InventoryFa
 
 
 class Player:
-    """Commands: host, submit, cancel, report, clean, lost, back, cordon, uncordon, confirm, place, leader, explain,
-    owed, wait."""
+    """Commands: host, submit, cancel, report, clean, sick, pages, unfit, lost, back, cordon, uncordon, confirm, place,
+    leader, explain, attempts, owed, wait."""
 
     def __init__(self, policy: Policy | None = None) -> None:
         self.policy = policy or Policy()
@@ -100,9 +101,9 @@ class Player:
 
     def do_submit(self, job: str, *, gpus: str = "1", model: str = "", cpus: str = "2", mib: str = "1024",
                   numa: str = "PREFERRED", priority: str = "0", restarts: str = "10",
-                  starts: str = "3") -> None:  # fmt: skip
+                  starts: str = "3", pages: str = "0") -> None:  # fmt: skip
         self.arrival += 1
-        request = Request("img", int(gpus), model, 0, int(cpus), int(mib), NumaPolicy[numa])
+        request = Request("img", int(gpus), model, 0, int(cpus), int(mib), NumaPolicy[numa], int(pages))
         fresh = Job(job, request, self.arrival, self.now, int(priority), int(restarts), int(starts))
         self.tell(events.JobSubmitted(fresh))
 
@@ -121,13 +122,16 @@ class Player:
                 f"  {a.id}: {a.host} units {units} nodes {a.nodes} cores {len(a.cores)} session {a.session}"
             )
 
-    def do_report(self, allocation: str, state: str, outcome: str = "", code: str = "", said: str = "") -> None:
+    def do_report(
+        self, allocation: str, state: str, *, outcome: str = "", code: str = "", said: str = "", warns: str = ""
+    ) -> None:
         """As the agent of the allocation's host would."""
         a = self.cluster.allocations[allocation]
         exit_code = int(code) if code else None
         event = events.VmReported(
             a.host, a.id, a.session, AllocationState[state], Outcome[outcome] if outcome else None, exit_code,
-            said, self.now if state == "RUNNING" else 0.0, self.now,
+            said.replace("_", " "), self.now if state == "RUNNING" else 0.0, self.now,
+            (warns.replace("_", " "),) if warns else (),
         )  # fmt: skip
         self.reports[a.id] = event
         self.tell(event)
@@ -139,6 +143,34 @@ class Player:
             report = UnitReport(UnitState[state], a.session, a.id, "bars differ" if state == "QUARANTINED" else "")
             self.tell(events.UnitReported(a.host, unit, report))
         self.log.append(f"  allocations left: {', '.join(sorted(self.cluster.allocations)) or 'none'}")
+
+    def do_sick(self, host: str, unit: str, why: str = "") -> None:
+        """The agent calls the unit whose address begins so sick, or, without a reason, well again."""
+        h = self.cluster.hosts[host]
+        found = next(u for u in h.units if u.startswith(f"0000:{unit}"))
+        self.tell(events.UnitReported(host, found, replace(h.reports[found], sick=why.replace("_", " "))))
+
+    def do_pages(self, host: str, node: str, total: str, free: str, size: str = "2048") -> None:
+        """The host's inventory says, from now on, that it has these pages on the node."""
+        found = self._inventory(host)
+        others = [p for p in found.hugepages if (p.node, p.size_kib) != (int(node), int(size))]
+        told = (*others, HugepagesFact(int(node), int(size), int(total), int(free)))
+        self.tell(events.InventoryChanged(host, replace(found, hugepages=told)))
+
+    def do_unfit(self, host: str, *units: str, why: str) -> None:
+        """The host's inventory says, from now on, that the units whose addresses begin so are unfit."""
+        found = self._inventory(host)
+        told = [replace(u, unfit=why.replace("_", " ")) if u.id[5:7] in units else u for u in found.units]
+        self.tell(events.InventoryChanged(host, replace(found, units=tuple(told))))
+
+    def _inventory(self, host: str) -> InventoryFact:
+        found = self.cluster.hosts[host].inventory
+        assert found is not None
+        return found
+
+    def do_attempts(self, job: str) -> None:
+        for a in self.cluster.jobs[job].attempts:
+            self.log.append(f"  {a.number}: {a.host} {a.outcome and a.outcome.value} {a.message} {list(a.warnings)}")
 
     def do_lost(self, host: str) -> None:
         self.tell(events.SessionChanged(host, None))

@@ -47,6 +47,7 @@ def spec_of(job: Job) -> job_pb2.JobSpec:
         memory_mib=request.memory_mib,
         numa=job_pb2.NumaPolicy.Value(f"NUMA_POLICY_{request.numa.value}"),
         priority=job.priority,
+        vm=job_pb2.VmOptions(hugepage_size_kib=request.hugepage_size_kib),
         restart=job_pb2.RestartPolicy(max_restarts=job.max_restarts, max_start_failures=job.max_start_failures),
     )
 
@@ -69,16 +70,22 @@ def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
         for unit in found.units:
             inventory.units.add(
                 id=unit.id, model=unit.model, gpu_memory_mib=unit.memory_mib, numa_node=unit.node, unfit=unit.unfit,
+                identity=unit.identity,
                 functions=[inventory_pb2.PciFunction(address=a) for a in unit.functions],
             )  # fmt: skip
         for node, cores, memory_mib in found.nodes:
             wire = [inventory_pb2.CpuCore(threads=core) for core in cores]
-            inventory.numa_nodes.add(id=node, cores=wire, memory_mib=memory_mib)
+            pages = [
+                inventory_pb2.Hugepages(size_kib=p.size_kib, total=p.total, free=p.free)
+                for p in found.hugepages
+                if p.node == node
+            ]
+            inventory.numa_nodes.add(id=node, cores=wire, memory_mib=memory_mib, hugepages=pages)
         yield keys.inventory(host.name), inventory, 1
     for unit_id, report in host.reports.items():
         state = records_pb2.UnitState.Value(f"UNIT_STATE_{report.state.value}")
         wire_report = records_pb2.UnitReport(
-            state=state, session=report.session, allocation=report.allocation, reason=report.reason
+            state=state, session=report.session, allocation=report.allocation, reason=report.reason, sick=report.sick
         )
         yield keys.unit(host.name, unit_id), wire_report, 1
 
@@ -90,6 +97,7 @@ def _report(event: VmReported) -> records_pb2.VmReport:
         message=event.message,
         started_s=event.started_s,
         ended_s=event.ended_s,
+        warnings=event.warnings,
     )
     if event.outcome is not None:
         wire.outcome = job_pb2.Outcome.Value(f"OUTCOME_{event.outcome.value}")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -17,11 +17,14 @@ import yaml
 from gpupool.cli import settings
 from gpupool.cli.app import run
 from gpupool.cli.output import plain_table, safe
-from gpupool.cli.views import duration, size
+from gpupool.cli.views import duration, link, page_size, size, unit_state
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 from tests.fakes.server import BREAK, FakeScheduler, Status, job
 
 RUNNING, FAILED = job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_FAILED
+
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden_cli"
 
 
 class Done(NamedTuple):
@@ -201,6 +204,173 @@ def test_hosts_and_units(inventory: FakeScheduler, gpupool: Run) -> None:
     unknown = gpupool("units", "h9")
     assert (unknown.code, unknown.err) == (3, "error: no host 'h9'; known hosts: h1\n")
     assert gpupool("retry-unit", "h1", "0000:21:00.0").code == 0
+
+
+def a_function(**fields: Any) -> inventory_pb2.PciFunction:
+    known = {
+        "address": "0000:21:00.0", "vendor_id": 0x10DE, "device_id": 0x20B5, "class_code": 0x030200, "iommu_group": 7,
+        "driver": "vfio-pci", "reset_methods": ["flr", "bus"], "link_speed_mts": 16000, "link_width": 16,
+        "link_speed_max_mts": 32000, "link_width_max": 16, "path": ["0000:20:01.0", "0000:21:00.0"],
+        "vendor_name": "NVIDIA Corporation", "device_name": "GA100", "numa_node": 1,
+    }  # fmt: skip
+    return inventory_pb2.PciFunction(**{**known, **fields})
+
+
+@pytest.fixture
+def detailed(inventory: FakeScheduler) -> FakeScheduler:
+    """What real hosts have: a sick unit in use, an unfit one, NICs, hugepages and findings."""
+    sick, unfit = inventory.units[0], scheduler_pb2.UnitView(host="h1")
+    sick.state, sick.allocation = records_pb2.UNIT_STATE_HELD, "j1.1"
+    sick.unit.identity, sick.unit.memory_source = "sn 0123456789abcdef", "table"
+    sick.unit.functions.append(a_function())
+    sick.report.sick, sick.report.proof = "AER fatal errors", "flr; 14 registers equal"
+    sick.report.history.CopyFrom(
+        records_pb2.UnitHistory(
+            reclaims=12, failures=1, last_method="flr", last_duration_s=2.34, last_failure="BAR 0 differs"
+        )
+    )
+    unfit.unit.CopyFrom(inventory_pb2.Unit(id="0000:41:00.0", model="tesla-t4", numa_node=-1, unfit="no IOMMU group"))
+    inventory.units.append(unfit)
+    inventory.hosts[0].inventory.CopyFrom(
+        inventory_pb2.Inventory(
+            units=[sick.unit, unfit.unit],
+            notes=["0000:41:00.0: cannot read config: truncated"],
+            numa_nodes=[
+                inventory_pb2.NumaNode(
+                    id=1, cores=[inventory_pb2.CpuCore(threads=[2, 3])], memory_mib=65536, distances=[21, 10],
+                    hugepages=[
+                        inventory_pb2.Hugepages(size_kib=2048, total=4096, free=1024),
+                        inventory_pb2.Hugepages(size_kib=1048576, total=8, free=8),
+                    ],
+                )
+            ],
+            nics=[
+                a_function(
+                    address="0000:22:00.0", driver="mlx5_core", path=["0000:20:01.0", "0000:21:01.0"], sriov_total=8,
+                    sriov_present=["0000:22:00.1"], vendor_name="Mellanox", device_name="MT2892",
+                    link_speed_mts=32000,
+                ),
+                a_function(
+                    address="0000:81:00.0", driver="igb", numa_node=-1, path=["0000:80:01.0"], link_width=0,
+                    vendor_name="", device_name="",
+                ),
+            ],
+            findings=[
+                inventory_pb2.Finding(check="clock", level=inventory_pb2.FINDING_LEVEL_NOTE, seen="no NTP"),
+                inventory_pb2.Finding(
+                    check="iommu", level=inventory_pb2.FINDING_LEVEL_PROBLEM, seen="0000:41:00.0 is in no group",
+                    risk="it could write to any memory", units=["0000:41:00.0"],
+                ),
+                inventory_pb2.Finding(check="memlock", level=inventory_pb2.FINDING_LEVEL_WARNING, seen="64 KiB"),
+            ],
+        )
+    )  # fmt: skip
+    return inventory
+
+
+def test_hosts_wide_counts_findings(detailed: FakeScheduler, gpupool: Run) -> None:
+    header, row = gpupool("hosts", "-o", "wide").out.splitlines()
+    shown = dict(zip(header.split(), row.split(), strict=True))
+    assert (shown["PROBLEMS"], shown["WARNINGS"]) == ("1", "1")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("host", ("hosts", "h1")),
+        ("host", ("hosts", "h1", "-o", "wide")),
+        ("unit", ("units", "h1", "0000:21:00.0")),
+        ("units_wide", ("units", "-o", "wide")),
+    ],
+)
+def test_what_people_see(
+    detailed: FakeScheduler, gpupool: Run, name: str, command: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    """As in tests/golden_cli. `--rewrite` writes these anew: read the diff."""
+    done = gpupool(*command)
+    expected = GOLDEN / f"{name}.txt"
+    if request.config.getoption("--rewrite"):
+        expected.write_text(done.out)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == expected.read_text()
+
+
+def test_a_host_in_detail(detailed: FakeScheduler, gpupool: Run) -> None:
+    shown = json.loads(gpupool("hosts", "h1", "-o", "json").out)
+    assert shown["inventory"]["nics"][0]["path"][0] == shown["inventory"]["units"][0]["functions"][0]["path"][0]
+    assert gpupool("hosts", "h9") == (3, "", "error: no host 'h9'; known hosts: h1\n")
+
+
+def test_a_unit_in_detail(detailed: FakeScheduler, gpupool: Run) -> None:
+    assert json.loads(gpupool("units", "h1", "0000:21:00.0", "-o", "json").out)["report"]["history"]["reclaims"] == 12
+    absent = gpupool("units", "h1", "0000:99:00.0")
+    have = "0000:21:00.0, 0000:41:00.0"
+    assert absent == (3, "", f"error: host h1 has no unit '0000:99:00.0'; its units: {have}\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "unfit", "sick", "shown"),
+    [
+        ("FREE", "", "", "FREE"),
+        ("UNSPECIFIED", "boot VGA", "", "UNFIT"),
+        ("UNSPECIFIED", "", "AER", "SICK"),
+        ("DIRTY", "boot VGA", "", "UNFIT"),
+        ("DIRTY", "", "AER", "SICK"),
+        ("HELD", "", "AER", "HELD,SICK"),
+        ("RESETTING", "boot VGA", "AER", "RESETTING,UNFIT"),
+        ("QUARANTINED", "", "AER", "QUARANTINED"),
+    ],
+)
+def test_the_state_of_a_unit_promises_nothing(state: str, unfit: str, sick: str, shown: str) -> None:
+    view = scheduler_pb2.UnitView(
+        state=records_pb2.UnitState.Value(f"UNIT_STATE_{state}"),
+        unit=inventory_pb2.Unit(unfit=unfit),
+        report=records_pb2.UnitReport(sick=sick),
+    )
+    assert unit_state(view) == shown
+
+
+def test_links_and_sizes_of_pages() -> None:
+    assert link(a_function()) == "x16 16 GT/s of x16 32 GT/s"
+    assert link(a_function(link_speed_mts=32000)) == "x16 32 GT/s"
+    assert link(a_function(link_speed_max_mts=0, link_speed_mts=2500)) == "x16 2.5 GT/s"
+    assert link(a_function(link_width=0)) == ""
+    assert [page_size(kib) for kib in (64, 2048, 1048576)] == ["64KiB", "2MiB", "1GiB"]
+
+
+def test_a_job_shows_what_its_vm_is_like_and_what_befell_it(fake: FakeScheduler, gpupool: Run) -> None:
+    told = attempt()
+    told.warnings[:] = ["0000:21:00.0: AER fatal errors", "0000:21:00.0: link x8"]
+    fake.jobs = {"j1": job("j1", RUNNING, attempts=[told])}
+    options = job_pb2.VmOptions(hugepage_size_kib=2048, user_data="#!", hide_hypervisor=True, hypervisor_vendor_id="x")
+    options.network.kind, options.network.source = job_pb2.Network.BRIDGE, "br0"
+    fake.jobs["j1"].spec.vm.CopyFrom(options)
+    lines = dict(line.split(":", 1) for line in gpupool("show", "j1").out.split("\n\n")[0].splitlines())
+    assert [lines[name].strip() for name in ("hugepages", "network", "user data", "hypervisor")] == [
+        "2MiB", "bridge br0", "2 bytes", "hidden, x",
+    ]  # fmt: skip
+    shown = [line.split(None, 1)[1] for line in gpupool("show", "j1").out.splitlines() if line.startswith("warning:")]
+    assert shown == list(told.warnings)
+
+
+def test_submit_says_what_the_vm_is_like(fake: FakeScheduler, gpupool: Run, spec: str, tmp_path: Path) -> None:
+    seed = tmp_path / "seed"
+    seed.write_text("#cloud-config\n")
+    chosen = ("--hugepages", "1G", "--network", "macvtap:eth0", "--user-data", str(seed))
+    assert gpupool("submit", spec, *chosen).code == 0
+    vm = fake.asked[-1].spec.vm
+    assert (vm.hugepage_size_kib, vm.user_data) == (1048576, "#cloud-config\n")
+    assert (vm.network.kind, vm.network.source) == (job_pb2.Network.MACVTAP, "eth0")
+    assert gpupool("submit", spec, "--network", "none").code == 0
+    assert fake.asked[-1].spec.vm.network == job_pb2.Network()
+    wrong = gpupool("submit", spec, "--network", "nat")
+    assert wrong.code == 2
+    assert "'nat': write one of user, bridge, macvtap, none" in wrong.err
+    assert gpupool("submit", spec, "--hugepages", "4K").code == 2
+    absent = gpupool("submit", spec, "--user-data", str(tmp_path / "no"))
+    assert (absent.code, absent.err) == (2, f"error: {tmp_path / 'no'}: No such file or directory\n")
+    seed.write_bytes(b"\x1f\x8b\xff")
+    assert "not text in UTF-8" in gpupool("submit", spec, "--user-data", str(seed)).err
 
 
 def test_cordon(inventory: FakeScheduler, gpupool: Run) -> None:

@@ -82,6 +82,20 @@ def test_faults_are_not_repeated(fake: FakeScheduler, client: Client) -> None:
     assert fake.calls == {"Submit": 1, "GetJob": 1}
 
 
+async def test_doctor_may_take_longer_than_other_answers(fake: FakeScheduler) -> None:
+    fake.hosts = [scheduler_pb2.Host(name="h1")]
+    fake.doctor_s = 0.6
+    for address in (fake.address, f"{DEAD},{fake.address}"):
+        async with AsyncClient(address, timeout_s=0.5) as aclient:
+            assert (await aclient.doctor("h1")).findings[0].check == "iommu"
+        with Client(address, timeout_s=0.5) as client:
+            assert client.doctor("h1").host == "h1"
+            with pytest.raises(DeadlineExceeded):
+                client.doctor("h1", timeout_s=0.1)
+            with pytest.raises(NotFound, match="no host 'h9'"):
+                client.doctor("h9")
+
+
 async def test_next_replica_is_asked(fake: FakeScheduler) -> None:
     fake.jobs = {"j1": job()}
     async with AsyncClient(f"{DEAD},{fake.address}", timeout_s=5.0, retry_s=0.0) as client:

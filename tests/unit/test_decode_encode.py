@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from gpupool.store import keys
 from gpupool.store.port import KeyValue
-from gpupool.v1 import job_pb2, records_pb2
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import decode, encode
 from scheduler.core import model
+from scheduler.core.hugepages import HugepagesFact
 from scheduler.core.tables import HostState, JobState
 from scheduler.load import UnreadableDecisionError, load
 from tests.fakes.pool import spec
@@ -31,6 +32,7 @@ ATTEMPTS = st.builds(
     exit_code=st.none() | st.integers(-1, 255),
     message=TEXT,
     evidence=st.none() | st.sampled_from(model.Evidence),
+    warnings=st.tuples(TEXT),
 )
 JOBS = st.builds(
     model.Job,
@@ -82,6 +84,8 @@ ALLOCATIONS = st.builds(
     created_s=SECONDS,
     stop_reason=TEXT,
     stop_requested_s=SECONDS,
+    hugepage_size_kib=st.sampled_from([0, 2048]),
+    unit_identities=st.tuples(TEXT),
 )
 
 
@@ -103,8 +107,29 @@ def test_host(host: model.Host) -> None:
 
 @given(ALLOCATIONS)
 def test_allocation(allocation: model.Allocation) -> None:
-    wire = encode.allocation(allocation, model.Host("h1"), spec())
+    wanted = spec()
+    wanted.vm.hugepage_size_kib = allocation.hugepage_size_kib
+    wire = encode.allocation(allocation, model.Host("h1"), wanted)
     assert decode.allocation_of(records_pb2.Allocation.FromString(wire.SerializeToString())) == allocation
+
+
+def test_what_a_host_says_of_its_memory_and_units() -> None:
+    pages = [inventory_pb2.Hugepages(size_kib=1048576, total=4, free=1), inventory_pb2.Hugepages(size_kib=2048)]
+    wire = inventory_pb2.Inventory(
+        numa_nodes=[inventory_pb2.NumaNode(id=1, hugepages=pages), inventory_pb2.NumaNode(id=0)],
+        units=[inventory_pb2.Unit(id="u0", identity="sn 7")],
+    )
+    found = decode.inventory_of(wire)
+    assert found.hugepages == (HugepagesFact(1, 2048, 0, 0), HugepagesFact(1, 1048576, 4, 1))
+    assert found.units[0].identity == "sn 7"
+    report = records_pb2.UnitReport(state=records_pb2.UNIT_STATE_HELD, session=3, allocation="j1.1", sick="AER")
+    assert decode.unit_report_of(report) == model.UnitReport(model.UnitState.HELD, 3, "j1.1", sick="AER")
+
+
+def test_a_long_warning_is_cut() -> None:
+    report = records_pb2.VmReport(state=records_pb2.ALLOCATION_STATE_RUNNING, warnings=["x" * 10_000])
+    (warning,) = decode.vm_reported("h1", "j1.1", report).warnings
+    assert len(warning) == decode.WARNING_CHARS
 
 
 FACTS = [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +15,7 @@ from scheduler.core.invariants import violations
 from scheduler.core.model import (
     Cluster,
     GuardKind,
+    Host,
     InventoryFact,
     Job,
     NumaPolicy,
@@ -138,6 +142,66 @@ def test_unknown_locality_is_not_good_enough_for_required() -> None:
     assert isinstance(refused, Refusal)
     assert refused.reason is Reason.NUMA_SPLIT
     assert isinstance(fit(host, Request("img", 1, "a100", 0, 2, 64, NumaPolicy.PREFERRED)), Fit)
+
+
+def judged(*units: tuple[str, str], sick: str = "") -> Host:
+    """A host whose units are of these models and unfit for these reasons; all are FREE, and one may be sick."""
+    cluster = cluster_of([(8, 2, 4096)], [(model, 0, True) for model, _ in units])
+    host = cluster.hosts["h1"]
+    assert host.inventory is not None
+    facts = tuple(replace(u, unfit=why) for u, (_, why) in zip(host.inventory.units, units, strict=True))
+    step(cluster, InventoryChanged("h1", replace(host.inventory, units=facts)), 2.0)
+    if sick:
+        step(cluster, UnitReported("h1", sick, UnitReport(UnitState.FREE, 1, "", sick="AER")), 2.0)
+    return host
+
+
+@pytest.mark.parametrize(
+    ("units", "gpus", "reason", "detail"),
+    [
+        ([("a", "no group")], 1, Reason.UNITS_UNFIT, "needs 1, 0 of 1 fit; u0: no group"),
+        (
+            [("a", "boot VGA"), ("a", "no group"), ("a", "no group")],
+            1,
+            Reason.UNITS_UNFIT,
+            "needs 1, 0 of 3 fit; 2 units: no group; 1 for other reasons",
+        ),
+        (
+            [("a", ""), ("a", "no group"), ("a", "no group"), ("a", "no group")],
+            2,
+            Reason.UNITS_UNFIT,
+            "needs 2, 1 of 4 fit; 3 units: no group",
+        ),
+        (
+            [("a", ""), ("a", "no group")],
+            3,
+            Reason.TOO_FEW_UNITS,
+            "needs 3 units of one model, it has 2, 1 of them fit",
+        ),
+        ([("a", ""), ("b", "")], 2, Reason.TOO_FEW_UNITS, "needs 2 units of one model, it has 1"),
+        ([("a", ""), ("b", "x"), ("b", "x")], 2, Reason.UNITS_UNFIT, "needs 2, 1 of 3 fit; 2 units: x"),
+        ([("a", "x"), ("a", "y")], 1, Reason.UNITS_UNFIT, "needs 1, 0 of 2 fit; u0: x; 1 for other reasons"),
+    ],
+)
+def test_who_needs_unfit_units_is_told_why_they_are(
+    units: list[tuple[str, str]], gpus: int, reason: Reason, detail: str
+) -> None:
+    assert fit(judged(*units), Request("img", gpus)) == Refusal(reason, detail)
+
+
+def test_a_sick_unit_is_not_handed_out() -> None:
+    found = fit(judged(("a", ""), ("a", ""), sick="u0"), Request("img", 1))
+    assert isinstance(found, Fit)
+    assert found.units == ("u1",)
+    host = judged(("a", ""), sick="u0")
+    assert fit(host, Request("img", 1)) == Refusal(Reason.UNITS_UNFIT, "needs 1, 0 of 1 fit; u0: sick: AER")
+
+
+def test_a_unit_that_is_well_again_is_handed_out() -> None:
+    cluster = cluster_of([(8, 2, 4096)], [("a", 0, True)])
+    for sick in ("AER", ""):
+        step(cluster, UnitReported("h1", "u0", UnitReport(UnitState.FREE, 1, "", sick=sick)), 2.0)
+    assert isinstance(fit(cluster.hosts["h1"], Request("img", 1)), Fit)
 
 
 def test_reasons_mirror_the_contract() -> None:

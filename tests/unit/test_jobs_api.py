@@ -119,12 +119,14 @@ async def test_what_no_host_has() -> None:
     async with serving(pool) as replica:
         wanted = spec(image="other")
         wanted.gpus.model = "h100"
+        wanted.vm.hugepage_size_kib = 2048
         with pytest.raises(ApiError) as caught:
             await replica.api.submit(Ask(spec=wanted))
         assert "gpus.model 'h100': no host has it; GPU models at hand: a100" in caught.value.message
         assert "image 'other': no host has it; images at hand: img" in caught.value.message
+        assert "no host has set pages of 2 MiB aside; sizes at hand: none" in caught.value.message
         answer = await replica.api.submit(Ask(spec=wanted, allow_unavailable=True))
-        assert len(answer.warnings) == 2
+        assert len(answer.warnings) == 3
 
 
 @virtual_time

@@ -11,7 +11,7 @@ import pytest
 
 from gpupool.store import keys
 from gpupool.store.port import Committed, Delete, Op, Put, Store, Unavailable
-from gpupool.v1 import job_pb2, records_pb2
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler.core.model import Policy
 from scheduler.election import Term, TermLostError
 from scheduler.leader import Leader
@@ -59,6 +59,44 @@ async def test_a_job_from_end_to_end() -> None:
         await pool.finish(allocation)
         await until(lambda: not pool.allocations())
     assert pool.status("j1").state == job_pb2.JOB_STATE_SUCCEEDED
+
+
+@virtual_time
+async def test_the_identity_of_a_card_is_that_of_the_decision() -> None:
+    """An allocation that is written again, to stop it, names the card that was chosen, though another sits there."""
+    pool = Pool()
+    await pool.join("h1")
+    async with leading(pool, pool.store):
+        await pool.submit("j1")
+        await until(pool.allocations)
+        assert list(pool.allocations()[0].unit_identities) == ["h1-sn0"]
+        stored = pool.backend.get(keys.inventory("h1"))
+        assert stored is not None
+        changed = inventory_pb2.Inventory.FromString(stored.value)
+        changed.units[0].identity = "another card"
+        cancel = records_pb2.CancelRecord(reason="enough")
+        await pool.put(Put(keys.inventory("h1"), changed.SerializeToString()))
+        await pool.put(Put(keys.job_cancel("j1"), cancel.SerializeToString()))
+        await until(lambda: pool.allocations()[0].desired == records_pb2.DESIRED_STOP)
+        assert list(pool.allocations()[0].unit_identities) == ["h1-sn0"]
+
+
+@virtual_time
+async def test_what_befell_a_device_is_kept_with_the_attempt() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    async with leading(pool, pool.store):
+        await pool.submit("j1")
+        await until(pool.allocations)
+        (allocation,) = pool.allocations()
+        running = records_pb2.VmReport(state=records_pb2.ALLOCATION_STATE_RUNNING, session=allocation.session)
+        for texts in ([], ["u0: AER"], ["u0: AER", "u0: link x8"]):
+            running.warnings[:] = texts
+            await pool.put(Put(keys.vm("h1", allocation.id), running.SerializeToString()))
+        await until(lambda: list(pool.status("j1").attempts[-1].warnings) == ["u0: AER", "u0: link x8"])
+        await pool.finish(allocation)
+        await until(lambda: not pool.allocations())
+    assert list(pool.status("j1").attempts[0].warnings) == ["u0: AER", "u0: link x8"]
 
 
 @virtual_time

@@ -94,6 +94,30 @@ async def test_a_fence_is_told_though_the_host_is_back() -> None:
 
 
 @virtual_time
+async def test_a_unit_that_falls_sick_is_told_with_who_has_it() -> None:
+    pool = Pool()
+    held, quarantined = records_pb2.UNIT_STATE_HELD, records_pb2.UNIT_STATE_QUARANTINED
+    async with following(pool) as mirror:
+        for state, sick, reason in (
+            (held, "", ""),
+            (held, "AER fatal errors", ""),
+            (held, "AER fatal errors", ""),
+            (held, "its config space reads all ones", ""),
+            (records_pb2.UNIT_STATE_DIRTY, "its config space reads all ones", ""),
+            (quarantined, "its config space reads all ones", "was sick: its config space reads all ones"),
+        ):
+            report = records_pb2.UnitReport(state=state, allocation="j1.1", sick=sick, reason=reason)
+            await mirror.reached(await pool.put(Put(keys.unit("h1", "u0"), report.SerializeToString())))
+        assert told(mirror) == [
+            "unit h1/u0:  -> HELD ()",
+            "unit h1/u0: HELD -> HELD,SICK (AER fatal errors; held by j1.1)",
+            "unit h1/u0: HELD,SICK -> HELD,SICK (its config space reads all ones; held by j1.1)",
+            "unit h1/u0: HELD,SICK -> DIRTY,SICK (its config space reads all ones)",
+            "unit h1/u0: DIRTY,SICK -> QUARANTINED (was sick: its config space reads all ones)",
+        ]
+
+
+@virtual_time
 async def test_what_it_cannot_read_it_passes_over(caplog: pytest.LogCaptureFixture) -> None:
     pool = Pool()
     async with following(pool) as mirror:

@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from gpupool.store import keys
-from gpupool.store.port import Put
-from gpupool.v1 import records_pb2, scheduler_pb2
+from gpupool.store.port import Delete, Put
+from gpupool.v1 import inventory_pb2, records_pb2, scheduler_pb2
 from scheduler.jobs_api import ApiError
 from scheduler.mirror import Mirror
 from scheduler.operations_api import OperationsApi
@@ -103,6 +103,36 @@ async def test_a_summary_counts() -> None:
         (host,) = api.hosts()
         assert (host.units_total, host.units_free, host.vms) == (3, 2, 1)
         assert [u.allocation for u in api.units("h1")] == ["j1.1", "", ""]
+
+
+@virtual_time
+async def test_what_must_not_be_handed_out_is_in_no_state_that_promises_it() -> None:
+    pool = Pool()
+    session = await pool.join("h1", gpus=5)
+    await record(pool, records_pb2.HOST_STATE_READY, session)
+    kv = pool.backend.get(keys.inventory("h1"))
+    assert kv is not None
+    found = inventory_pb2.Inventory.FromString(kv.value)
+    for unit in (found.units[0], found.units[1], found.units[3]):
+        unit.unfit = "no IOMMU group"
+    await pool.put(Put(keys.inventory("h1"), found.SerializeToString()))
+    await pool.store.commit([], [Delete(keys.unit("h1", "u0"))])  # an agent says nothing of a unit that it never reset
+    said = {
+        "u1": records_pb2.UnitReport(state=records_pb2.UNIT_STATE_HELD, session=session, allocation="j1.1"),
+        "u2": records_pb2.UnitReport(state=records_pb2.UNIT_STATE_FREE, session=session, sick="AER fatal errors"),
+        "u3": records_pb2.UnitReport(state=records_pb2.UNIT_STATE_QUARANTINED, session=session, reason="bars"),
+    }
+    taken = records_pb2.Allocation(id="j1.1", job="j1", host="h1", units=["u1"], session=session)
+    await pool.put(
+        Put(keys.allocation("h1", "j1.1"), taken.SerializeToString()),
+        *(Put(keys.unit("h1", unit), report.SerializeToString()) for unit, report in said.items()),
+    )
+    async with serving(pool) as (api, _):
+        states = [records_pb2.UnitState.Name(view.state).removeprefix("UNIT_STATE_") for view in api.units("h1")]
+        assert states == ["UNSPECIFIED", "HELD", "UNSPECIFIED", "QUARANTINED", "FREE"]
+        assert (api.cluster().units_free, api.host("h1").units_free) == (1, 1)
+        with pytest.raises(ApiError, match=r"unit u0 of h1 is unfit \(no IOMMU group\); only a QUARANTINED unit"):
+            await api.retry_unit(scheduler_pb2.RetryUnitRequest(host="h1", unit="u0"))
 
 
 @virtual_time

@@ -43,7 +43,7 @@ SHAPES = (Request("img", 1, cpus=2), Request("img", 2, cpus=2), Request("img", 1
 ACTIONS = st.one_of(
     st.tuples(st.just("submit"), st.integers(0, 3), st.integers(0, 1)),
     st.tuples(st.just("finish"), st.integers(0, 9), st.integers(0, 2)),
-    st.tuples(st.just("report"), st.integers(0, 11), st.integers(0, 2)),
+    st.tuples(st.just("report"), st.integers(0, 11), st.integers(0, 3)),
     st.tuples(st.just("cordon"), st.integers(0, 2), st.integers(0, 1)),
     st.tuples(st.just("retract"), st.integers(0, 9), st.just(0)),
 )
@@ -56,7 +56,7 @@ class Forgetful(Placer):
         failed_on = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
         fits = [(host, fit(host, job.request)) for host in cluster.hosts.values()]
         ranked = [
-            ((found.gpu_memory_mib, len(found.nodes), found.leftover, host.name in failed_on, host.name), host, found)
+            ((host.name in failed_on, found.gpu_memory_mib, len(found.nodes), found.leftover, host.name), host, found)
             for host, found in fits
             if isinstance(found, Fit)
         ]
@@ -94,8 +94,8 @@ def finish(cluster: Cluster, which: int, how: int) -> list[Event]:
 
 def report(which: int, how: int) -> Event:
     name, unit = HOSTS[which % 3], UNITS[which // 3]
-    state = (UnitState.FREE, UnitState.DIRTY, None)[how]
-    said = UnitReport(state, HOSTS.index(name) + 1, "") if state else None
+    state = (UnitState.FREE, UnitState.DIRTY, None, UnitState.FREE)[how]
+    said = UnitReport(state, HOSTS.index(name) + 1, "", sick="AER" if how == 3 else "") if state else None
     return UnitReported(name, unit, said)
 
 

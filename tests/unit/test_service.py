@@ -14,9 +14,10 @@ import pytest
 
 from gpupool.store import keys
 from gpupool.store.port import Put
-from gpupool.v1 import agent_pb2, agent_pb2_grpc, job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
+from gpupool.v1 import agent_pb2, agent_pb2_grpc, inventory_pb2, job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
+from scheduler.agent_doctor import DOCTOR_S, doctor
 from scheduler.core.model import Policy
-from scheduler.jobs_api import JobsApi
+from scheduler.jobs_api import ApiError, JobsApi
 from scheduler.mirror import Mirror
 from scheduler.operations_api import OperationsApi
 from scheduler.service import JobService, OperationsService
@@ -45,7 +46,7 @@ async def serving() -> AsyncIterator[Served]:
     server = grpc.aio.server()
     scheduler_pb2_grpc.add_JobServiceServicer_to_server(JobService(api, mirror), server)
     operations = OperationsApi(store, mirror, replica="s1", version="1", wall=wall)
-    scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations), server)
+    scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations, mirror), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -66,11 +67,19 @@ class Agent(agent_pb2_grpc.AgentServiceServicer):
         for text in ("one", "two"):
             yield scheduler_pb2.LogChunk(lines=[scheduler_pb2.LogLine(text=text)])
 
+    async def Doctor(self, request: agent_pb2.AgentDoctorRequest, context: Any) -> scheduler_pb2.DoctorReport:
+        if self.puzzled:
+            await context.abort(grpc.StatusCode.INTERNAL, "no /sys")
+        return scheduler_pb2.DoctorReport(host="h1", findings=[inventory_pb2.Finding(check="iommu")])
+
+    puzzled = False
+
 
 @asynccontextmanager
-async def an_agent() -> AsyncIterator[str]:
-    server = grpc.aio.server()
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(Agent(), server)
+async def an_agent(*, puzzled: bool = False) -> AsyncIterator[str]:
+    server, agent = grpc.aio.server(), Agent()
+    agent.puzzled = puzzled
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(agent, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -176,3 +185,54 @@ async def test_logs_come_from_the_agent() -> None:
         gone = await code(served.jobs.JobLogs(scheduler_pb2.JobLogsRequest(id="j1")).read())
         assert gone[0] == "UNAVAILABLE"
         assert "ran on h1, which is not reachable now" in gone[1]
+
+
+async def at(served: Served, address: str) -> None:
+    """The agent of h1 is at `address`."""
+    session = records_pb2.Session(address=address)
+    await served.mirror.reached(await served.pool.put(Put(keys.session("h1"), session.SerializeToString())))
+
+
+async def test_doctor_is_asked_of_the_agent() -> None:
+    request = scheduler_pb2.DoctorRequest(host="h1")
+    async with serving() as served:
+        assert await code(served.operations.Doctor(request)) == ("NOT_FOUND", "no host 'h1'; known hosts: none")
+        async with an_agent() as address:
+            await at(served, address)
+            report = await served.operations.Doctor(request)
+            assert [finding.check for finding in report.findings] == ["iommu"]
+        status, details = await code(served.operations.Doctor(request))
+        assert status == "UNAVAILABLE"
+        assert f"the agent of h1 at {address} does not answer" in details
+        assert "run `gpupool doctor` on the host itself" in details
+        async with an_agent(puzzled=True) as address:
+            await at(served, address)
+            told = await code(served.operations.Doctor(request))
+            assert told == ("INTERNAL", f"the agent of h1 at {address} says: no /sys")
+
+
+async def test_doctor_of_a_host_without_a_session() -> None:
+    async with serving() as served:
+        record = records_pb2.HostRecord(state=records_pb2.HOST_STATE_FENCED)
+        await served.mirror.reached(await served.pool.put(Put(keys.host("h1"), record.SerializeToString())))
+        status, details = await code(served.operations.Doctor(scheduler_pb2.DoctorRequest(host="h1")))
+        assert status == "UNAVAILABLE"
+        assert "host h1 has no session now" in details
+
+
+async def test_an_agent_that_hangs_is_not_waited_for_for_ever() -> None:
+    async with serving() as served:
+        await at(served, "10.0.0.1:1")
+        operations = OperationsApi(served.store, served.mirror, replica="s1", version="1", wall=wall)
+        asked: list[tuple[str, float]] = []
+
+        async def hangs(address: str, timeout_s: float) -> scheduler_pb2.DoctorReport:
+            asked.append((address, timeout_s))
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata(), "Deadline Exceeded"
+            )
+
+        with pytest.raises(ApiError, match=r"does not answer \(Deadline Exceeded\)") as caught:
+            await doctor(operations, served.mirror, "h1", hangs)
+        assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+        assert asked == [("10.0.0.1:1", DOCTOR_S)]

@@ -29,6 +29,9 @@ def test_examples() -> None:
     assert (train.gpus.model, train.volumes[0].path) == ("nvidia-a100-80gb", "/mnt/ckpt")
     assert train.restart.max_restarts == 5
     assert train.numa == job_pb2.NUMA_POLICY_PREFERRED
+    vm = load_spec((EXAMPLES / "hugepages.yaml").read_text()).vm
+    assert (vm.hugepage_size_kib, vm.network.kind, vm.network.source) == (2048, job_pb2.Network.BRIDGE, "br0")
+    assert vm.user_data.startswith("#cloud-config\n")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,12 @@ def test_names_of_json_and_short_enums() -> None:
     assert (spec.memory_mib, spec.numa, spec.cpus, spec.stop_grace_s) == (8, job_pb2.NUMA_POLICY_NONE, 2, 16)
 
 
+def test_what_the_vm_is_like() -> None:
+    vm = load_spec("vm:\n  network: {kind: macvtap, source: eth0}\n  guest_iommu: true\n  hideHypervisor: yes\n").vm
+    assert (vm.network.kind, vm.network.source) == (job_pb2.Network.MACVTAP, "eth0")
+    assert (vm.guest_iommu, vm.hide_hypervisor) == (True, True)
+
+
 def test_zero_is_not_unset() -> None:
     assert load_spec("restart: {max_restarts: 0}").restart.HasField("max_restarts")
 
@@ -63,6 +72,19 @@ def test_zero_is_not_unset() -> None:
         ("gpus: 2", "line 1: gpus: must be a mapping, not '2'; write `gpus: {count: 2}`"),
         ("memory: 8GiB", "line 1: memory: unknown field; write `memory_mib: 8192` (MiB)"),
         ("memory_mib: 512MiB", "line 1: memory_mib: must be a whole number, not '512MiB'; it counts MiB: write 512"),
+        ("vm: {hugepages: 2M}", "line 1: vm.hugepages: unknown field; write `hugepage_size_kib: 2048` (KiB)"),
+        ("vm: {hugepages: yes}", 'line 1: vm.hugepages: unknown field; did you mean "hugepage_size_kib"?'),
+        (
+            "vm: {hugepage_size_kib: 1GiB}",
+            "line 1: vm.hugepage_size_kib: must be a whole number, not '1GiB'; it counts KiB: write 1048576",
+        ),
+        ("vm: {guest_iommu: 1}", "line 1: vm.guest_iommu: must be true or false, not '1'"),
+        ("vm: {network: user}", "line 1: vm.network: must be a mapping, not 'user'; write `network: {kind: user}`"),
+        (
+            "vm: {network: bridge:br0}",
+            "line 1: vm.network: must be a mapping, not 'bridge:br0'; write `network: {kind: bridge, source: br0}`",
+        ),
+        ("vm: {network: {kind: nat}}", "line 1: vm.network.kind: 'nat' is none of user, bridge, macvtap"),
         ("volumes:\n- size: 1.5G", "line 2: volumes[0].size: unknown field; write `size_mib: 1536` (MiB)"),
         ("cpus: '4'", "line 1: cpus: must be a whole number, not '4'; leave the quotes away"),
         ("cpus: -1", "line 1: cpus: '-1' is not between 0 and 4294967295"),
@@ -128,6 +150,13 @@ _specs = st.builds(
     cpus=st.integers(0, 2**32 - 1),
     priority=st.integers(-(2**31), 2**31 - 1),
     numa=st.sampled_from(job_pb2.NumaPolicy.values()),
+    vm=st.builds(
+        job_pb2.VmOptions,
+        hugepage_size_kib=st.integers(0, 2**32 - 1),
+        network=st.builds(job_pb2.Network, kind=st.sampled_from(job_pb2.Network.Kind.values()), source=_names),
+        user_data=_names,
+        guest_iommu=st.booleans(),
+    ),
     volumes=st.lists(st.builds(job_pb2.Volume, name=_names, size_mib=st.integers(0, 2**32 - 1))),
 )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gpupool.v1 import job_pb2
@@ -11,6 +13,14 @@ from tests.fakes.pool import spec
 
 def volume(name: str = "data", size_mib: int = 10, path: str = "/data") -> job_pb2.Volume:
     return job_pb2.Volume(name=name, size_mib=size_mib, path=path)
+
+
+def vm(**options: Any) -> job_pb2.JobSpec:
+    return job_pb2.JobSpec(vm=job_pb2.VmOptions(**options))
+
+
+def network(kind: int, source: str = "") -> job_pb2.JobSpec:
+    return vm(network=job_pb2.Network(kind=kind, source=source))  # type: ignore[arg-type]
 
 
 WRONG: dict[str, tuple[job_pb2.JobSpec, str]] = {
@@ -40,6 +50,26 @@ WRONG: dict[str, tuple[job_pb2.JobSpec, str]] = {
     "relative path": (job_pb2.JobSpec(volumes=[volume(path="data")]), "volumes[0].path 'data'"),
     "root": (job_pb2.JobSpec(volumes=[volume(path="/")]), "volumes[0].path '/'"),
     "climbing path": (job_pb2.JobSpec(volumes=[volume(path="/a/../b")]), "volumes[0].path"),
+    "hugepages": (
+        vm(hugepage_size_kib=4),
+        "vm.hugepage_size_kib is 4: it must be one of 2048 (2 MiB), 1048576 (1 GiB), or 0",
+    ),
+    "half a page": (
+        job_pb2.JobSpec(memory_mib=1025, vm=job_pb2.VmOptions(hugepage_size_kib=2048)),
+        "memory_mib is 1025: in pages of 2 MiB it must be a multiple of that, e.g. 1026",
+    ),
+    "a bridge without a name": (network(job_pb2.Network.BRIDGE), "bridge needs the name of the host's bridge"),
+    "macvtap of two words": (network(job_pb2.Network.MACVTAP, "eth0 up"), "vm.network.source 'eth0 up': macvtap needs"),
+    "a name that Linux refuses": (network(job_pb2.Network.BRIDGE, "x" * 16), "1 to 15 letters"),
+    "a way out of /sys": (network(job_pb2.Network.BRIDGE, ".."), "vm.network.source '..'"),
+    "user network with a source": (network(job_pb2.Network.USER, "br0"), "vm.network.source 'br0': user takes none"),
+    "a source alone": (network(job_pb2.Network.KIND_UNSPECIFIED, "br0"), "'br0': no network takes none"),
+    "a network of the future": (network(9), "vm.network.kind is 9"),
+    "vendor too long": (vm(hypervisor_vendor_id="x" * 13), "vm.hypervisor_vendor_id 'xxxxxxxxxxxxx': at most 12"),
+    "vendor with a comma": (vm(hypervisor_vendor_id="a,b"), "no comma"),
+    "vendor in Greek": (vm(hypervisor_vendor_id="αβγ"), "printable ASCII"),
+    "much user data": (vm(user_data="é" * 32769), "vm.user_data has 65538 bytes: at most 65536"),
+    "user data with a NUL": (vm(user_data="a\0"), "vm.user_data: no NUL"),
     "empty volume": (job_pb2.JobSpec(volumes=[volume(size_mib=0)]), "volumes[0].size_mib is 0"),
 }  # fmt: skip
 
@@ -48,6 +78,10 @@ def test_a_good_spec_has_none() -> None:
     good = spec("train-1")
     good.volumes.append(volume())
     good.env["A_1"] = "x\ny"
+    assert faults(good) == []
+    good.vm.hugepage_size_kib = 1024 * 1024
+    good.vm.network.kind, good.vm.network.source = job_pb2.Network.MACVTAP, "enp1s0f0.100"
+    good.vm.user_data, good.vm.hypervisor_vendor_id = "#cloud-config\n" + "x" * 60000, "Micro-soft+1"
     assert faults(good) == []
 
 
