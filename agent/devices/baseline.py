@@ -1,23 +1,44 @@
 """What a device unit looked like at first sight, and how it differs from that now.
 
-Decides whether two sights of a function are the same device in the same state; never touches the device beyond reading
-it. The offsets are those of a type 0 header (PCI Local Bus Specification 3.0, 6.1).
+Decides whether two sights of a function are the same device in the same state; never touches the device beyond waking
+and reading it. The offsets are those of a type 0 header (PCI Local Bus Specification 3.0, 6.1).
+
+All sights are taken in one condition: bound to vfio-pci, open to nobody, awake. vfio-pci lets a device that nobody has
+open go to D3hot (vfio_pci_core_register_device, drivers/vfio/pci/vfio_pci_core.c), so "D3hot" alone is no fault; but
+one that does not wake up is broken. Since Linux 5.19 that is runtime power management, and `power/control` wakes the
+device. Before, vfio-pci does it by itself, the kernel never says "suspended", and nothing in sysfs can wake the device:
+there D3hot is taken as it is.
+
+Of the command register only some bits mean anything:
+- bus mastering, which lets the device write to memory: must not be on if it was not at first sight;
+- memory decoding: must not be off if it was on, for then the kernel's restore of the config space failed. It may be on
+  if it was off, since vfio-pci's first user switches it on for good (pci_enable_device);
+- parity error response and SERR#, the host's settings: must be the same.
+INTx disable is left as it is by whoever used interrupts last, I/O decoding is the VGA arbiter's, and the others are not
+PCIe's.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from gpupool.v1 import inventory_pb2
 
 from ..ports import Sysfs
-from .pci import DEVICES, read_function
+from .attributes import link_speed, link_width
+from .pci import DEVICES
 
 HEADER_BYTES = 64
 COMMAND, BARS, ROM_BAR = 0x04, 0x10, 0x30
+MEMORY_DECODE, BUS_MASTER, PARITY, SERR = 0x0002, 0x0004, 0x0040, 0x0100  # bits of the command register
+MEM_64 = 0x100000  # IORESOURCE_MEM_64, linux/ioport.h
+ROM_ENABLE = 0x1  # of the ROM BAR: whoever reads the ROM switches it
+AWAKE = ("D0", "unknown", "")  # "unknown": the kernel has not asked yet; empty: it does not tell (before Linux 5.11)
+SUSPENDED, OLD_VFIO_IDLE = "suspended", "D3hot"
 DEAD = 0xFFFF  # what a read of a device that does not answer returns, whichever the register
 
 
@@ -31,6 +52,10 @@ class DeviceError(Exception):
 
 class NotClean(DeviceError):
     """The unit could not be reset, or not be proven clean. It must be quarantined; str() is the reason."""
+
+
+class Final(NotClean):
+    """Not clean, and nothing more may be tried: a call hangs in the kernel, or the operator's command said no."""
 
 
 class BindFailed(DeviceError):
@@ -81,14 +106,49 @@ def first_sight(sysfs: Sysfs, unit: inventory_pb2.Unit) -> Baseline:
 
 
 def sight(sysfs: Sysfs, address: str) -> FunctionBaseline:
-    """One function as it is now. Ids and command come from its config space, not from what the kernel remembers."""
+    """One function as it is now. Ids and command come from its config space, not from what the kernel remembers.
+
+    Raises NotClean if it does not answer or does not wake up.
+    """
+    with awake(sysfs, address):
+        return _sight(sysfs, address)
+
+
+@contextmanager
+def awake(sysfs: Sysfs, address: str) -> Iterator[None]:
+    """Keep the function in D0 meanwhile. Raises NotClean if that cannot be done; may block as a write does."""
+    power = f"{DEVICES}/{address}/power"
+    suspended = sysfs.read(f"{power}/runtime_status") == SUSPENDED
+    if sysfs.read(f"{power}/control") != "auto":  # awake already, or a kernel without power management
+        _require_awake(sysfs, address, suspended=suspended)
+        yield
+        return
+    try:
+        sysfs.write(f"{power}/control", "on")
+    except OSError as error:
+        raise NotClean(address, "power state", f"not to be changed ({error.strerror or error})", "D0") from error
+    try:
+        _require_awake(sysfs, address, suspended=suspended)
+        yield
+    finally:
+        with suppress(OSError):  # it stays awake, which costs power and nothing else
+            sysfs.write(f"{power}/control", "auto")
+
+
+def _require_awake(sysfs: Sysfs, address: str, *, suspended: bool) -> None:
+    state = sysfs.read(f"{DEVICES}/{address}/power_state") or ""
+    idle = state == OLD_VFIO_IDLE and not suspended and sysfs.read("module/vfio_pci/parameters/disable_idle_d3") != "Y"
+    if state not in AWAKE and not idle:
+        raise NotClean(address, "power state", state, "D0")
+
+
+def _sight(sysfs: Sysfs, address: str) -> FunctionBaseline:
     header = sysfs.read_bytes(f"{DEVICES}/{address}/config", HEADER_BYTES)
     if header is None or len(header) < HEADER_BYTES:
         raise NotClean(address, "config space", "unreadable" if header is None else "cut short", "a 64-byte header")
     vendor, device, command = struct.unpack_from("<HHH", header)
     if vendor == DEAD:
         raise NotClean(address, "config space", "0xff throughout: the device does not answer", "a header")
-    known = read_function(sysfs, address, _ignore)
     return FunctionBaseline(
         address=address,
         vendor_id=vendor,
@@ -97,8 +157,8 @@ def sight(sysfs: Sysfs, address: str) -> FunctionBaseline:
         command=command,
         bars=(*struct.unpack_from("<6I", header, BARS), *struct.unpack_from("<I", header, ROM_BAR)),
         resources=tuple((sysfs.read(f"{DEVICES}/{address}/resource") or "").splitlines()),
-        link_speed_mts=known.link_speed_mts,
-        link_width=known.link_width,
+        link_speed_mts=link_speed(sysfs.read(f"{DEVICES}/{address}/current_link_speed") or "") or 0,
+        link_width=link_width(sysfs.read(f"{DEVICES}/{address}/current_link_width") or "") or 0,
     )
 
 
@@ -107,24 +167,80 @@ def compare(first: FunctionBaseline, now: FunctionBaseline) -> None:
 
     A link may be faster than at first sight, for GPUs let theirs slow down while idle, but neither slower nor narrower.
     """
-    for field, seen, expected in _differences(first, now):
+    for field, seen, expected in _differences(first, now, _places):
         raise NotClean(first.address, field, seen, expected)
 
 
-def _differences(first: FunctionBaseline, now: FunctionBaseline) -> Iterator[tuple[str, str, str]]:
-    for field, digits in (("vendor_id", 4), ("device_id", 4), ("class_code", 6), ("command", 4)):
+def compare_moved(first: FunctionBaseline, now: FunctionBaseline) -> None:
+    """As `compare`, for a function that the kernel found anew and may have given other addresses.
+
+    Its BARs must be of the same kinds and sizes, and its registers hold what the kernel gave it.
+    """
+    for field, seen, expected in _differences(first, now, _sizes):
+        raise NotClean(first.address, field, seen, expected)
+
+
+def _differences(
+    first: FunctionBaseline,
+    now: FunctionBaseline,
+    places: Callable[[FunctionBaseline, FunctionBaseline], Iterator[tuple[str, str, str]]],
+) -> Iterator[tuple[str, str, str]]:
+    """Each field that differs, with what was seen and what expected. `places` compares the addresses."""
+    for field, digits in (("vendor_id", 4), ("device_id", 4), ("class_code", 6)):
         seen, expected = getattr(now, field), getattr(first, field)
         if seen != expected:
             yield field.replace("_", " "), f"0x{seen:0{digits}x}", f"0x{expected:0{digits}x}"
-    for index, (seen, expected) in enumerate(zip(now.bars, first.bars, strict=True)):
-        if seen != expected:
-            yield f"BAR {index}" if index < 6 else "ROM BAR", f"0x{seen:08x}", f"0x{expected:08x}"
-    if now.resources != first.resources:
-        yield "resource", repr(now.resources), repr(first.resources)
+    gained, lost = now.command & ~first.command, first.command & ~now.command
+    if gained & BUS_MASTER or lost & MEMORY_DECODE or (gained | lost) & (PARITY | SERR):
+        yield "command", f"0x{now.command:04x}", f"0x{first.command:04x}"
+    yield from places(first, now)
     if now.link_width < first.link_width:
         yield "link width", f"x{now.link_width}", f"x{first.link_width}"
     if now.link_speed_mts < first.link_speed_mts:
         yield "link speed", f"{now.link_speed_mts} MT/s", f"{first.link_speed_mts} MT/s"
+
+
+def _places(first: FunctionBaseline, now: FunctionBaseline) -> Iterator[tuple[str, str, str]]:
+    for index, (seen, expected) in enumerate(zip(_registers(now), _registers(first), strict=True)):
+        if seen != expected:
+            yield f"BAR {index}" if index < 6 else "ROM BAR", f"0x{seen:08x}", f"0x{expected:08x}"
+    if now.resources != first.resources:
+        yield "resource", repr(now.resources), repr(first.resources)
+
+
+def _sizes(first: FunctionBaseline, now: FunctionBaseline) -> Iterator[tuple[str, str, str]]:
+    seen_all, expected_all = [_ranges(sight) for sight in (now, first)]
+    if (seen := [(size, flags) for _, size, flags in seen_all]) != (
+        expected := [(size, flags) for _, size, flags in expected_all]
+    ):
+        yield "resource", repr(seen), repr(expected)
+        return
+    for index, ((start, size, flags), (start_before, _, _)) in enumerate(zip(seen_all[:6], expected_all, strict=False)):
+        wide = bool(flags & MEM_64) and index < 5
+        register, before = _register(now, index, wide=wide), _register(first, index, wide=wide)
+        moved = before + start - start_before
+        if size and register != moved:
+            yield f"BAR {index}", f"0x{register:08x}", f"0x{moved:08x}"
+
+
+def _register(sight: FunctionBaseline, index: int, *, wide: bool) -> int:
+    return sight.bars[index] | (sight.bars[index + 1] << 32 if wide else 0)
+
+
+def _ranges(sight: FunctionBaseline) -> list[tuple[int, int, int]]:
+    """Start, size and flags of each line of `resources`; size 0 where there is nothing or nothing that can be read."""
+    ranges = []
+    for line in sight.resources:
+        try:
+            start, end, flags = (int(word, 16) for word in line.split())
+        except ValueError:
+            start = end = flags = 0
+        ranges.append((start, end - start + 1 if end else 0, flags))
+    return ranges
+
+
+def _registers(sight: FunctionBaseline) -> tuple[int, ...]:
+    return (*sight.bars[:6], sight.bars[6] & ~ROM_ENABLE)
 
 
 def _function_from(entry: Mapping[str, Any]) -> FunctionBaseline:
@@ -143,7 +259,3 @@ def _function_from(entry: Mapping[str, Any]) -> FunctionBaseline:
     if len(values["bars"]) != 7:
         raise ValueError(f"not a baseline: {len(values['bars'])} BARs")
     return FunctionBaseline(**values)
-
-
-def _ignore(note: str) -> None:
-    """Notes are the inventory's; here a value that cannot be read shows as a difference."""

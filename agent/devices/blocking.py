@@ -1,11 +1,12 @@
-"""Blocking calls, kept off the event loop and off each other."""
+"""Blocking calls, kept off the event loop and off each other, and which functions they are busy with."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -43,3 +44,36 @@ async def in_own_thread(call: Callable[[], T], /) -> T:
 
     threading.Thread(target=work, name="gpupool-device", daemon=True).start()
     return await done
+
+
+class InFlight:
+    """Which functions have a call under way, one that hangs and that nobody waits for any more included."""
+
+    def __init__(self, run_blocking: RunBlocking = in_own_thread) -> None:
+        self._run = run_blocking
+        self._lock = threading.Lock()
+        self._calls: Counter[str] = Counter()
+
+    def on(self, addresses: Iterable[str]) -> RunBlocking:
+        """A RunBlocking whose calls count as under way on `addresses`."""
+        functions = tuple(addresses)
+
+        def run(call: Callable[[], T], /) -> Awaitable[T]:
+            def counted() -> T:
+                try:
+                    return call()
+                finally:
+                    with self._lock:
+                        self._calls.subtract(functions)
+
+            with self._lock:
+                self._calls.update(functions)
+            return self._run(counted)
+
+        return run
+
+    def functions(self) -> frozenset[str]:
+        """Addresses with at least one call under way."""
+        with self._lock:
+            self._calls = +self._calls
+            return frozenset(self._calls)

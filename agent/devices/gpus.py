@@ -9,6 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .bars import windows
+from .pci import Function
+
+MIB = 1 << 20
+LEAST_WHOLE_BAR = 1 << 30
+MOST_MEMORY = 1 << 43  # 8 TiB: far above any GPU's, so that nonsense does not pass for memory
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -81,6 +88,21 @@ _MANAGEMENT_DISPLAY_VENDORS = frozenset({ASPEED, MATROX})
 def identify(vendor_id: int, device_id: int) -> Gpu:
     """The GPU with these PCI ids. One that the table lacks is called "pci-vvvv-dddd", its memory unknown (0)."""
     return _GPUS.get((vendor_id, device_id)) or Gpu(f"pci-{vendor_id:04x}-{device_id:04x}", 0)
+
+
+def memory_of(gpu: Function) -> tuple[int, str]:
+    """The GPU's memory in MiB and its source: "table", "bar", or empty with 0 where it is unknown.
+
+    A BAR of a gibibyte or more is the whole memory, rounded up to a power of two as BARs are: on datacentre cards, and
+    on others whose BAR was resized. So "bar" is an upper bound, less than twice too high. A smaller BAR (256 MiB is the
+    rule without resizing) says nothing, and neither does that of a device which is no GPU by its class.
+    """
+    if (known := _GPUS.get((gpu.vendor_id, gpu.device_id))) is not None:
+        return known.memory_mib, "table" if known.memory_mib else ""
+    sizes = [bar.size_bytes for bar in windows(gpu.bars) if bar.is_64bit and bar.prefetchable]
+    largest = max(sizes, default=0)
+    plausible = gpu.has_gpu_class and LEAST_WHOLE_BAR <= largest <= MOST_MEMORY and largest.bit_count() == 1
+    return (largest // MIB, "bar") if plausible else (0, "")
 
 
 def is_management_display(vendor_id: int) -> bool:

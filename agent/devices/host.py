@@ -1,83 +1,202 @@
-"""The host's devices as the worker sees them: what there is, binding a unit, reclaiming it.
+"""The host's devices as the worker sees them: what there is, binding a unit, reclaiming it, whether it is well.
 
-Remembers each unit's first sight of this boot, because "clean" means "as then".
+Remembers each unit's first sight of this boot, because "clean" means "as then", and what became of its reclaims. Calls
+for several units run side by side; calls for one unit must come one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from gpupool.v1.inventory_pb2 import Inventory, Unit
+from gpupool.v1.records_pb2 import UnitHistory
 
 from ..ports import Sysfs
 from ..work.records import Records
-from . import reclaim as devices
-from .baseline import Baseline, DeviceError, first_sight
+from . import pci
+from .baseline import Baseline, DeviceError, Final
+from .bind import Refuse
+from .blocking import InFlight, RunBlocking, in_own_thread
+from .health import HealthWatch
+from .history import Histories, failed, record_name, succeeded
 from .inventory import read_inventory
+from .pcitree import PciTree
+from .reclaim import Outcome, Patience, Reclaim
+from .remember import Remembered
+from .reset import HotReset, Means
+from .scrub import scrub
 
-__all__ = ["DeviceError", "Devices", "SysfsDevices"]
+__all__ = ["DeviceError", "Devices", "Policy", "SysfsDevices"]
 
 _KIND = "baselines"
+LOOK_AGAIN_S = 0.05
+READ_LIMIT_S = 10.0  # of a look at one unit's health
 
 
 class Devices(Protocol):
     """What the worker needs of the host's devices."""
 
     def inventory(self) -> Inventory:
-        """What the host has now; session and images are for the caller to fill in."""
+        """What the host has now; session and images are for the caller to fill in. Waits for no device that hangs."""
         ...
 
     async def bind(self, unit: Unit) -> None:
         """Make every function of the unit ready for a VM. Raises DeviceError."""
         ...
 
-    async def reclaim(self, unit: Unit) -> str:
-        """Reset the unit and prove it clean; returns the proof. Raises DeviceError with the reason of a quarantine."""
+    async def reclaim(self, unit: Unit, *, used: bool = True, allocation: str = "") -> str:
+        """Prove the unit clean, after a reset if a VM may have `used` it since the last proof; returns the proof.
+
+        `allocation`: of that VM, for the operator's scrub command. Raises DeviceError with the reason of a quarantine.
+        """
+        ...
+
+    async def health(self, units: Sequence[Unit]) -> Mapping[str, str]:
+        """What is wrong with the units that VMs use, by unit; one that is well is not there. Looks at each anew."""
+        ...
+
+    def history(self, unit: Unit) -> UnitHistory:
+        """What became of the unit's reclaims so far."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the site decided. `scrub_command`: run between tenants, with its time limit; empty: none."""
+
+    patience: Patience = field(default_factory=Patience)
+    pm_reset_is_enough: bool = False  # see reset.Means
+    scrub_command: tuple[str, ...] = ()
+    scrub_timeout_s: float = 600.0
+
+
 class SysfsDevices:
-    """Implements Devices on a sysfs tree. `reset_timeout_s` bounds a reset, and the proof after it."""
+    """Implements Devices on a sysfs tree.
+
+    `read` makes the inventory of a tree; functions with (vendor, device) ids in `allow` are GPUs whatever their class.
+    `hung` tells of functions on which a call of an earlier agent still hangs, and what it is. `refuse` is bind's.
+    """
 
     def __init__(
         self,
         sysfs: Sysfs,
         records: Records,
         *,
-        reset_timeout_s: float = 60.0,
-        reserved_memory_mib: int = 0,
-        reserved_cpus: Collection[int] = (),
-        labels: Mapping[str, str] | None = None,
-        run_blocking: devices.RunBlocking = devices.in_own_thread,
+        policy: Policy | None = None,
+        read: Callable[[Sysfs], Inventory] = read_inventory,
+        allow: Collection[pci.Ids] = (),
+        hot_reset: HotReset | None = None,
+        hung: Callable[[], Mapping[str, str]] = dict,
+        refuse: Refuse = lambda _addresses: {},
+        run_blocking: RunBlocking = in_own_thread,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._sysfs = sysfs
         self._records = records
-        self._timeout_s = reset_timeout_s
-        self._memory_mib = reserved_memory_mib
-        self._cpus = reserved_cpus
-        self._labels = labels
+        self._policy = policy = policy or Policy()
+        self._read = read
+        self._allow = allow
+        self._means = Means(sysfs, hot_reset, pm_is_enough=policy.pm_reset_is_enough)
+        self._hung = hung
+        self._refuse = refuse
         self._run = run_blocking
+        self._wall = wall
+        self._in_flight = InFlight(run_blocking)
+        self._remembered = Remembered(sysfs)
+        self._health = HealthWatch(sysfs)
+        self._histories = Histories(records)
         self._baselines = {name: Baseline.from_dict(data) for name, data in records.load(_KIND).items()}
 
     def inventory(self) -> Inventory:
-        """See Devices."""
-        return read_inventory(
-            self._sysfs, reserved_memory_mib=self._memory_mib, reserved_cpus=self._cpus, labels=self._labels
-        )
+        """See Devices. Functions with a call under way are shown as they were before it."""
+        found = self._read(self._remembered.without(self._busy()))
+        found.notes.extend(f"{address}: {what} of an earlier agent hangs" for address, what in self._hung().items())
+        return found
 
     async def bind(self, unit: Unit) -> None:
         """See Devices."""
-        await devices.bind(self._sysfs, unit, run_blocking=self._run)
+        await self._idle(unit)
+        await self._reclaim_of(unit).bind()
+        await self._in_flight.on(_addresses(unit))(lambda: self._health.begin(unit))
 
-    async def reclaim(self, unit: Unit) -> str:
+    async def reclaim(self, unit: Unit, *, used: bool = True, allocation: str = "") -> str:
         """See Devices. The first reclaim of a boot also takes the first sight, of a unit that was just reset."""
-        await self.bind(unit)
-        if unit.id not in self._baselines:
-            await devices.reset(self._sysfs, unit, self._timeout_s, run_blocking=self._run)
-            baseline = await self._run(lambda: first_sight(self._sysfs, unit))
-            self._records.save(_KIND, unit.id, baseline.to_dict())
-            self._baselines[unit.id] = baseline
-        return await devices.reclaim(
-            self._sysfs, unit, self._baselines[unit.id], self._timeout_s, run_blocking=self._run
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        self._health.end(unit)
+        try:
+            await self._idle(unit)
+            baseline = self._baselines.get(record_name(unit))
+            outcome = await self._reclaim_of(unit, allocation).run(baseline, used=used)
+        except DeviceError as error:
+            history = failed(self.history(unit), str(error), self._wall(), clock() - began)
+            self._histories.keep(unit, history)
+            raise
+        self._learn(unit, outcome)
+        history = succeeded(self.history(unit), outcome.method, self._wall(), clock() - began)
+        self._histories.keep(unit, history)
+        return outcome.proof
+
+    async def health(self, units: Sequence[Unit]) -> Mapping[str, str]:
+        """See Devices. A unit that another call is busy with, or that cannot be looked at in time, says nothing."""
+        idle = [unit for unit in units if not self._busy().intersection(_addresses(unit))]
+        found = await asyncio.gather(*(self._look_at(unit) for unit in idle))
+        return {unit.id: what for unit, what in zip(idle, found, strict=True) if what}
+
+    def history(self, unit: Unit) -> UnitHistory:
+        """See Devices. It survives the agent, not a reboot."""
+        return self._histories.of(unit)
+
+    async def _look_at(self, unit: Unit) -> str:
+        try:
+            async with asyncio.timeout(READ_LIMIT_S):
+                return await self._in_flight.on(_addresses(unit))(lambda: self._health.look(unit))
+        except TimeoutError:
+            return ""
+
+    async def _look_around(self, unit: Unit) -> PciTree:
+        """All functions, those of the unit in full, without waiting for others that calls are under way on."""
+        sysfs, ours = self._remembered.without(self._busy()), _addresses(unit)
+        read = partial(pci.read_functions, sysfs, lambda _note: None, allow=self._allow, wanted=lambda _outlines: ours)
+        return PciTree(await self._run(read))
+
+    def _reclaim_of(self, unit: Unit, allocation: str = "") -> Reclaim:
+        command, limit_s = self._policy.scrub_command, self._policy.scrub_timeout_s
+        return Reclaim(
+            unit,
+            self._means,
+            lambda: self._look_around(unit),
+            self._in_flight.on(_addresses(unit)),
+            self._policy.patience,
+            self._refuse,
+            (lambda: scrub(command, unit, allocation, limit_s)) if command else None,
         )
+
+    def _busy(self) -> frozenset[str]:
+        return self._in_flight.functions() | self._hung().keys()
+
+    async def _idle(self, unit: Unit) -> None:
+        """Wait for earlier calls on the unit. Raises Final if one hangs: whatever touches the unit now would too."""
+        looks = 1 + round(self._policy.patience.idle_s / LOOK_AGAIN_S)
+        for again in reversed(range(looks)):
+            if not (held := sorted(self._busy().intersection(_addresses(unit)))):
+                return
+            if again:
+                await asyncio.sleep(LOOK_AGAIN_S)
+        what = self._hung().get(held[0], "an earlier call")
+        raise Final(held[0], "device", f"held by the kernel ({what} hangs)", "free; a reboot may free it")
+
+    def _learn(self, unit: Unit, outcome: Outcome) -> None:
+        name = record_name(unit)
+        if self._baselines.get(name) != outcome.baseline:
+            self._records.save(_KIND, name, outcome.baseline.to_dict())
+            self._baselines[name] = outcome.baseline
+
+
+def _addresses(unit: Unit) -> list[str]:
+    return [function.address for function in unit.functions]

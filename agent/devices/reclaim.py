@@ -1,220 +1,223 @@
-"""Reclaiming devices: bind, reset, prove. A device is guilty until proven clean.
+"""Reclaiming a unit: reset it and prove it clean, by ever stronger means, or say why it must be quarantined.
 
-Decides how a unit is reset and whether the proof holds; never trusts a reset because the kernel called it done, and
-never resets anything outside the unit. Every access to a sick device can block for as long as the kernel likes, so each
-runs through `run_blocking`, by default in a daemon thread of its own: a reset that hangs holds up nothing else.
+Decides what is tried and in which order: each function by its own reset; the buses that the unit has to itself; removal
+and rediscovery. Each is followed by the proof, and only a proof ends it well. Never resets anything outside the unit;
+never goes on after a call that hangs, for whatever came next would hang too. A device is guilty until proven clean.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from gpupool.v1 import inventory_pb2
 
 from ..ports import Sysfs
-from . import pci
-from .baseline import Baseline, BindFailed, DeviceError, FunctionBaseline, NotClean, compare, first_sight, sight
-from .blocking import RunBlocking, in_own_thread
-from .pci import DEVICES, KERNELS_CHOICE
-from .units import BUS_METHODS, bridge_above, needs_bus_reset, reset_domain
+from .aer import AerCounts
+from .baseline import Baseline, Final, NotClean, compare, compare_moved, first_sight, sight
+from .bind import Refuse, bind
+from .blocking import RunBlocking
+from .pci import DEVICES
+from .pcitree import PciTree
+from .prove import Compare, prove, read_errors
+from .rescan import rescan
+from .reset import BUS_STEPS, Means, Step, by_bus, by_function
 
-__all__ = [
-    "Baseline",
-    "BindFailed",
-    "DeviceError",
-    "FunctionBaseline",
-    "NotClean",
-    "RunBlocking",
-    "bind",
-    "first_sight",
-    "in_own_thread",
-    "prove",
-    "reclaim",
-    "reset",
-]
-
-VFIO = "vfio-pci"
-# Best first, by the kernel's names (pci_reset_fn_methods, drivers/pci/pci.c). A bus reset is stronger than `pm`, which
-# only goes through D3hot and need not clear memory, but ours to use only when nothing outside the unit is on the bus.
-METHODS = ("flr", "af_flr", "device_specific", "acpi", *sorted(BUS_METHODS), "pm", KERNELS_CHOICE)
-
-
-async def bind(
-    sysfs: Sysfs, unit: inventory_pb2.Unit, driver: str = VFIO, *, run_blocking: RunBlocking = in_own_thread
-) -> None:
-    """Give every function of the unit to `driver`. One that has it already is left alone. Raises BindFailed.
-
-    Takes as long as the driver before needs to let go, which is for ever if a program uses the device: set a timeout.
-    """
-    for function in unit.functions:
-        address = function.address
-        try:
-            await run_blocking(lambda address=address: _bind(sysfs, address, driver))  # type: ignore[misc]
-        except OSError as error:
-            raise BindFailed(address, "driver", f"not to be changed ({_text(error)})", driver) from error
-
-
-async def reset(
-    sysfs: Sysfs, unit: inventory_pb2.Unit, timeout_s: float, *, run_blocking: RunBlocking = in_own_thread
-) -> str:
-    """Reset every function of the unit, each by the best method that hits nothing outside the unit.
-
-    Returns the methods used, joined by "+". Companions that have no reset of their own are passed over: the proof
-    covers them. Raises NotClean if a GPU cannot be reset, the kernel refuses, or the whole unit takes more than
-    `timeout_s` seconds.
-    """
-    used: dict[str, None] = {}
-    address = unit.id
-    try:
-        async with asyncio.timeout(timeout_s):
-            for step in await run_blocking(lambda: list(_resets(sysfs, unit))):
-                address = step.address
-                await run_blocking(step.write)
-                used[step.method] = None
-    except TimeoutError as error:
-        raise NotClean(address, "reset", f"not done after {timeout_s:g} s", "done") from error
-    except OSError as error:
-        raise NotClean(address, "reset", f"refused ({_text(error)})", "done") from error
-    return "+".join(used)
-
-
-async def prove(
-    sysfs: Sysfs, unit: inventory_pb2.Unit, baseline: Baseline, *, run_blocking: RunBlocking = in_own_thread
-) -> str:
-    """Prove by function that the unit is as at first sight, before and after a second bind to vfio-pci.
-
-    Returns what was proven, for people. Raises NotClean with the function, the field, what was seen and what expected.
-    """
-    if [first.address for first in baseline.functions] != [function.address for function in unit.functions]:
-        raise NotClean(unit.id, "unit", _addresses(unit), " ".join(first.address for first in baseline.functions))
-    await run_blocking(lambda: _compare(sysfs, baseline))
-    try:
-        for function in unit.functions:
-            address = function.address
-            await run_blocking(lambda address=address: _unbind(sysfs, address))  # type: ignore[misc]
-        await bind(sysfs, unit, run_blocking=run_blocking)
-    except BindFailed as error:
-        raise NotClean(error.address, error.field, error.seen, error.expected) from error
-    except OSError as error:
-        raise NotClean(address, "driver", f"not to be unbound ({_text(error)})", "none") from error
-    await run_blocking(lambda: _compare(sysfs, baseline))
-    return f"config, BARs, command, {_link(unit, baseline)}, rebind ok"
-
-
-async def reclaim(
-    sysfs: Sysfs,
-    unit: inventory_pb2.Unit,
-    baseline: Baseline,
-    timeout_s: float,
-    *,
-    run_blocking: RunBlocking = in_own_thread,
-) -> str:
-    """Reset the unit and prove it clean; each of the two may take `timeout_s` seconds.
-
-    Returns the proof ("flr; config, BARs, command, link x16 16000 MT/s, rebind ok"). Raises NotClean, and nothing else
-    that a device could cause.
-    """
-    methods = await reset(sysfs, unit, timeout_s, run_blocking=run_blocking)
-    try:
-        async with asyncio.timeout(timeout_s):
-            proof = await prove(sysfs, unit, baseline, run_blocking=run_blocking)
-    except TimeoutError as error:
-        raise NotClean(unit.id, "proof", f"not done after {timeout_s:g} s", "done") from error
-    return f"{methods}; {proof}"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Reset:
-    """One reset: of which function, by which method, and the write that does it."""
+class Patience:
+    """How long to wait, in seconds. `step`: for each of bind, reset, rediscovery and proof of the whole unit."""
 
-    address: str
+    step_s: float = 60.0  # the kernel itself waits up to 60 s for a device after a reset (PCIE_RESET_READY_POLL_MS)
+    idle_s: float = 10.0  # for an earlier call on the unit to come back: a look at its health may be under way
+    rescan_s: float = 5.0  # the scan has ended by then, drivers and udev may still be at it
+    link_s: float = 2.0  # for a link to be back; PCI Express Base 6.6.1 wants it up within 1 s
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A unit proven clean. `method` of the reset; empty: none was needed. `baseline`: to compare with from now on."""
+
     method: str
-    write: Callable[[], None]
+    proof: str
+    baseline: Baseline
 
 
-def _resets(sysfs: Sysfs, unit: inventory_pb2.Unit) -> Iterator[_Reset]:
-    """The resets that the unit needs, in the order of addresses. One bus reset covers its whole domain."""
-    everything = pci.read_functions(sysfs, lambda note: None)  # noqa: ARG005 - notes are the inventory's
-    ours = {function.address for function in unit.functions}
-    for gone in sorted(ours - {function.address for function in everything}):
-        raise NotClean(gone, "function", "gone from sysfs", "there")
-    covered: set[str] = set()
-    for function in (found for found in everything if found.address in ours):
-        domain = reset_domain(function, everything)
-        whole = all(other.address in ours or other.is_bridge for other in everything if other.address in domain)
-        bridge = bridge_above(function, everything)
-        if function.address in covered:
-            continue
-        if whole and bridge and bridge.resets_buses and needs_bus_reset(function, everything):
-            covered |= domain
-            yield _Reset(function.address, "bus", _reset_below(sysfs, bridge.address))
-        elif method := _method(function, whole=whole):
-            yield _Reset(function.address, method, _reset_function(sysfs, function.address, method))
-        elif function.is_gpu:
-            listed = " ".join(function.reset_methods) or "none"
-            raise NotClean(function.address, "reset method", listed, "one that hits nothing outside the unit")
+class Exhausted(NotClean):
+    """Nothing helped. Its fields are those of the last failure, its text has all of them."""
+
+    def __init__(self, failures: Sequence[tuple[str, NotClean]]) -> None:
+        last = failures[-1][1]
+        super().__init__(last.address, last.field, last.seen, last.expected)
+        self.args = ("; ".join(f"{means}: {failure}" for means, failure in failures),)
 
 
-def _method(function: pci.Function, *, whole: bool) -> str | None:
-    usable = [name for name in METHODS if name in function.reset_methods and (whole or name not in BUS_METHODS)]
-    return usable[0] if usable else None
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """The reclaim of one unit.
 
+    `look` reads the host's functions, this unit's in full, and waits for no other that hangs; `run_blocking` is told to
+    be at work on this unit; `scrub` is the operator's command.
+    """
 
-def _reset_below(sysfs: Sysfs, bridge: str) -> Callable[[], None]:
-    return lambda: sysfs.write(f"{DEVICES}/{bridge}/reset_subordinate", "1")
+    unit: inventory_pb2.Unit
+    means: Means
+    look: Callable[[], Awaitable[PciTree]]
+    run_blocking: RunBlocking
+    patience: Patience
+    refuse: Refuse = lambda _addresses: {}
+    scrub: Callable[[], Awaitable[None]] | None = None
 
+    async def run(self, baseline: Baseline | None, *, used: bool = True) -> Outcome:
+        """Reset and prove; without a baseline, take it after the reset. A unit that was not `used` is only proven.
 
-def _reset_function(sysfs: Sysfs, address: str, method: str) -> Callable[[], None]:
-    """A reset by exactly `method`. Then the kernel's own list comes back, for it forgets what we do not choose."""
-    base = f"{DEVICES}/{address}"
-
-    def write() -> None:
-        choose = sysfs.read(f"{base}/reset_method") is not None
-        if choose:
-            sysfs.write(f"{base}/reset_method", method)
+        May be repeated after having been cut short anywhere. Raises DeviceError, and nothing else that a device could
+        cause.
+        """
+        failures: list[tuple[str, NotClean]] = []
         try:
-            sysfs.write(f"{base}/reset", "1")
-        finally:
-            if choose:
-                sysfs.write(f"{base}/reset_method", KERNELS_CHOICE)
+            if outcome := await self._in_place(baseline, failures, used=used):
+                return outcome
+            if outcome := await self._found_anew(baseline, failures):
+                return outcome
+        except NotClean as error:
+            failures.append(("then", error))
+        raise Exhausted(failures) if len(failures) > 1 else failures[0][1]
 
-    return write
+    async def bind(self) -> None:
+        """Give the unit to vfio-pci. Raises DeviceError."""
+        await self._limited("bind", bind(self._sysfs, self.unit, run_blocking=self.run_blocking, refuse=self.refuse))
+
+    @property
+    def _sysfs(self) -> Sysfs:
+        return self.means.sysfs
+
+    async def _in_place(
+        self, baseline: Baseline | None, failures: list[tuple[str, NotClean]], *, used: bool
+    ) -> Outcome | None:
+        """By proof alone if that will do, else by resets. None if all failed; why is in `failures`."""
+        tree = await self.look()
+        try:
+            await self.run_blocking(self._require_all)
+        except NotClean as error:
+            failures.append(("reset", error))
+            return None
+        await self.bind()
+        if baseline is not None and not used:
+            try:
+                return Outcome("", f"no reset needed; {await self._prove(baseline, compare)}", baseline)
+            except Final:
+                raise
+            except NotClean as error:
+                failures.append(("unused", error))
+        return await self._climb(baseline, tree, compare, failures)
+
+    async def _found_anew(self, baseline: Baseline | None, failures: list[tuple[str, NotClean]]) -> Outcome | None:
+        """Remove the functions, find them again, then resets. As `_in_place`."""
+        tree = await self.look()
+        wait_s = self.patience.rescan_s
+        found = rescan(self._sysfs, self.unit, tree, wait_s, run_blocking=self.run_blocking)
+        try:
+            await self._limited("remove and rescan", found)
+        except OSError as error:
+            raise _refused(self.unit.id, "remove and rescan", error) from error
+        await self.bind()
+        outcome = await self._climb(baseline, await self.look(), compare_moved, failures)
+        if outcome is None:
+            return None
+        moved = await self._limited("proof", self.run_blocking(lambda: _moved(self._sysfs, outcome.baseline)))
+        return Outcome(f"remove and rescan, {outcome.method}", f"remove and rescan, {outcome.proof}", moved)
+
+    async def _climb(
+        self,
+        baseline: Baseline | None,
+        tree: PciTree,
+        comparison: Compare,
+        failures: list[tuple[str, NotClean]],
+    ) -> Outcome | None:
+        """Each function by its own means, then by the bus. None if neither helps; why is in `failures`."""
+        tried: set[str] = set()
+        for plan in (by_function, by_bus):
+            steps: list[Step] = []
+            try:
+                steps = plan(self.means, self.unit, tree)
+                if steps and not (plan is by_bus and tried and tried <= BUS_STEPS):
+                    tried = {step.method for step in steps}
+                    return await self._attempt(steps, baseline, comparison)
+            except Final:
+                raise
+            except NotClean as error:
+                failures.append((_names(steps) or "reset", error))
+        return None
+
+    async def _attempt(self, steps: Sequence[Step], baseline: Baseline | None, comparison: Compare) -> Outcome:
+        """Reset, scrub, prove."""
+        errors = await self._limited("AER counters", self.run_blocking(lambda: read_errors(self._sysfs, self.unit)))
+        await self._limited("reset", self._reset(steps))
+        await self._limited("reset", self.run_blocking(self._require_all))
+        await self.bind()  # a slot that took the reset for an unplugging has found the functions anew
+        if self.scrub:
+            await self.scrub()
+        if baseline is None:
+            first = self.run_blocking(lambda: first_sight(self._sysfs, self.unit))
+            baseline = await self._limited("first sight", first)
+        proof = await self._prove(baseline, comparison, errors)
+        return Outcome(_names(steps), f"{_names(steps)}; {proof}", baseline)
+
+    def _require_all(self) -> None:
+        for function in self.unit.functions:
+            if not self._sysfs.list(f"{DEVICES}/{function.address}"):
+                raise NotClean(function.address, "function", "gone from sysfs", "there")
+
+    async def _reset(self, steps: Sequence[Step]) -> None:
+        for step in steps:
+            try:
+                await self.run_blocking(step.do)
+            except OSError as error:
+                raise _refused(step.address, "reset", error) from error
+
+    async def _prove(
+        self, baseline: Baseline, comparison: Compare, errors: Mapping[str, AerCounts] | None = None
+    ) -> str:
+        proof = prove(
+            self._sysfs,
+            self.unit,
+            baseline,
+            errors_before=errors,
+            comparison=comparison,
+            link_settles_s=self.patience.link_s,
+            run_blocking=self.run_blocking,
+        )
+        return await self._limited("proof", proof)
+
+    async def _limited(self, what: str, doing: Awaitable[T]) -> T:
+        """Await it for as long as a step may take. Raises Final if it takes longer: it hangs in the kernel."""
+        limit_s = self.patience.step_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await doing
+        except TimeoutError as error:
+            raise Final(self.unit.id, what, f"not done after {limit_s:g} s", "done") from error
 
 
-def _bind(sysfs: Sysfs, address: str, driver: str) -> None:
-    base = f"{DEVICES}/{address}"
-    if not sysfs.list(f"bus/pci/drivers/{driver}"):
-        raise BindFailed(address, "driver", f"not loaded (modprobe {driver})", driver)
-    if sysfs.read(f"{base}/driver_override") != driver:
-        sysfs.write(f"{base}/driver_override", driver)
-    if sysfs.link_name(f"{base}/driver") != driver:
-        _unbind(sysfs, address)
-        sysfs.write("bus/pci/drivers_probe", address)
-    # drivers_probe succeeds even if no driver took the device, so only the link tells.
-    if (bound := sysfs.link_name(f"{base}/driver")) != driver:
-        raise BindFailed(address, "driver", bound or "none", driver)
+def _moved(sysfs: Sysfs, baseline: Baseline) -> Baseline:
+    """The baseline with the addresses that the kernel gave to BARs now."""
+    now = {first.address: sight(sysfs, first.address) for first in baseline.functions}
+    return Baseline(
+        tuple(
+            replace(first, bars=now[first.address].bars, resources=now[first.address].resources)
+            for first in baseline.functions
+        )
+    )
 
 
-def _unbind(sysfs: Sysfs, address: str) -> None:
-    if sysfs.link_name(f"{DEVICES}/{address}/driver") is not None:
-        sysfs.write(f"{DEVICES}/{address}/driver/unbind", address)
+def _names(steps: Sequence[Step]) -> str:
+    return "+".join(dict.fromkeys(step.method for step in steps))
 
 
-def _compare(sysfs: Sysfs, baseline: Baseline) -> None:
-    for first in baseline.functions:
-        compare(first, sight(sysfs, first.address))
-
-
-def _link(unit: inventory_pb2.Unit, baseline: Baseline) -> str:
-    gpu = next((first for first in baseline.functions if first.address == unit.id), baseline.functions[0])
-    return f"link x{gpu.link_width} {gpu.link_speed_mts} MT/s" if gpu.link_width else "no link to compare"
-
-
-def _addresses(unit: inventory_pb2.Unit) -> str:
-    return " ".join(function.address for function in unit.functions)
-
-
-def _text(error: OSError) -> str:
-    return error.strerror or str(error)
+def _refused(address: str, what: str, error: OSError) -> NotClean:
+    return NotClean(address, what, f"refused ({error.strerror or error})", "done")

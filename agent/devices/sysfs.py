@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 MAX_TEXT_BYTES = 65536  # no attribute is longer than a page; `resource` and `meminfo` are far below this
+PAGE_BYTES = 4096  # sysfs answers in pages, of this size or larger
+# A copy of a tree may hold anything: opening a pipe must not wait for somebody to write to it.
+_OPEN_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class RealSysfs:
@@ -13,37 +16,49 @@ class RealSysfs:
 
     def __init__(self, root: Path = Path("/sys")) -> None:
         self.root = root
+        self._prefix = f"{root}/"  # an inventory reads thousands of files: joining Paths would cost more than reading
 
     def read(self, path: str) -> str | None:
         """The file's text, stripped, with bytes that are no UTF-8 replaced; None if it cannot be read."""
         raw = self.read_bytes(path, MAX_TEXT_BYTES)
         return None if raw is None else raw.decode("utf-8", errors="replace").strip()
 
-    def read_bytes(self, path: str, limit: int = 4096) -> bytes | None:
-        """The file's first `limit` bytes; None if it cannot be read.
+    def read_bytes(self, path: str, limit: int = 4096, offset: int = 0) -> bytes | None:
+        """Up to `limit` bytes of the file from `offset` on, fewer where it ends; None if it cannot be read.
 
-        Opened unbuffered: a buffered reader may ask a config file for more than is wanted, which can wake a device.
+        Asks for exactly that: reading more of a config file can wake a device, and undefined parts of it lock some up
+        (drivers/pci/pci-sysfs.c, pci_read_config).
         """
         try:
-            with (self.root / path).open("rb", buffering=0) as file:
-                return _read_up_to(file.fileno(), limit)
+            file = os.open(self._prefix + path, _OPEN_TO_READ)
         except (OSError, ValueError):  # ValueError: a NUL in the path
             return None
+        try:
+            return _read_up_to(file, limit, offset)
+        except OSError:
+            return None
+        finally:
+            os.close(file)
 
     def list(self, path: str) -> list[str]:
         """The directory's entries, sorted; empty if there is none."""
         try:
-            return sorted(os.listdir(self.root / path))  # noqa: PTH208 - names, not paths
+            return sorted(os.listdir(self._prefix + path))  # noqa: PTH208 - names, not paths
         except (OSError, ValueError):
             return []
 
     def link_name(self, path: str) -> str | None:
         """The last component of the link's target; None if there is no link."""
+        target = self.link_target(path)
+        return None if target is None else target.rstrip("/").rpartition("/")[2]
+
+    def link_target(self, path: str) -> str | None:
+        """The link's target as it is written, relative or not; None if there is no link."""
         try:
-            name = (self.root / path).readlink().name
-            return os.fsencode(name).decode("utf-8", errors="replace")
+            target = os.readlink(self._prefix + path)  # noqa: PTH115 - as above
         except (OSError, ValueError):
             return None
+        return os.fsencode(target).decode("utf-8", errors="replace")
 
     def write(self, path: str, text: str) -> None:
         """Hand `text` to the attribute in one write, as the kernel expects. Raises OSError as the kernel does."""
@@ -54,11 +69,16 @@ class RealSysfs:
             os.close(file)
 
 
-def _read_up_to(file: int, limit: int) -> bytes:
-    """Read until the end or `limit`: sysfs may answer a read of a large file in pieces."""
-    pieces: list[bytes] = []
-    left = limit
-    while left > 0 and (piece := os.read(file, left)):
+def _read_up_to(file: int, limit: int, offset: int) -> bytes:
+    """Read until the end or `limit`, a page at a time, as sysfs answers; less than a page is the end."""
+    if offset:
+        os.lseek(file, offset, os.SEEK_SET)
+    piece = os.read(file, min(limit, PAGE_BYTES))
+    if len(piece) < PAGE_BYTES:
+        return piece
+    pieces = [piece]
+    left = limit - len(piece)
+    while left > 0 and (piece := os.read(file, min(left, PAGE_BYTES))):
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)

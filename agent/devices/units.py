@@ -12,9 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from . import gpus
-from .pci import Function
+from .pci import KERNELS_CHOICE, Function
+from .pcitree import PciTree
 
-BUS_METHODS = frozenset({"bus", "cxl_bus"})  # as reset_method spells them: they hit the neighbours too
+# As reset_method spells them (pci_reset_fn_methods, drivers/pci/pci.c). A name that we do not know resets nothing.
+BUS_METHODS = frozenset({"bus", "cxl_bus"})  # they hit the neighbours too
+OWN_METHODS = frozenset({"flr", "af_flr", "device_specific", "acpi", "pm", KERNELS_CHOICE})
 PASSTHROUGH_DRIVERS = frozenset({"", "pci-stub"})  # and any vfio driver: the host makes no use of such a device
 STORAGE, MULTIMEDIA, SERIAL_BUS = 0x01, 0x04, 0x0C  # base classes
 
@@ -26,6 +29,7 @@ class DeviceUnit:
     functions: tuple[Function, ...]
     model: str
     memory_mib: int  # of each GPU; 0: unknown
+    memory_source: str  # where that is from, as gpus.memory_of has it
     numa_node: int  # -1: unknown, or its GPUs are on several
     unfit: str
     notes: tuple[str, ...]
@@ -36,115 +40,146 @@ class DeviceUnit:
         return next(function.address for function in self.functions if function.is_gpu)
 
 
-def device_units(functions: Sequence[Function]) -> list[DeviceUnit]:
+def device_units(functions: Iterable[Function]) -> list[DeviceUnit]:
     """The device units among all of a host's PCI functions, sorted by id. SR-IOV virtual functions found no units."""
-    closures = (_closure(gpu, functions) for gpu in functions if gpu.is_gpu and not gpu.virtual)
-    units = [_unit(members, functions) for members in _merged(closures)]
+    tree = _tree(functions)
+    seeds = sorted((f for f in tree if f.is_gpu and not f.virtual), key=lambda f: f.address)
+    units = [_unit(members, tree) for members in _merged(seeds, tree)]
     return sorted(units, key=lambda unit: unit.id)
+
+
+def near_gpus(functions: Iterable[Function]) -> frozenset[str]:
+    """Addresses of all that may end up in a unit, judged by outlines, whose reset methods are not known yet."""
+    tree = _tree(functions)
+    near: set[str] = set()
+    for gpu in tree:
+        if gpu.is_gpu and gpu.address not in near:
+            near |= _closure(gpu, tree, any_may_need_bus_reset=True)
+    return frozenset(near)
 
 
 def bridge_above(function: Function, functions: Iterable[Function]) -> Function | None:
     """The bridge that leads to the function's bus; None on a root bus, or if no bridge could be read that does."""
-    for bridge in functions:
-        if bridge.buses and bridge.domain == function.domain and bridge.buses[0] == function.bus:
-            return bridge
-    return None
+    return _tree(functions).bridge_above(function)
 
 
 def reset_domain(function: Function, functions: Iterable[Function]) -> frozenset[str]:
-    """Addresses of all that a bus reset of `function` hits: its bus, and every bus below that."""
-    functions = list(functions)
-    bridge = bridge_above(function, functions)
-    last = bridge.buses[1] if bridge and bridge.buses else function.bus
-    return frozenset(
-        other.address for other in functions if other.domain == function.domain and function.bus <= other.bus <= last
-    )
+    """Addresses of all that a bus reset of `function` hits, itself included. A PciTree spares building one."""
+    return _tree(functions).reset_domain(function)
 
 
 def needs_bus_reset(function: Function, functions: Iterable[Function]) -> bool:
     """Whether a bus reset is possible and the only way to reset this function."""
-    if set(function.reset_methods) - BUS_METHODS:
+    if OWN_METHODS.intersection(function.reset_methods):
         return False
-    bridge = bridge_above(function, functions)
-    return bool(function.reset_methods) or (bridge is not None and bridge.resets_buses)
+    if BUS_METHODS.intersection(function.reset_methods):
+        return True
+    bridge = _tree(functions).bridge_above(function)
+    return bridge is not None and bridge.resets_buses
 
 
-def _closure(seed: Function, functions: Sequence[Function]) -> frozenset[Function]:
-    members = {seed}
+def _tree(functions: Iterable[Function]) -> PciTree:
+    return functions if isinstance(functions, PciTree) else PciTree(functions)
+
+
+def _closure(seed: Function, tree: PciTree, *, any_may_need_bus_reset: bool = False) -> set[str]:
+    members = {seed.address}
     todo = [seed]
     while todo:
-        new = set(_tied_to(todo.pop(), functions)) - members
-        members |= new
-        todo += new
-    return frozenset(members)
+        tied = _tied_to(todo.pop(), tree, any_may_need_bus_reset=any_may_need_bus_reset)
+        for address in tied:
+            if address not in members:
+                members.add(address)
+                todo.append(tree.by_address[address])
+    return members
 
 
-def _tied_to(function: Function, functions: Sequence[Function]) -> Iterator[Function]:
-    """What cannot be handed out apart from `function`. A bridge ties nothing: it stays with the host."""
+def _tied_to(function: Function, tree: PciTree, *, any_may_need_bus_reset: bool) -> Iterator[str]:
+    """Addresses of what cannot be handed out apart from `function`. A bridge ties nothing: it stays with the host."""
     if function.is_bridge:
         return
     if function.is_gpu:
-        yield from (other for other in functions if other.slot == function.slot and not other.virtual)
-    if function.iommu_group >= 0:
-        yield from (other for other in functions if other.iommu_group == function.iommu_group)
-    if function.is_gpu and needs_bus_reset(function, functions):
-        domain = reset_domain(function, functions)
-        yield from (other for other in functions if other.address in domain)
+        yield from (other.address for other in tree.slot_of(function) if not other.virtual)
+    yield from (other.address for other in tree.group_of(function))
+    if function.is_gpu and (any_may_need_bus_reset or needs_bus_reset(function, tree)):
+        yield from tree.reset_domain(function)
 
 
-def _merged(closures: Iterable[frozenset[Function]]) -> list[frozenset[Function]]:
-    """Closures that share an endpoint are one: being tied is not symmetric (a bus reset hits those that need none)."""
-    merged: list[frozenset[Function]] = []
-    for closure in closures:
-        joined = closure
-        for other in [known for known in merged if any(not shared.is_bridge for shared in known & closure)]:
-            merged.remove(other)
-            joined |= other
-        merged.append(joined)
-    return merged
+def _merged(seeds: Iterable[Function], tree: PciTree) -> list[set[str]]:
+    """The seeds' closures; those that share an endpoint are one, for being tied is not symmetric.
+
+    (A bus reset hits functions that need none.) A seed in a closure adds nothing of its own to it.
+    """
+    owner: dict[str, set[str]] = {}
+    for seed in seeds:
+        if seed.address in owner:
+            continue
+        joined = _closure(seed, tree)
+        for address in sorted(joined):
+            if not tree.by_address[address].is_bridge and (known := owner.get(address)) is not None:
+                joined |= known
+        owner |= dict.fromkeys((a for a in joined if not tree.by_address[a].is_bridge), joined)
+    return list({id(members): members for members in owner.values()}.values())
 
 
-def _unit(members: frozenset[Function], functions: Sequence[Function]) -> DeviceUnit:
-    endpoints = tuple(sorted((f for f in members if not f.is_bridge), key=lambda f: f.address))
+def _unit(members: set[str], tree: PciTree) -> DeviceUnit:
+    functions = [tree.by_address[address] for address in sorted(members)]
+    endpoints = tuple(function for function in functions if not function.is_bridge)
     found = [function for function in endpoints if function.is_gpu]
     nodes = {gpu.numa_node for gpu in found}
-    first = gpus.identify(found[0].vendor_id, found[0].device_id)
+    memory_mib, source = gpus.memory_of(found[0])
     return DeviceUnit(
         functions=endpoints,
-        model=first.model,
-        memory_mib=first.memory_mib,
+        model=gpus.identify(found[0].vendor_id, found[0].device_id).model,
+        memory_mib=memory_mib,
+        memory_source=source,
         numa_node=nodes.pop() if len(nodes) == 1 else -1,
-        unfit="; ".join(_unfit(endpoints, functions)),
-        notes=tuple(_notes(members, endpoints)),
+        unfit="; ".join(_unfit(endpoints, tree)),
+        notes=tuple(_notes(functions, endpoints)),
     )
 
 
-def _unfit(endpoints: Sequence[Function], functions: Sequence[Function]) -> Iterator[str]:
+def _unfit(endpoints: Sequence[Function], tree: PciTree) -> Iterator[str]:
     found = [function for function in endpoints if function.is_gpu]
     slots = {gpu.slot for gpu in found}
     models = sorted({gpus.identify(gpu.vendor_id, gpu.device_id).model for gpu in found})
     for function in endpoints:
-        if function.iommu_group < 0:
-            yield f"{function.address} has no IOMMU group (is the IOMMU switched on?)"
+        yield from _unfit_group(function, tree)
+        if function.virtual_functions:
+            yield f"{function.address} has {function.virtual_functions} SR-IOV virtual functions switched on"
+        if function.mdevs_in_use:
+            yield f"{function.address} has {function.mdevs_in_use} mediated devices in use"
         if function.is_gpu:
-            yield from _unfit_gpu(function, functions)
+            yield from _unfit_gpu(function, tree)
         else:
             yield from _unfit_neighbour(function, slots)
     if len(models) > 1:
         yield f"its GPUs are of several models: {', '.join(models)}"
 
 
-def _unfit_gpu(gpu: Function, functions: Sequence[Function]) -> Iterator[str]:
+def _unfit_group(function: Function, tree: PciTree) -> Iterator[str]:
+    """Why the function's IOMMU group cannot be handed out whole, as a group must be."""
+    if function.iommu_group < 0:
+        yield f"{function.address} has no IOMMU group (is the IOMMU switched on?)"
+    elif function.no_iommu:
+        yield f"{function.address} has an IOMMU group in name only (VFIO's no-IOMMU mode): it isolates nothing"
+    strangers = set(function.group_members) - {other.address for other in tree.group_of(function)}
+    if strangers:
+        names = " ".join(sorted(strangers)[:4])
+        yield f"IOMMU group {function.iommu_group} of {function.address} also holds what cannot be read: {names}"
+
+
+def _unfit_gpu(gpu: Function, tree: PciTree) -> Iterator[str]:
     if gpu.boot_vga:
         yield f"{gpu.address} is the boot VGA"
     if gpus.is_management_display(gpu.vendor_id):
         yield f"{gpu.address} is the server's management display"
     if not gpu.vendor_id or not gpu.device_id:
         yield f"{gpu.address}: vendor or device id cannot be read"
-    if not set(gpu.reset_methods) - BUS_METHODS and not needs_bus_reset(gpu, functions):
+    if not OWN_METHODS.intersection(gpu.reset_methods) and not needs_bus_reset(gpu, tree):
         yield f"{gpu.address} has no usable reset method"
-    if gpu.virtual_functions:
-        yield f"{gpu.address} has {gpu.virtual_functions} SR-IOV virtual functions switched on"
+    if gpu.class_code >> 16 == STORAGE:
+        yield f"{gpu.address} (class {gpu.class_code >> 8:04x}) is storage, which keeps data across resets"
     if gpu.virtual:
         yield f"{gpu.address} is an SR-IOV virtual function"
 
@@ -163,12 +198,13 @@ def _unfit_neighbour(function: Function, gpu_slots: set[str]) -> Iterator[str]:
         yield f"{kind} is used by the host through {function.driver}, and cannot be separated"
 
 
-def _notes(members: frozenset[Function], endpoints: Sequence[Function]) -> Iterator[str]:
+def _notes(members: Sequence[Function], endpoints: Sequence[Function]) -> Iterator[str]:
     unit = next(function.address for function in endpoints if function.is_gpu)
-    for bridge in sorted((f for f in members if f.is_bridge), key=lambda f: f.address):
+    for bridge in (function for function in members if function.is_bridge):
         yield f"unit {unit}: bridge {bridge.address} is in its IOMMU group or reset domain; it stays with the host"
     for function in endpoints:
         if not function.is_gpu and not function.reset_methods:
-            yield f"unit {unit}: {function.address} (class {function.class_code >> 8:04x}) has no reset of its own"
+            kind = f"{function.address} (class {max(function.class_code, 0) >> 8:04x})"
+            yield f"unit {unit}: {kind} has no reset of its own"
     if len({function.numa_node for function in endpoints if function.is_gpu}) > 1:
         yield f"unit {unit}: its GPUs are on several NUMA nodes; its node counts as unknown"

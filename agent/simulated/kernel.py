@@ -4,7 +4,8 @@ Follows drivers/base/bus.c, drivers/pci/pci-driver.c and pci-sysfs.c as far as `
 kernel restores the config space that a function had before the reset, and vfio-pci, when the VM lets go, the one from
 before the VM. Here the reset does both.
 
-A file `.faults/<address>` breaks a function from its next reset on, until the file is gone and a reset succeeds.
+A file `.faults/<address>` breaks a function from its next reset on, until the file is gone and a reset succeeds. Some
+faults heal: "needs-bus-reset" by a bus reset, "needs-rescan" and "vanishes" by removal and rediscovery.
 """
 
 from __future__ import annotations
@@ -13,14 +14,24 @@ import errno
 import os
 import shutil
 import struct
+import threading
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..devices.pci import DEVICES, KERNELS_CHOICE
 from ..devices.sysfs import RealSysfs
+from . import hotplug
 from .pci import BUS_MASTER, MEMORY_DECODE, PRISTINE
 
-RESET_FAILS, CONFIG_FF, BAR_LOST, LINK_DOWN = "reset-fails", "config-ff", "bar-lost", "link-down"
-FAULTS = (RESET_FAILS, CONFIG_FF, BAR_LOST, LINK_DOWN)
+RESET_FAILS, RESET_HANGS, CONFIG_FF = "reset-fails", "reset-hangs", "config-ff"
+BAR_LOST, LINK_DOWN, AER_FATAL = "bar-lost", "link-down", "aer-fatal"
+NEEDS_BUS_RESET, NEEDS_RESCAN = "needs-bus-reset", "needs-rescan"  # until then, the config space reads 0xff
+VANISHES, LOST = "vanishes", "lost"  # LOST is not found again either
+FAULTS = (
+    *(RESET_FAILS, RESET_HANGS, CONFIG_FF, BAR_LOST, LINK_DOWN, AER_FATAL),
+    *(NEEDS_BUS_RESET, NEEDS_RESCAN, VANISHES, LOST),
+)
+LOOK_AGAIN_S = 0.02  # at whether a reset still hangs
 COMMAND, BARS, BAR_REGISTERS = 0x04, 0x10, 6
 NO_OVERRIDE = "(null)"  # as the kernel prints it
 VFIO = "vfio-pci"
@@ -42,16 +53,34 @@ class SimulatedSysfs(RealSysfs):
                 self._unbind(driver, value)
             case ("bus", "pci", "devices", address, "driver", "unbind"):
                 self._unbind(self.link_name(f"{DEVICES}/{address}/driver") or "", value)
+            case ("bus", "pci", "rescan"):
+                self._rescan(self.root)
+            case ("bus", "pci", "devices", address, "rescan"):
+                self._rescan(self._device(address))
+            case ("bus", "pci", "devices", address, "remove"):
+                self._remove(address)
             case ("bus", "pci", "devices", address, attribute):
                 self._set(address, attribute, value)
             case _:
                 self._refuse(path)
 
+    def hot_reset(self, address: str, groups: Sequence[int], ours: Collection[str]) -> None:
+        """As IsolatedSysfs.hot_reset: the bus of `address`, if all on it is ours and has vfio-pci. Raises OSError."""
+        del groups
+        hit = self._on_bus_of(address)
+        if not set(hit) <= set(ours):
+            raise _error(errno.EPERM, address)
+        if any(self.link_name(f"{DEVICES}/{function}/driver") != VFIO for function in hit):
+            raise _error(errno.EINVAL, address)
+        for function in hit:
+            self._reset_one(function, bus=True)
+
     def inject(self, address: str, fault: str | None) -> None:
         """Break the function from its next reset on (one of FAULTS), or heal it (None). Raises ValueError."""
         if fault is not None and fault not in FAULTS:
             raise ValueError(f"no fault {fault!r}; there are {', '.join(FAULTS)}")
-        self._device(address)
+        if not (self.root / hotplug.REMOVED / address).is_dir():
+            self._device(address)
         file = self.root / ".faults" / address
         if fault is None:
             file.unlink(missing_ok=True)
@@ -84,7 +113,7 @@ class SimulatedSysfs(RealSysfs):
                 self._reset(address)
             case "reset_subordinate":
                 for below in self._behind(address):
-                    self._reset_one(below)
+                    self._reset_one(below, bus=True)
             case _:
                 self._refuse(f"{DEVICES}/{address}/{attribute}")
 
@@ -140,28 +169,64 @@ class SimulatedSysfs(RealSysfs):
     def _reset(self, address: str) -> None:
         """Reset by the first method chosen; a bus reset hits the whole bus."""
         methods = (self.read(f"{DEVICES}/{address}/reset_method") or "").split()
-        bus = address.rsplit(":", 1)[0] + ":"
-        hit = [other for other in self.list(DEVICES) if other.startswith(bus)] if methods[:1] == ["bus"] else [address]
-        for function in hit:
-            self._reset_one(function)
+        bus = methods[:1] == ["bus"]
+        for function in self._on_bus_of(address) if bus else [address]:
+            self._reset_one(function, bus=bus)
 
-    def _reset_one(self, address: str) -> None:
-        home, pristine = self._device(address), self.root / ".pristine" / address
-        fault = self.read(f".faults/{address}")
-        if fault is not None and fault not in FAULTS[1:]:
+    def _reset_one(self, address: str, *, bus: bool = False) -> None:
+        home, faults = self._device(address), self.root / ".faults" / address
+        while (fault := self.read(f".faults/{address}")) == RESET_HANGS:
+            threading.Event().wait(LOOK_AGAIN_S)
+        if fault == RESET_FAILS or (fault is not None and fault not in FAULTS):
             raise _error(errno.ENOTTY, address)  # also for a fault that we do not know: an operator meant to break it
+        if fault == NEEDS_BUS_RESET and bus:
+            faults.unlink()
+            fault = None
+        self._restore(address)
+        match fault:
+            case "config-ff" | "needs-bus-reset" | "needs-rescan":
+                (home / "config").write_bytes(b"\xff" * (home / "config").stat().st_size)
+            case "bar-lost":
+                config = bytearray((home / "config").read_bytes())
+                config[BARS : BARS + 4 * BAR_REGISTERS] = bytes(4 * BAR_REGISTERS)
+                (home / "config").write_bytes(config)
+            case "link-down":
+                (home / "current_link_speed").write_text("Unknown\n")
+                (home / "current_link_width").write_text("0\n")
+            case "aer-fatal":
+                count = int((self.read(f"{DEVICES}/{address}/aer_dev_fatal") or "0").split()[-1]) + 1
+                (home / "aer_dev_fatal").write_text(f"Surprise Down Error {count}\nTOTAL_ERR_FATAL {count}\n")
+            case "vanishes" | "lost":
+                self._remove(address)
+
+    def _restore(self, address: str) -> None:
+        """Make the function what it was when it was built."""
+        home, pristine = self._device(address), self.root / ".pristine" / address
         for name in PRISTINE[:-1]:
             if (pristine / name).exists():
                 shutil.copyfile(pristine / name, home / name)
-        config = bytearray((home / "config").read_bytes())
-        if fault == CONFIG_FF:
-            (home / "config").write_bytes(b"\xff" * len(config))
-        elif fault == BAR_LOST:
-            config[BARS : BARS + 4 * BAR_REGISTERS] = bytes(4 * BAR_REGISTERS)
-            (home / "config").write_bytes(config)
-        elif fault == LINK_DOWN:
-            (home / "current_link_speed").write_text("Unknown\n")
-            (home / "current_link_width").write_text("0\n")
+
+    def _remove(self, address: str) -> None:
+        self._device(address)
+        if driver := self.link_name(f"{DEVICES}/{address}/driver"):
+            self._unbind(driver, address)
+        hotplug.remove(self.root, address)
+
+    def _rescan(self, directory: Path) -> None:
+        """Find what was removed there, give it back its first state, and offer it to the host's drivers."""
+        for address in hotplug.removed_below(self.root, directory):
+            fault = self.read(f".faults/{address}")
+            if fault in (LOST, CONFIG_FF, NEEDS_BUS_RESET):
+                continue  # what reads 0xff throughout is nothing to the kernel
+            if fault in (VANISHES, NEEDS_RESCAN):
+                (self.root / ".faults" / address).unlink()
+            hotplug.find_again(self.root, address)
+            self._restore(address)
+            self._probe(address)
+
+    def _on_bus_of(self, address: str) -> list[str]:
+        bus = address.rsplit(":", 1)[0] + ":"
+        return [other for other in self.list(DEVICES) if other.startswith(bus)]
 
     def _behind(self, bridge: str) -> list[str]:
         """Functions on the bridge's secondary bus; the trees that we build have no deeper ones."""

@@ -22,6 +22,9 @@ GPU_METHODS, AUDIO_METHODS, NIC_METHODS = "flr", "pm", "flr bus"  # the kernel l
 WINDOW_32 = 0x8000_0000  # where 32-bit BARs lie, 8 MiB for each bus: all 256 buses fit below 4 GiB
 WINDOW_64 = 0x20_0000_0000_00  # where 64-bit BARs lie, 1 TiB for each bus
 MELLANOX = 0x15B3
+NIC_VIRTUAL_FUNCTIONS = 16
+EXTENDED, SERIAL_CAPABILITY = 0x100, 0x0001_0003  # config offset; version 1 of capability 3, the only one
+SUBSYSTEM = 0x1533  # of every function, beside its own vendor
 PRISTINE = (
     "config",
     "current_link_speed",
@@ -64,6 +67,11 @@ class SimFunction:
     config_bytes: int = 256
     multifunction: bool = False
     secondary_bus: int = 0  # of a bridge
+    subordinate_bus: int = 0  # of a bridge; 0: the secondary bus
+    serial: int = 0  # device serial number; 0: none. It takes a config space of more than 256 bytes
+    sriov_total: int = 0
+    virtual_functions: tuple[str, ...] = ()  # addresses of those that are on
+    physical_function: str = ""  # of a virtual function: its parent's address
     extra: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
@@ -83,6 +91,11 @@ class SimFunction:
         """Resource flags for sysfs, and the low bits of the register."""
         return (MEM64_PREFETCH, BAR_64_PREFETCH) if is_64 else (MEM32, BAR_32)
 
+    @property
+    def last_bus(self) -> int:
+        """Of a bridge: the last bus behind it."""
+        return self.subordinate_bus or self.secondary_bus
+
 
 def bridge_function(place: Place) -> SimFunction:
     """A root port that leads to the place's bus and can reset it (Linux 6.13), in the IOMMU group before its card's."""
@@ -100,7 +113,7 @@ def bridge_function(place: Place) -> SimFunction:
     )
 
 
-def gpu_function(model: str, place: Place) -> SimFunction:
+def gpu_function(model: str, place: Place, serial: int = 0) -> SimFunction:
     """The GPU proper. Its second BAR is the power of two that holds all of its memory, as on datacentre cards."""
     vendor, device = gpus.ids_of(model)
     memory = max(gpus.identify(vendor, device).memory_mib, 256) * MIB
@@ -116,6 +129,7 @@ def gpu_function(model: str, place: Place) -> SimFunction:
         reset_methods=GPU_METHODS,
         config_bytes=4096,
         multifunction=True,
+        serial=serial,
         extra={"boot_vga": "0"},
     )
 
@@ -137,8 +151,8 @@ def audio_function(place: Place) -> SimFunction:
     )
 
 
-def nic_function(place: Place) -> SimFunction:
-    """An ordinary network card, the host's own."""
+def nic_function(place: Place, serial: int = 0) -> SimFunction:
+    """An ordinary network card, the host's own, with no virtual functions switched on."""
     return SimFunction(
         address=f"0000:{place.bus:02x}:00.0",
         parent=place.below,
@@ -151,6 +165,9 @@ def nic_function(place: Place) -> SimFunction:
         bars=((0, 32 * MIB, True),),
         reset_methods=NIC_METHODS,
         link=("16.0 GT/s PCIe", "8"),
+        config_bytes=4096,
+        serial=serial,
+        sriov_total=NIC_VIRTUAL_FUNCTIONS,
     )
 
 
@@ -163,14 +180,16 @@ def config_space(function: SimFunction) -> bytes:
     struct.pack_into("<I", space, 0x08, function.class_code << 8 | 0xA1)
     space[0x0E] = header
     if is_bridge:
-        space[0x18:0x1B] = bytes((function.bus, function.secondary_bus, function.secondary_bus))
+        space[0x18:0x1B] = bytes((function.bus, function.secondary_bus, function.last_bus))
     for register, size, is_64 in function.bars:
         base = function.bar_address(register, size, is_64=is_64) | function.bar_flags(is_64=is_64)[1]
         struct.pack_into("<Q" if is_64 else "<I", space, 0x10 + 4 * register, base)
     if not is_bridge:
-        struct.pack_into("<HH", space, 0x2C, function.vendor_id, 0x1533)
+        struct.pack_into("<HH", space, 0x2C, function.vendor_id, SUBSYSTEM)
     space[0x34] = 0x60
     struct.pack_into("<BBHI", space, 0x60, 0x10, 0x00, 0x0002, int("flr" in function.reset_methods) << 28)
+    if function.serial:
+        struct.pack_into("<IQ", space, EXTENDED, SERIAL_CAPABILITY, function.serial)
     return bytes(space)
 
 
@@ -189,6 +208,19 @@ def write_function(root: Path, function: SimFunction) -> None:
     home = root / function.parent / function.address
     home.mkdir(parents=True)
     (home / "config").write_bytes(config_space(function))
+    attributes = _attributes(function)
+    for name, text in attributes.items():
+        (home / name).write_text(f"{text}\n")
+    pristine = root / ".pristine" / function.address
+    pristine.mkdir()
+    for name in PRISTINE:
+        if (home / name).exists():
+            shutil.copy(home / name, pristine / name)
+    (pristine / "driver").write_text(function.driver)
+    _link(root, function, home)
+
+
+def _attributes(function: SimFunction) -> dict[str, str]:
     speed, width = function.link
     attributes = {
         "vendor": f"0x{function.vendor_id:04x}",
@@ -201,20 +233,21 @@ def write_function(root: Path, function: SimFunction) -> None:
         "current_link_width": width,
         "max_link_speed": speed,
         "max_link_width": width,
+        "subsystem_vendor": f"0x{0 if function.secondary_bus else function.vendor_id:04x}",
+        "subsystem_device": f"0x{0 if function.secondary_bus else SUBSYSTEM:04x}",
+        "power_state": "D0",
         "uevent": f"PCI_SLOT_NAME={function.address}",
         **function.extra,
     }
     if function.reset_methods:
         attributes |= {"reset": "", "reset_method": function.reset_methods}
-    for name, text in attributes.items():
-        (home / name).write_text(f"{text}\n")
-    pristine = root / ".pristine" / function.address
-    pristine.mkdir()
-    for name in PRISTINE:
-        if (home / name).exists():
-            shutil.copy(home / name, pristine / name)
-    (pristine / "driver").write_text(function.driver)
-    _link(root, function, home)
+    if function.sriov_total:
+        on = len(function.virtual_functions)
+        attributes |= {"sriov_totalvfs": str(function.sriov_total), "sriov_numvfs": str(on)}
+    if function.secondary_bus:
+        attributes["secondary_bus_number"] = str(function.secondary_bus)
+        attributes["subordinate_bus_number"] = str(function.last_bus)
+    return attributes
 
 
 def _link(root: Path, function: SimFunction, home: Path) -> None:
@@ -226,6 +259,10 @@ def _link(root: Path, function: SimFunction, home: Path) -> None:
         (group / function.address, home),
         (root / "bus/pci/devices" / function.address, home),
     ]
+    # Both kinds of function of one card lie in one directory, below the same bridge.
+    links += [(home / f"virtfn{n}", home.parent / other) for n, other in enumerate(function.virtual_functions)]
+    if function.physical_function:
+        links.append((home / "physfn", home.parent / function.physical_function))
     if function.driver:
         driver = root / "bus/pci/drivers" / function.driver
         links += [(home / "driver", driver), (driver / function.address, home)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ class HostShape:
     cores_per_node: int = 16
     threads_per_core: int = 2
     memory_mib_per_node: int = 256 * 1024
+    hugepages_per_node: int = 0  # of 2 MiB; they are part of the node's memory
 
     def __post_init__(self) -> None:
         """Refuse what no tree can be built for, naming the field and its limits."""
@@ -50,6 +52,8 @@ class HostShape:
                 raise ValueError(f"{name} is {value}; it must be from 1 to {most}")
         if (cpus := self.numa_nodes * self.cores_per_node * self.threads_per_core) > MAX_CPUS:
             raise ValueError(f"{cpus} CPUs in all; a simulated host has at most {MAX_CPUS}")
+        if not 0 <= 2 * self.hugepages_per_node <= self.memory_mib_per_node:
+            raise ValueError(f"hugepages_per_node is {self.hugepages_per_node}; they must fit into the node's memory")
         if len(self.gpus) > self.numa_nodes * MAX_GPUS_PER_NODE:
             raise ValueError(
                 f"{len(self.gpus)} GPUs on {self.numa_nodes} NUMA nodes; a node has room for {MAX_GPUS_PER_NODE}"
@@ -92,13 +96,16 @@ def build_tree(root: Path, shape: HostShape) -> None:
     draft.mkdir(parents=True)
     _write_cpus(draft, shape)
     _write_nodes(draft, shape)
-    _write_pci(draft, shape)
+    _write_pci(draft, shape, zlib.crc32(str(root.resolve()).encode()))
     (draft / ".shape").write_text(repr(shape))
     draft.rename(root)
 
 
-def host_functions(shape: HostShape) -> Iterator[SimFunction]:
-    """The host's PCI functions: each GPU with its audio function behind a root port of its own, and a NIC on node 0."""
+def host_functions(shape: HostShape, host: int = 0) -> Iterator[SimFunction]:
+    """The host's PCI functions: each GPU with its audio function behind a root port of its own, and a NIC on node 0.
+
+    `host`, 32 bits, makes the serial numbers differ from those of other hosts.
+    """
     group = 1
     for node in range(shape.numa_nodes):
         root_bus = node * BUSES_PER_NODE
@@ -106,7 +113,11 @@ def host_functions(shape: HostShape) -> Iterator[SimFunction]:
         for slot, model in enumerate([*models, *([NIC] if node == 0 else [])], start=1):
             place = Place(root_bus, slot, root_bus + slot, node, group)
             yield bridge_function(place)
-            yield from (nic_function(place),) if model == NIC else (gpu_function(model, place), audio_function(place))
+            serial = host << 32 | place.bus + 1
+            if model == NIC:
+                yield nic_function(place, serial)
+            else:
+                yield from (gpu_function(model, place, serial), audio_function(place))
             group += 2
 
 
@@ -115,7 +126,7 @@ def _require_model(model: str) -> None:
         raise ValueError(f"no GPU model {model!r}; there are {', '.join(gpus.known_models())}")
 
 
-def _write_pci(root: Path, shape: HostShape) -> None:
+def _write_pci(root: Path, shape: HostShape, host: int) -> None:
     (root / "bus/pci/devices").mkdir(parents=True)
     (root / "bus/pci/drivers_probe").write_text("")
     for driver in DRIVERS:
@@ -123,7 +134,7 @@ def _write_pci(root: Path, shape: HostShape) -> None:
             _write(root / "bus/pci/drivers" / driver / name, "")
     for name in (".faults", ".pristine"):
         (root / name).mkdir()
-    for function in host_functions(shape):
+    for function in host_functions(shape, host):
         write_function(root, function)
 
 
@@ -168,6 +179,9 @@ def _write_nodes(root: Path, shape: HostShape) -> None:
         _write(base / f"node{node}/cpulist", ",".join(str(cpu) for cpu in cpus) + "\n")
         _write(base / f"node{node}/distance", f"{distance}\n")
         _write(base / f"node{node}/meminfo", meminfo)
+        for size_kib, pages in ((2048, shape.hugepages_per_node), (1048576, 0)):
+            for name in ("nr_hugepages", "free_hugepages"):
+                _write(base / f"node{node}/hugepages/hugepages-{size_kib}kB/{name}", f"{pages}\n")
 
 
 def _write(path: Path, text: str) -> None:

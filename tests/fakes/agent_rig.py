@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.agent import Agent, Parts
 from agent.devices.host import DeviceError
@@ -22,6 +22,12 @@ from tests.fakes.vms import FakeClock, FakeGuard, FakeVms
 HOST = "h1"
 UNIT = "0000:01:00.0"
 OTHER = "0000:02:00.0"
+T = TypeVar("T")
+
+
+async def inline(call: Callable[[], T], /) -> T:
+    """Implements RunBlocking where nothing blocks and no thread is allowed."""
+    return call()
 
 
 class MemoryRecords:
@@ -47,6 +53,7 @@ class FakeDevices:
         self.units = list(units)
         self.faults: dict[str, str] = {}
         self.unbindable: dict[str, str] = {}
+        self.sick: dict[str, str] = {}
         self.reclaimed: list[str] = []
         self.reclaim_s = 2.0
 
@@ -62,12 +69,18 @@ class FakeDevices:
         if reason := self.unbindable.get(unit.id):
             raise DeviceError(unit.id, "driver", reason, "vfio-pci")
 
-    async def reclaim(self, unit: inventory_pb2.Unit) -> str:
+    async def reclaim(self, unit: inventory_pb2.Unit, *, used: bool = True, allocation: str = "") -> str:
         await asyncio.sleep(self.reclaim_s)
         self.reclaimed.append(unit.id)
         if reason := self.faults.get(unit.id):
             raise DeviceError(unit.id, "config", reason, "as at first sight")
-        return "flr; fake checks"
+        return "flr; fake checks" if used else "no reset needed; fake checks"
+
+    async def health(self, units: Sequence[inventory_pb2.Unit]) -> Mapping[str, str]:
+        return {unit.id: self.sick[unit.id] for unit in units if unit.id in self.sick}
+
+    def history(self, unit: inventory_pb2.Unit) -> records_pb2.UnitHistory:
+        return records_pb2.UnitHistory(reclaims=self.reclaimed.count(unit.id))
 
 
 class FakeLogs:
@@ -153,7 +166,7 @@ class Rig:
         """Start the agent, and wait for its session and for its units to be proven."""
         parts = Parts(
             self.store, self.vms, self.guard, self.clock, self.devices, self.records, self.logs, FakeVolumes(),
-            lambda: self.images,
+            lambda: self.images, run_blocking=inline,
         )  # fmt: skip
         me = Identity(HOST, self.boot_id, self.address, "test")
         self.agent = Agent(me, self.timing, self.limits, parts)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.ports import (
@@ -17,6 +17,7 @@ from agent.ports import (
     GuestStarted,
     VmEvent,
     VmGone,
+    VmRuntimeError,
     VmSpec,
     VmStartError,
 )
@@ -75,6 +76,7 @@ class FakeVms:
     on_run: Callable[[VmSpec], object] = lambda _: None
     on_end: Callable[[VmSpec], object] = lambda _: None
     broken: bool = False  # libvirt does not answer: every call raises
+    foreign: dict[str, str] = field(default_factory=dict)  # PCI functions of others' VMs, with the VM's name
     _sink: Sink | None = None
 
     # The port
@@ -133,6 +135,11 @@ class FakeVms:
         await self._turn()
         if vm := self.vms.get(allocation):
             self._end(vm, "destroyed")
+
+    async def foreign_devices(self) -> Mapping[str, str]:
+        """See VmRuntime."""
+        await self._turn()
+        return dict(self.foreign)
 
     async def close(self) -> None:
         """See VmRuntime."""
@@ -193,7 +200,7 @@ class FakeVms:
     async def _turn(self) -> None:
         await asyncio.sleep(0)
         if self.broken:
-            raise ConnectionError("libvirt does not answer")
+            raise VmRuntimeError("libvirt does not answer")
 
 
 class FakeClock:

@@ -1,0 +1,92 @@
+"""Whether a unit that a VM is using is still well: pure judgement over sights, and the reading of them.
+
+Decides what counts as sick; ends no VM and resets nothing. Reading disturbs nobody: it wakes no device and changes no
+register.
+
+What is *not* taken for a fault, and why:
+- A link that is slower than at first. Guest drivers slow it down while the GPU is idle (NVIDIA's P8 runs at 2.5 GT/s).
+- One sight of a device that does not answer, or of a narrower link. A guest's driver may reset its GPU, which drops off
+  the bus for a moment, or train its link anew. Two sights in a row count.
+- A config space that cannot be read in time. The kernel holds such reads up while it resets the device.
+- Correctable and nonfatal errors (AER): by definition the link is still reliable (PCI Express Base, 6.2.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gpupool.v1.inventory_pb2 import Unit
+
+from ..ports import Sysfs
+from .aer import AerCounts, read_aer, risen
+from .attributes import link_width
+from .baseline import DEAD
+from .pci import DEVICES
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """One sight of a function in use. `answers`: None if its config space could not be read in time."""
+
+    address: str
+    present: bool
+    answers: bool | None = None
+    width: int = 0  # lanes; 0: unknown, or the link is down
+    errors: AerCounts = field(default_factory=AerCounts)
+
+
+def read_vitals(sysfs: Sysfs, address: str) -> Vitals:
+    """The function as it is now."""
+    if not sysfs.list(f"{DEVICES}/{address}"):
+        return Vitals(address, present=False)
+    header = sysfs.read_bytes(f"{DEVICES}/{address}/config", 4)
+    answers = None if not header or len(header) < 2 else int.from_bytes(header[:2], "little") != DEAD
+    width = link_width(sysfs.read(f"{DEVICES}/{address}/current_link_width") or "") or 0
+    return Vitals(address, present=True, answers=answers, width=width, errors=read_aer(sysfs, address))
+
+
+def judge(first: Vitals, before: Vitals, now: Vitals) -> str:
+    """What is wrong with the function, for people; empty: nothing. `first`: when the VM got it; `before`: last time."""
+    if not now.present:
+        return f"{now.address} has vanished from the bus"
+    if now.answers is False and before.answers is False:
+        return f"{now.address} does not answer: its config space reads 0xff throughout"
+    if rise := risen(first.errors, now.errors, "fatal"):
+        return f"{now.address} had fatal PCIe errors (AER): {rise}"
+    if now.answers and max(now.width, before.width) < first.width:
+        lanes = f"x{now.width}" if now.width else "none"
+        return f"{now.address}: link width fell to {lanes} from x{first.width}"
+    return ""
+
+
+class HealthWatch:
+    """Keeps the sights of the units in use. Reading may block, so `look` is for a thread."""
+
+    def __init__(self, sysfs: Sysfs) -> None:
+        self._sysfs = sysfs
+        self._first: dict[str, Vitals] = {}
+        self._before: dict[str, Vitals] = {}
+
+    def begin(self, unit: Unit) -> None:
+        """Look at the unit as its VM gets it: what is wrong later is wrong against this."""
+        for function in unit.functions:
+            self._first[function.address] = self._before[function.address] = read_vitals(self._sysfs, function.address)
+
+    def look(self, unit: Unit) -> str:
+        """What is wrong with the unit; empty: nothing. One that was never begun (the agent is new) begins now."""
+        if not any(function.address in self._first for function in unit.functions):
+            self.begin(unit)
+        return "; ".join(found for function in unit.functions if (found := self._look(function.address)))
+
+    def end(self, unit: Unit) -> None:
+        """Forget the unit: what its next VM finds is another first sight."""
+        for function in unit.functions:
+            self._first.pop(function.address, None)
+            self._before.pop(function.address, None)
+
+    def _look(self, address: str) -> str:
+        now = read_vitals(self._sysfs, address)
+        first = self._first.setdefault(address, now)
+        found = judge(first, self._before.get(address, now), now)
+        self._before[address] = now
+        return found
