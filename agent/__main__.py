@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +19,24 @@ from gpupool.store.port import StoreError
 
 from .agent import Agent, Parts
 from .clock import BootClock
-from .config import Config, ConfigError, default_cgroup, list_images, parse_cpus, parse_labels
-from .devices.host import SysfsDevices
+from .config import Config, ConfigError, default_cgroup, list_images, parse_command, parse_cpus, parse_ids, parse_labels
+from .devices import holders
+from .devices.host import Policy, SysfsDevices
+from .devices.inventory import read_inventory
+from .devices.isolated import IsolatedSysfs
+from .devices.reclaim import Patience
 from .devices.sysfs import RealSysfs
+from .devices.uevents import Uevents
+from .doctor.examine import ACCEPTABLE
 from .guard.client import ProcessGuard
 from .guard.state import BOOT_ID_FILE
+from .judges import Doctor, Users, judges
 from .ports import GuardError, Sysfs, VmRuntime
 from .service import AgentService, serve
 from .timing import Identity, Limits, Timing, TimingError
 from .vms.embed import run_dir
 from .vms.errors import RuntimeUnavailableError
+from .vms.process import pids
 from .work.logs import LogStore
 from .work.records import FileRecords
 from .work.volumes import DirectoryVolumes
@@ -72,9 +81,25 @@ Examples:
 @click.option("--renew-s", default=2.0, help="Seconds between renewals of the lease.")
 @click.option("--kill-margin-s", default=2.0, help="The guard kills VMs this long before the lease can end.")
 @click.option("--start-timeout-s", default=180.0, help="Seconds from a VM's start to its guest's first word.")
-@click.option("--reset-timeout-s", default=60.0, help="Seconds for the reset of a device, and for its proof.")
+@click.option(
+    "--reset-timeout-s",
+    default=90.0,
+    help="Seconds for each of bind, reset and proof of a unit.",
+)
 @click.option("--reserved-memory-mib", default=0, help="Memory of every NUMA node kept for the host, MiB.")
 @click.option("--reserved-cpus", default="", help="Logical CPUs kept for the host, e.g. 0-3,8.")
+@click.option(
+    "--gpu", "gpus", multiple=True, help="PCI ids (vvvv:dddd) of a GPU whose class does not tell; may be repeated."
+)
+@click.option(
+    "--accept",
+    multiple=True,
+    type=click.Choice(ACCEPTABLE),
+    help="A problem of `gpupool doctor` that is known and taken; may be repeated.",
+)
+@click.option("--pm-reset-is-enough", is_flag=True, help="Trust a power cycle through D3hot to clean a GPU.")
+@click.option("--scrub-command", default="", help="Run between tenants, after a GPU's reset; exit code 0: it is clean.")
+@click.option("--scrub-timeout-s", default=600.0, help="Seconds for the scrub command.")
 @click.option("--label", "labels", multiple=True, help="key=value shown with the host; may be repeated.")
 @click.option("--boot-id", hidden=True, help="Stand-in for the kernel's boot id, to rehearse reboots.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
@@ -114,6 +139,8 @@ def _config(
     start_timeout_s: float,
     labels: tuple[str, ...],
     reserved_cpus: str,
+    gpus: tuple[str, ...],
+    scrub_command: str,
     **rest: Any,
 ) -> Config:
     rest["boot_id"] = rest["boot_id"] or BOOT_ID_FILE.read_text().strip()
@@ -126,6 +153,8 @@ def _config(
         limits=Limits(start_timeout_s=start_timeout_s),
         labels=parse_labels(labels),
         reserved_cpus=parse_cpus(reserved_cpus),
+        gpus=parse_ids(gpus),
+        scrub_command=parse_command(scrub_command),
         **rest,
     )
 
@@ -144,13 +173,18 @@ async def run(config: Config) -> None:
     await startup.answers(store, config.etcd)
     await guard.ensure()
     records = FileRecords(config.state_dir, config.boot_id)
-    devices = _devices(config, records)
+    users = Users(runtime, clock, lambda: _our_processes(config))
+    doctor = Doctor(config, store, clock)
+    devices = _devices(config, records, users)
     logs = LogStore(config.state_dir / "logs", clock)
-    service = AgentService(logs)
+    service = AgentService(logs, doctor.report)
     server, port = await serve(config.listen, service)
     parts = Parts(
         store, runtime, guard, clock, devices, records, logs,
         DirectoryVolumes(config.volumes, config.name), lambda: list_images(config.images),
+        reserved_cpus=config.reserved_cpus,
+        judges=judges(config, users, doctor),
+        changes=Uevents().changes if config.simulate is None else None,
     )  # fmt: skip
     me = Identity(config.name, config.boot_id, config.address(port), version("gpupool"), config.simulate is not None)
     try:
@@ -177,23 +211,46 @@ async def _until(stop: asyncio.Event, agent: Agent) -> None:
     await running
 
 
-def _devices(config: Config, records: FileRecords) -> SysfsDevices:
-    return SysfsDevices(
-        _sysfs(config),
-        records,
-        reset_timeout_s=config.reset_timeout_s,
+def _devices(config: Config, records: FileRecords, users: Users) -> SysfsDevices:
+    policy = Policy(
+        patience=Patience(step_s=config.reset_timeout_s),
+        pm_reset_is_enough=config.pm_reset_is_enough,
+        scrub_command=config.scrub_command,
+        scrub_timeout_s=config.scrub_timeout_s,
+    )
+    read = partial(
+        read_inventory,
         reserved_memory_mib=config.reserved_memory_mib,
         reserved_cpus=config.reserved_cpus,
         labels=config.labels,
+        allow=config.gpus,
+    )
+    if config.simulate is not None:
+        return SysfsDevices(_simulated(config), records, policy=policy, read=read)
+    sysfs = IsolatedSysfs(RealSysfs(), records)
+    return SysfsDevices(
+        sysfs,
+        records,
+        policy=policy,
+        read=read,
+        hot_reset=sysfs.hot_reset,
+        hung=sysfs.hung,
+        refuse=users.refuse,
     )
 
 
-def _sysfs(config: Config) -> Sysfs:
-    if config.simulate is None:
-        return RealSysfs()
+def _our_processes(config: Config) -> set[int]:
+    """Those of our VMs, also while one is being made."""
+    cgroup = config.cgroup and str(config.cgroup).lstrip("/")
+    members = holders.members(RealSysfs(Path("/")), cgroup) if cgroup else frozenset()
+    return {*members, *pids(run_dir(config.uri))}
+
+
+def _simulated(config: Config) -> Sysfs:
     from .simulated.kernel import SimulatedSysfs  # noqa: PLC0415
     from .simulated.tree import build_tree  # noqa: PLC0415 - only simulated hosts need it
 
+    assert config.simulate is not None
     tree = config.state_dir / "sysfs"
     build_tree(tree, _shape(config.simulate))
     return SimulatedSysfs(tree)

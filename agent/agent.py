@@ -6,21 +6,25 @@ keeper.open -> worker.serve beside keeper.hold -> the session is over -> keeper.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from gpupool.store.port import Store
 from gpupool.v1.agent_pb2 import Description
 from gpupool.v1.inventory_pb2 import Inventory
+from gpupool.v1.records_pb2 import UnitHistory
 
+from .devices.blocking import RunBlocking, in_own_thread
 from .devices.host import Devices
 from .ports import Clock, Guard, VmRuntime
 from .session import SessionKeeper
+from .survey import Judge, Survey
 from .timing import Identity, Limits, Timing
 from .work.actions import Actions
-from .work.ledger import Ledger, unit_report, vm_report
+from .work.ledger import Ledger
 from .work.logs import LogSink
 from .work.reconcile import VmRecord
 from .work.records import Records
@@ -43,6 +47,10 @@ class Parts:
     logs: LogSink
     volumes: VolumeStore
     images: Callable[[], Sequence[str]]
+    judges: Sequence[Judge] = ()
+    reserved_cpus: tuple[int, ...] = ()
+    run_blocking: RunBlocking = in_own_thread
+    changes: Callable[[], AsyncIterator[object]] | None = None  # the kernel's word that devices or memory changed
 
 
 class Agent:
@@ -60,8 +68,9 @@ class Agent:
         self._me = identity
         self._parts = parts
         self._inventory_s = inventory_s
-        self._inventory = self._read_inventory()
-        self.ledger = Ledger(parts.records, parts.clock, self._ended)
+        self._survey = Survey(parts.devices, parts.images, parts.judges, run_blocking=parts.run_blocking)
+        self._look = asyncio.Event()
+        self.ledger = Ledger(parts.records, parts.clock, self._ended, self._history)
         actions = Actions(
             parts.runtime,
             parts.devices,
@@ -70,7 +79,8 @@ class Agent:
             self.ledger,
             limits,
             images=parts.images,
-            inventory=lambda: self._inventory,
+            inventory=lambda: self._survey.inventory,
+            reserved_cpus=parts.reserved_cpus,
         )
         self.worker = Worker(
             identity.host,
@@ -81,7 +91,7 @@ class Agent:
             actions,
             parts.logs,
             limits,
-            inventory=lambda: self._inventory,
+            inventory=lambda: self._survey.inventory,
             may_start=self._may_start,
             doubt=lambda: self.keeper.doubt(),  # noqa: PLW0108 - the keeper is made after the worker
         )
@@ -92,14 +102,21 @@ class Agent:
     async def run(self) -> NoReturn:
         """Hold a session and do its work, again and again."""
         await self._parts.runtime.open(self.worker.on_event)
+        await self._survey.refresh()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.worker.wishes.follow(), name="follow")
             group.create_task(self.keeper.tend_guard(), name="tend guard")
             group.create_task(self._watch_inventory(), name="inventory")
+            group.create_task(self._watch_changes(), name="changes")
             while True:
                 session = await self.keeper.open()
                 await self._one_session(session)
         raise AssertionError("unreachable")
+
+    @property
+    def inventory(self) -> Inventory:
+        """What the host offers now."""
+        return self._survey.inventory
 
     def describe(self) -> Description:
         """What the agent knows now."""
@@ -107,9 +124,9 @@ class Agent:
         return Description(
             host=self._me.host,
             session=session,
-            inventory=self._inventory,
-            vms={name: vm_report(record, session) for name, record in self.ledger.vms.items()},
-            units={name: unit_report(record, session) for name, record in self.ledger.units.items()},
+            inventory=self.inventory,
+            vms=self.ledger.vm_reports(session),
+            units=self.ledger.unit_reports(session),
             session_left_s=self.keeper.left_s(),
         )
 
@@ -129,23 +146,29 @@ class Agent:
 
     async def _watch_inventory(self) -> NoReturn:
         while True:
-            await asyncio.sleep(self._inventory_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), self._inventory_s)
+            self._look.clear()
             try:
-                found = self._read_inventory()
+                changed = await self._survey.refresh()
             except OSError:
                 _log.exception("cannot read the inventory")
                 continue
-            if found != self._inventory:
-                self._inventory = found
+            if changed:
                 self.worker.meet_inventory()
 
-    def _read_inventory(self) -> Inventory:
-        inventory = self._parts.devices.inventory()
-        inventory.images[:] = self._parts.images()
-        return inventory
+    async def _watch_changes(self) -> None:
+        if self._parts.changes is not None:
+            async for _ in self._parts.changes():
+                self._look.set()
 
     def _may_start(self) -> bool:
         return self.keeper.fresh() and self._parts.guard.alive()
+
+    def _history(self, unit: str) -> UnitHistory:
+        """What became of the unit's reclaims; nothing is told of one that is not there."""
+        found = next((one for one in self._survey.inventory.units if one.id == unit), None)
+        return UnitHistory() if found is None else self._parts.devices.history(found)
 
     def _ended(self, record: VmRecord) -> None:
         if record.message:

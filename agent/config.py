@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from gpupool.store.keys import check_name
 
 from .timing import Limits, Timing
 
+_IDS = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
 CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 
 
@@ -35,10 +38,15 @@ class Config:
     timing: Timing
     limits: Limits
     simulate: str | None = None
-    reset_timeout_s: float = 60.0
+    reset_timeout_s: float = 90.0
     reserved_memory_mib: int = 0
     reserved_cpus: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    gpus: frozenset[tuple[int, int]] = frozenset()  # PCI ids that count as GPUs whatever their class
+    accept: tuple[str, ...] = ()  # doctor's checks whose problem the operator takes upon himself
+    pm_reset_is_enough: bool = False
+    scrub_command: tuple[str, ...] = ()
+    scrub_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         try:
@@ -94,6 +102,25 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     except ValueError:
         raise ConfigError(f"--reserved-cpus: {text!r} is no list like 0-3,8") from None
     return tuple(sorted(cpus))
+
+
+def parse_ids(texts: Iterable[str]) -> frozenset[tuple[int, int]]:
+    """PCI vendor and device ids of texts such as "10de:20b5". Raises ConfigError."""
+    ids = set()
+    for text in texts:
+        match = _IDS.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"--gpu: {text!r} is no pair of PCI ids such as 10de:20b5 (see lspci -nn)")
+        ids.add((int(match[1], 16), int(match[2], 16)))
+    return frozenset(ids)
+
+
+def parse_command(text: str) -> tuple[str, ...]:
+    """The words of a command line, as a shell splits them. Raises ConfigError."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as exc:
+        raise ConfigError(f"--scrub-command: {text!r}: {exc}") from None
 
 
 def list_images(directory: Path) -> list[str]:

@@ -7,7 +7,7 @@ host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,8 +21,8 @@ class Sysfs(Protocol):
         """The file's text, stripped; None if it is missing or cannot be read."""
         ...
 
-    def read_bytes(self, path: str, limit: int = 4096) -> bytes | None:
-        """The file's first bytes; None if it is missing or cannot be read."""
+    def read_bytes(self, path: str, limit: int = 4096, offset: int = 0) -> bytes | None:
+        """Up to `limit` bytes of the file from `offset` on; None if it is missing or cannot be read."""
         ...
 
     def list(self, path: str) -> list[str]:
@@ -31,6 +31,10 @@ class Sysfs(Protocol):
 
     def link_name(self, path: str) -> str | None:
         """The last component of the symbolic link's target; None if there is no link."""
+        ...
+
+    def link_target(self, path: str) -> str | None:
+        """The symbolic link's target as it is written, for a device where it sits; None if there is no link."""
         ...
 
     def write(self, path: str, text: str) -> None:
@@ -81,19 +85,62 @@ class VolumeMount:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestCell:
+    """What a VM gets of one NUMA node of the host; the guest sees it as a node of its own.
+
+    `cores` are whole physical cores, each the tuple of its logical CPUs. `distances` are to the cells of the same VM,
+    in their order, as the host's firmware tells; empty: unknown.
+    """
+
+    node: int
+    cores: tuple[tuple[int, ...], ...]
+    memory_mib: int
+    distances: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PassedFunction:
+    """A PCI function for a VM. `node` is the host's, -1 if unknown; `bar_bytes` the sizes of its memory BARs."""
+
+    address: str
+    node: int = -1
+    bar_bytes: tuple[int, ...] = ()
+    is_gpu: bool = True
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestOptions:
+    """What a user may ask of a VM beside its size; see VmOptions in job.proto. `network`: "", user, bridge, macvtap."""
+
+    hugepage_size_kib: int = 0
+    network: str = ""
+    network_source: str = ""
+    user_data: str = ""
+    guest_iommu: bool = False
+    hide_hypervisor: bool = False
+    hypervisor_vendor_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class VmSpec:
-    """A VM to start, with everything decided. `cpus` and `nodes` are the host's; `functions` are PCI addresses."""
+    """A VM to start, with everything decided. `emulator_cpus` are the host's CPUs for QEMU's own threads."""
 
     allocation: str
     image: str
     command: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     vcpus: int
-    cpus: tuple[int, ...]
-    nodes: tuple[int, ...]
     memory_mib: int
-    functions: tuple[str, ...]
+    cells: tuple[GuestCell, ...] = ()
+    functions: tuple[PassedFunction, ...] = ()
+    emulator_cpus: tuple[int, ...] = ()
     volumes: tuple[VolumeMount, ...] = field(default=())
+    options: GuestOptions = field(default=GuestOptions())
+
+
+class VmRuntimeError(Exception):
+    """The hypervisor did not do what it was asked, or did not answer; the message is its own. Ask again later."""
 
 
 class VmStartError(Exception):
@@ -136,7 +183,7 @@ class VmGone:
     """No process of this VM exists any more."""
 
     allocation: str
-    reason: str  # "shutdown", "destroyed", "crashed", ...
+    reason: str  # "shutdown", "destroyed", "crashed", "failed", or a sentence that says more
 
 
 VmEvent = GuestStarted | GuestLog | GuestExited | GuestCheckpointed | VmGone
@@ -170,6 +217,10 @@ class VmRuntime(Protocol):
 
     async def destroy(self, allocation: str) -> None:
         """End the VM by force; returns when no process of it exists. A VM that is gone already is fine."""
+        ...
+
+    async def foreign_devices(self) -> Mapping[str, str]:
+        """PCI functions that VMs of others own, each with its VM's name. Raises VmRuntimeError."""
         ...
 
     async def close(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, scheduler_pb2
+from gpupool.v1.inventory_pb2 import Inventory
+from gpupool.v1.scheduler_pb2 import DoctorReport
 
 from .agent import Agent
 from .work.logs import LogStore
@@ -17,8 +19,9 @@ from .work.tables import VmIs
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
     """Implements AgentService (proto/gpupool/v1/agent.proto)."""
 
-    def __init__(self, logs: LogStore) -> None:
+    def __init__(self, logs: LogStore, doctor: Callable[[Inventory], Awaitable[DoctorReport]]) -> None:
         self._logs = logs
+        self._doctor = doctor
         self.agent: Agent | None = None  # the port is opened first, since the session's record names it
 
     async def Describe(
@@ -31,6 +34,17 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the agent is starting")
         assert self.agent is not None
         return self.agent.describe()
+
+    async def Doctor(
+        self,
+        request: agent_pb2.AgentDoctorRequest,  # noqa: ARG002
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> DoctorReport:
+        """See the contract. UNAVAILABLE while the agent starts."""
+        if self.agent is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the agent is starting")
+        assert self.agent is not None
+        return await self._doctor(self.agent.inventory)
 
     async def Logs(
         self, request: agent_pb2.AgentLogsRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -44,6 +44,7 @@ class Limits:
     start_timeout_s: float = 180.0
     starts_at_once: int = 4
     audit_s: float = 10.0
+    health_s: float = 10.0  # between two looks at the devices that VMs have
 
 
 @dataclass(frozen=True, slots=True)

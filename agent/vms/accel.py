@@ -13,6 +13,7 @@ CPUINFO = Path("/proc/cpuinfo")
 CHOICES = ("auto", "kvm", "tcg")
 _KVM_CREATE_VM = 0xAE01  # linux/kvm.h: _IO(KVMIO, 0x01)
 _HARDWARE = re.compile(r"^flags\s*:.*\b(?:vmx|svm)\b", re.MULTILINE)
+_AMD = re.compile(r"^vendor_id\s*:\s*(?:AuthenticAMD|HygonGenuine)", re.MULTILINE)
 
 
 async def kvm_works(device: Path = KVM, cpuinfo: Path = CPUINFO) -> bool:
@@ -31,6 +32,14 @@ async def choose(wanted: str, device: Path = KVM, cpuinfo: Path = CPUINFO) -> st
     if wanted != "auto":
         return wanted
     return "kvm" if await kvm_works(device, cpuinfo) else "tcg"
+
+
+def is_amd(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether this machine's CPU is AMD's (or Hygon's, which is made after it); False if nobody says."""
+    try:
+        return _AMD.search(cpuinfo.read_text()) is not None
+    except OSError:
+        return False
 
 
 def _probe(device: Path, cpuinfo: Path) -> bool:

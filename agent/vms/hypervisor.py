@@ -1,6 +1,6 @@
 """VMs by libvirt: its calls, its events, its errors. The only module that imports it.
 
-It decides nothing about a VM (see vmruntime.py). Calls may block and are made in threads; events come in the thread of
+It decides nothing about a VM (see runtime.py). Calls may block and are made in threads; events come in the thread of
 libvirt's event loop and are handed on at once.
 """
 
@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from xml.etree import ElementTree as ET
 
 import libvirt
 
 from ..ports import VmStartError
 from . import reaper
+from .capacity import LinuxHost
 from .domain import allocation_of
 from .embed import embed_root, prepare_root, run_dir
-from .errors import HypervisorError, RuntimeUnavailableError, readable_open
+from .errors import ConnectionLostError, HypervisorError, RuntimeUnavailableError, readable_open
+from .foreign import passed_addresses
 from .runtime import Runtime
 
 _STOPPED = {
@@ -28,7 +33,11 @@ _STOPPED = {
 }
 # Pauses of a domain that was made and never let run; others, such as an I/O error, are of VMs that ran.
 _NEVER_RAN = (libvirt.VIR_DOMAIN_PAUSED_UNKNOWN, libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
+_KEEPALIVE_S, _KEEPALIVE_COUNT = 5, 3
+_RECONNECT_S = 1.0
+_PID_FILES = (Path("/run/libvirtd.pid"), Path("/run/virtqemud.pid"))
 _loop_started = threading.Lock()
+T = TypeVar("T")
 
 
 class LibvirtRuntime(Runtime):
@@ -47,7 +56,7 @@ class LibvirtRuntime(Runtime):
         cgroup: Path | None,
         simulated: bool,
         accel: str = "auto",
-        max_threads: int = 4,
+        overlays: Path | None = None,
     ) -> None:
         super().__init__(
             Libvirt(uri),
@@ -57,12 +66,15 @@ class LibvirtRuntime(Runtime):
             cgroup=cgroup,
             simulated=simulated,
             accel=accel,
-            max_threads=max_threads,
+            host=LinuxHost(lambda: libvirtd_pid(uri)),
+            overlays=overlays,
         )
 
 
 class Libvirt:
-    """Implements vmruntime.Hypervisor. A connection that broke is made again at the next call."""
+    """Implements driver.Hypervisor. A connection that broke is made again at once, so that no event is missed, and at
+    the next call. Keepalive messages tell of a libvirtd that hangs.
+    """
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -81,27 +93,41 @@ class Libvirt:
 
     def domains(self) -> list[tuple[str, bool]]:
         """See Hypervisor."""
-        with _translated():
-            found = self._connected().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        ours = [domain for domain in found if allocation_of(domain.name())]
-        return sorted((domain.name(), never_ran) for domain in ours if (never_ran := _never_ran(domain)) is not None)
+        with self._translated():
+            ours = [domain for domain in self._active() if allocation_of(domain.name())]
+            states = [(domain.name(), _never_ran(domain)) for domain in ours]
+        return sorted((name, never_ran) for name, never_ran in states if never_ran is not None)
+
+    def foreign_devices(self) -> Mapping[str, str]:
+        """See Hypervisor."""
+        found: dict[str, str] = {}
+        with self._translated():
+            for domain in sorted(self._active(), key=lambda domain: str(domain.name())):
+                name = domain.name()
+                if allocation_of(name) is None and (xml := _unless_gone(domain.XMLDesc)) is not None:
+                    found |= dict.fromkeys(passed_addresses(xml), name)
+        return found
 
     def create_paused(self, xml: str) -> None:
         """See Hypervisor."""
-        with _translated():
+        name = ET.fromstring(xml).findtext("name", "")  # noqa: S314 - our own
+        self.destroy(name)
+        with self._translated():
             self._connected().createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
 
     def resume(self, name: str, wanted: Callable[[], bool]) -> None:
         """See Hypervisor."""
-        with _translated():
+        with self._translated():
             domain = self._connected().lookupByName(name)
+            if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+                return
             if not wanted():
                 raise VmStartError("the start was given up")
             domain.resume()
 
     def destroy(self, name: str) -> None:
         """See Hypervisor."""
-        with _translated():
+        with self._translated():
             try:
                 self._connected().lookupByName(name).destroy()
             except libvirt.libvirtError as exc:
@@ -116,6 +142,9 @@ class Libvirt:
             with contextlib.suppress(libvirt.libvirtError):
                 connection.close()
 
+    def _active(self) -> list[Any]:
+        return list(self._connected().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
+
     def _connected(self) -> Any:
         with self._lock:
             if self._connection is None or not self._connection.isAlive():
@@ -128,30 +157,67 @@ class Libvirt:
             connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None)
         except libvirt.libvirtError as exc:
             raise RuntimeUnavailableError(f"{self._uri}: {readable_open(str(exc))}") from exc
+        with contextlib.suppress(libvirt.libvirtError):  # an embedded driver has neither
+            connection.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_COUNT)
+            connection.registerCloseCallback(self._lost, None)
         return connection
+
+    def _lost(self, connection: Any, _reason: int, _opaque: object) -> None:
+        """The event loop of libvirt says that the connection closed; it must not be kept waiting."""
+        if connection is not None and self._connection is not None:
+            threading.Thread(target=self._reconnect, name="gpupool-libvirt-reconnect", daemon=True).start()
+
+    def _reconnect(self) -> None:
+        while self._connection is not None:  # None: `close` was called
+            try:
+                self._connected()
+            except (RuntimeUnavailableError, libvirt.libvirtError):
+                time.sleep(_RECONNECT_S)
+            else:
+                return
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._on_stop(domain.name(), _STOPPED.get(detail, "failed"))
+        elif event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
+            self._on_stop(domain.name(), "crashed")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeUnavailableError as exc:
+            raise ConnectionLostError(str(exc)) from exc
+        except libvirt.libvirtError as exc:
+            connection = self._connection
+            lost = connection is not None and not connection.isAlive()
+            raise (ConnectionLostError if lost else HypervisorError)(str(exc)) from exc
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def libvirtd_pid(uri: str) -> int | None:
+    """The process that starts QEMU: 0 for this one, None if nobody says (a remote URI, or a daemon not yet started)."""
+    if embed_root(uri) is not None:
+        return 0
+    for file in _PID_FILES if urlsplit(uri).path == "/system" else ():
+        with contextlib.suppress(OSError, ValueError):
+            return int(file.read_text())
+    return None
+
+
+def _unless_gone(call: Callable[[], T]) -> T | None:
+    """What the call of a domain's says; None if the domain has ended since it was listed."""
     try:
-        yield
+        return call()
     except libvirt.libvirtError as exc:
-        raise HypervisorError(str(exc)) from exc
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
 
 
 def _never_ran(domain: Any) -> bool | None:
     """Whether the VM was made and never let run; None if it has ended since it was listed."""
-    try:
-        state, reason = domain.state()
-    except libvirt.libvirtError as exc:
-        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise HypervisorError(str(exc)) from exc
-    return state == libvirt.VIR_DOMAIN_PAUSED and reason in _NEVER_RAN
+    found = _unless_gone(domain.state)
+    return None if found is None else found[0] == libvirt.VIR_DOMAIN_PAUSED and found[1] in _NEVER_RAN
 
 
 def _start_event_loop() -> None:

@@ -13,7 +13,8 @@ import select
 import signal
 from pathlib import Path
 
-from .domain import PREFIX, allocation_of
+from .domain import allocation_of
+from .shape import PREFIX
 
 
 class QemuProcess:
@@ -76,6 +77,16 @@ def living(run_dir: Path) -> set[str]:
         if (process := find(run_dir, file.stem)) is not None:
             process.close()
             found.add(allocation_of(file.stem) or "")
+    return found
+
+
+def pids(run_dir: Path) -> set[int]:
+    """The living processes of our domains."""
+    found = set()
+    for file in run_dir.glob(f"{PREFIX}*.pid"):
+        if (process := find(run_dir, file.stem)) is not None:
+            found.add(process.pid)
+            process.close()
     return found
 
 

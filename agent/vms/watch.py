@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from ..ports import GuestExited, GuestLog, VmGone
 from .channel import GuestChannel, Sink
@@ -17,16 +18,18 @@ from .process import QemuProcess
 _log = logging.getLogger(__name__)
 _REASON_S = 5.0  # for libvirt's word on a process that is gone; it comes 0.2 s later, or 2 s if PID 1 is slow to reap
 _LAST_WORDS_S = 5.0
+_OUT_OF_MEMORY = "killed by the host's kernel, which ran out of memory"
 
 
 class Vm:
-    """A VM's process, watched from `begin` on. `reason` is libvirt's word on why it stopped."""
+    """A VM's process, watched from `begin` on. `claim_oom` tells whether the kernel's OOM killer struck a VM."""
 
-    def __init__(self, process: QemuProcess, files: GuestFiles) -> None:
+    def __init__(self, process: QemuProcess, files: GuestFiles, claim_oom: Callable[[], bool]) -> None:
         self.allocation = files.allocation
         self.process = process
         self.channel: GuestChannel | None = None
         self._files = files
+        self._claim_oom = claim_oom
         self._reason: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watch: asyncio.Task[None] | None = None
 
@@ -61,6 +64,8 @@ class Vm:
         # libvirt still holds the domain until it has noticed too; and it knows a crash from a power-off.
         await asyncio.wait({self._reason}, timeout=_REASON_S)
         reason = self._reason.result() if self._reason.done() else "failed"
+        if reason == "failed" and await asyncio.to_thread(self._claim_oom):
+            reason = _OUT_OF_MEMORY
         assert self.channel is not None
         await self.channel.finish(_LAST_WORDS_S)
         await report_end(self._files, reason, sink, exit_known=self.channel.exited)

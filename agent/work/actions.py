@@ -18,12 +18,14 @@ from gpupool.v1.inventory_pb2 import Inventory, Unit
 from gpupool.v1.records_pb2 import Allocation
 
 from ..devices.host import DeviceError, Devices
-from ..ports import Clock, VmRuntime, VmSpec, VmStartError, VolumeMount
+from ..devices.identity import mismatch
+from ..ports import Clock, VmRuntime, VmStartError, VolumeMount
 from ..timing import Limits
 from . import reconcile
 from .ledger import Ledger
 from .report import Reporter
 from .tables import VmIs
+from .vmspec import vm_spec
 from .volumes import VolumeError, VolumeStore
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class Actions:
         *,
         images: Callable[[], Sequence[str]],
         inventory: Callable[[], Inventory],
+        reserved_cpus: Sequence[int] = (),
     ) -> None:
         self._runtime = runtime
         self._devices = devices
@@ -71,6 +74,7 @@ class Actions:
         self._limits = limits
         self._images = images
         self._inventory = inventory
+        self._reserved_cpus = reserved_cpus
         self._starts = asyncio.Semaphore(limits.starts_at_once)
         self._checkpoints: dict[str, asyncio.Event] = {}
         self._starting: dict[str, str] = {}  # starts under way, and why their VM went meanwhile
@@ -84,6 +88,10 @@ class Actions:
         """The guest answered, or is gone: no need to wait for its checkpoint any more."""
         if event := self._checkpoints.get(allocation):
             event.set()
+
+    async def health(self, units: Sequence[Unit]) -> Mapping[str, str]:
+        """What is wrong with units that VMs have, by unit."""
+        return await self._devices.health(units)
 
     def defer_end(self, allocation: str, reason: str) -> bool:
         """Whether the VM's end is for its start to conclude, which knows better why it failed."""
@@ -121,9 +129,7 @@ class Actions:
             # While it waited for its turn, the allocation may have been stopped or the deadline passed.
             if reconcile.Start(want.id) not in reconcile.plan(self._worker.view(without=want.id)):
                 return
-            if want.spec.image not in (images := self._images()):
-                have = ", ".join(images) or "none"
-                message = f"image {want.spec.image!r} is not on this host (have: {have})"
+            if message := self._misfit(want):
                 self._ledger.end_unstarted(want, job_pb2.OUTCOME_START_FAILED, message)
                 return
             self._ledger.prepare(want, self._clock.boot() + self._limits.start_timeout_s)
@@ -142,12 +148,23 @@ class Actions:
                 if gone := self._starting.pop(want.id):
                     self._ledger.gone(want.id, gone)
 
+    def _misfit(self, want: Allocation) -> str:
+        """Why the allocation cannot start here, though the units' records would let it; "": it can."""
+        if want.spec.image not in (images := self._images()):
+            have = ", ".join(images) or "none"
+            return f"image {want.spec.image!r} is not on this host (have: {have})"
+        present = {unit.id: unit for unit in self._inventory().units}
+        if unfit := [name for name in want.units if name in present and present[name].unfit]:
+            return f"unit {unfit[0]}: {present[unfit[0]].unfit}"
+        return mismatch(want.units, want.unit_identities, {name: unit.identity for name, unit in present.items()})
+
     async def _bring_up(self, want: Allocation) -> None:
         # The report is guarded by the session's key: once it stands, the store has just confirmed that session.
         await self._worker.reporter.committed()
         for unit in self._units(want.units):
             await self._devices.bind(unit)
-        spec = vm_spec(want, await self._mounts(want))
+        spec = vm_spec(want, await self._mounts(want), self._inventory(), self._reserved_cpus)
+        self._ledger.touches(want.id)
         await self._runtime.start(spec, may_run=lambda: self._worker.may_run(want.session))
         self._ledger.vm_started(want.id)
 
@@ -193,17 +210,22 @@ class Actions:
 
     async def reclaim(self, name: str) -> None:
         """From DIRTY to FREE or QUARANTINED."""
+        record = self._ledger.units[name]
         self._ledger.resetting(name)
         self._worker.kick()
         try:
-            proof = await self._devices.reclaim(self._units([name])[0])
+            unit = self._units([name])[0]
+            proof = await self._devices.reclaim(unit, used=record.used, allocation=record.allocation)
         except DeviceError as exc:
             self._ledger.failed(name, str(exc))
         except Exception as exc:  # noqa: BLE001 - whatever it is, it ends this and not the agent
             _log.exception("reclaim of unit %s", name)
             self._ledger.failed(name, f"{type(exc).__name__}: {exc}")
         else:
-            self._ledger.proven(name, proof)
+            if record.sick:  # it is well now, and may fall sick with the next tenant again
+                self._ledger.failed(name, f"it was sick while in use: {record.sick}")
+            else:
+                self._ledger.proven(name, proof)
 
     def _units(self, names: Sequence[str]) -> list[Unit]:
         present = {unit.id: unit for unit in self._inventory().units}
@@ -223,19 +245,3 @@ class Actions:
                 for volume in want.spec.volumes
             ]
         )
-
-
-def vm_spec(want: Allocation, volumes: tuple[VolumeMount, ...]) -> VmSpec:
-    """The VM that an allocation asks for."""
-    return VmSpec(
-        allocation=want.id,
-        image=want.spec.image,
-        command=tuple(want.spec.command),
-        env=tuple(sorted(want.spec.env.items())),
-        vcpus=want.spec.cpus,
-        cpus=tuple(thread for core in want.cores for thread in core.threads),
-        nodes=tuple(want.numa_nodes),
-        memory_mib=want.memory_mib,
-        functions=tuple(want.pci_addresses),
-        volumes=volumes,
-    )

@@ -12,23 +12,35 @@ from typing import Any, TypeVar
 from gpupool.store import keys
 from gpupool.v1 import job_pb2, records_pb2
 from gpupool.v1.job_pb2 import Outcome
-from gpupool.v1.records_pb2 import Allocation, UnitReport, VmReport
+from gpupool.v1.records_pb2 import Allocation, UnitHistory, UnitReport, VmReport
 
+from ..devices.identity import follow, is_other
 from ..ports import Clock
 from .reconcile import UnitRecord, VmRecord
 from .records import Records
 from .tables import UNITS, VMS, UnitEvent, UnitIs, VmHappened, VmIs, change
 
 R = TypeVar("R", VmRecord, UnitRecord)
+_IN_HAND = (UnitIs.HELD, UnitIs.RESETTING)  # a VM or a reclaim has it: whatever turns up there waits
 
 
 class Ledger:
-    """Records of VMs by allocation and of units by id, as found in `records`. `on_end` is told of each VM's end."""
+    """Records of VMs by allocation and of units by id, as found in `records`. `on_end` is told of each VM's end.
 
-    def __init__(self, records: Records, clock: Clock, on_end: Callable[[VmRecord], None] = lambda _: None) -> None:
+    `history` knows what became of a unit's reclaims.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        clock: Clock,
+        on_end: Callable[[VmRecord], None] = lambda _: None,
+        history: Callable[[str], UnitHistory] = lambda _: UnitHistory(),
+    ) -> None:
         self._records = records
         self._clock = clock
         self._on_end = on_end
+        self._history = history
         self.vms = {name: _load(VmRecord, data) for name, data in records.load("vms").items()}
         self.units = {name: _load(UnitRecord, data) for name, data in records.load("units").items()}
 
@@ -45,6 +57,7 @@ class Ledger:
         record = VmRecord(want.id, want.session, tuple(want.units), VmIs.PREPARING, deadline)
         record.vm_started_s = self._clock.wall()
         self._save_vm(record)
+        self.touches(want.id)
 
     def end_unstarted(self, want: Allocation, outcome: Outcome.ValueType, message: str) -> None:
         """The allocation ends without ever having had a VM or a unit here."""
@@ -52,6 +65,12 @@ class Ledger:
         record = VmRecord(want.id, want.session, (), VmIs.ENDED, outcome=outcome, message=message, ended_s=now)
         self._save_vm(record)
         self._on_end(record)
+
+    def touches(self, allocation: str) -> None:
+        """Its VM is about to be made: from now on the units need a reset."""
+        for name in self.vms[allocation].units:
+            self.units[name].used = True
+            self._save_unit(self.units[name])
 
     def vm_started(self, allocation: str) -> None:
         """The VM's CPUs run."""
@@ -114,14 +133,24 @@ class Ledger:
 
     # Units
 
-    def meet_units(self, present: Iterable[str], reported: Mapping[str, UnitReport]) -> None:
-        """Units without a record of this boot are dirty. `reported` is what the store has of us.
+    def meet_units(self, present: Mapping[str, str], reported: Mapping[str, UnitReport]) -> None:
+        """Get to know the units that are `present`, by id and identity. `reported` is what the store has of us.
 
-        A quarantine in the store stands, since only an operator may lift it.
+        Units without a record of this boot are dirty. A quarantine goes where the card goes, and stands while it is
+        away, since only an operator may lift it.
         """
-        for name in present:
-            if name not in self.units:
-                self._meet(name, reported.get(name, UnitReport()))
+        own = {name: unit_report(record, 0) for name, record in self.units.items()}
+        followed = follow(present, {**reported, **own})
+        for name, report in followed.items():
+            have = self.units.get(name)
+            if have is None or (have.state not in _IN_HAND and is_other(have.identity, report.identity)):
+                self._meet(name, report)
+            elif have.state not in _IN_HAND and have.identity != report.identity:
+                have.identity = report.identity
+                self._save_unit(have)
+        for name in self.units.keys() - followed.keys():
+            if self.units[name].state == UnitIs.QUARANTINED:  # it is known by its new address now
+                self._forget_unit(name)
 
     def doubt_units(self) -> None:
         """At the start of a session, with no action under way: what nothing vouches for is dirty.
@@ -139,6 +168,7 @@ class Ledger:
     def proven(self, unit: str, proof: str) -> None:
         """It is clean after the allocation that it names."""
         self.units[unit].proof = proof
+        self.units[unit].used = False
         self._unit_change(self.units[unit], UnitEvent.PROVEN, proof)
 
     def failed(self, unit: str, reason: str) -> None:
@@ -148,50 +178,81 @@ class Ledger:
 
     def retried(self, unit: str, why: str) -> None:
         """An operator asks for another try."""
-        self.units[unit].reason = ""
+        self.units[unit].reason = self.units[unit].sick = ""
         self._unit_change(self.units[unit], UnitEvent.RETRIED, why)
+
+    def sicken(self, unit: str, why: str) -> None:
+        """Something is wrong with a unit that a VM has; the first word stands. The VM's owner is told too."""
+        record = self.units[unit]
+        if record.state != UnitIs.HELD or record.sick:
+            return
+        record.sick = why
+        self._save_unit(record)
+        if self._lives(record.allocation):
+            vm = self.vms[record.allocation]
+            vm.warnings = (*vm.warnings, f"unit {unit}: {why}")
+            self._save_vm(vm)
 
     def vouch(self, unit: str, allocation: str) -> None:
         """The free unit is clean after `allocation` too."""
         self.units[unit].allocation = allocation
-        self._records.save("units", unit, asdict(self.units[unit]))
+        self._save_unit(self.units[unit])
 
     def drop_units(self, present: Iterable[str]) -> None:
-        """Forget units that are no longer on the host and that nothing holds."""
+        """Forget units that are no longer on the host and that nothing holds. A quarantine outlasts that."""
         for name in sorted(self.units.keys() - set(present)):
-            if self.units[name].state not in (UnitIs.HELD, UnitIs.RESETTING):
-                del self.units[name]
-                self._records.remove("units", name)
+            if self.units[name].state in (UnitIs.FREE, UnitIs.DIRTY):
+                self._forget_unit(name)
 
     # Reports
 
     def reports(self, host: str, session: int) -> dict[str, bytes]:
         """What the scheduler should read of this host's VMs and units, by key."""
-        vms = {keys.vm(host, name): vm_report(record, session) for name, record in self.vms.items()}
-        units = {keys.unit(host, name): unit_report(record, session) for name, record in self.units.items()}
+        vms = {keys.vm(host, name): report for name, report in self.vm_reports(session).items()}
+        units = {keys.unit(host, name): report for name, report in self.unit_reports(session).items()}
         return {key: message.SerializeToString(deterministic=True) for key, message in (vms | units).items()}
+
+    def vm_reports(self, session: int) -> dict[str, VmReport]:
+        """Of every VM, by allocation, vouched for by `session`."""
+        return {name: vm_report(record, session) for name, record in self.vms.items()}
+
+    def unit_reports(self, session: int) -> dict[str, UnitReport]:
+        """Of every unit, by id, vouched for by `session`."""
+        reports = {name: unit_report(record, session) for name, record in self.units.items()}
+        for name, report in reports.items():
+            report.history.CopyFrom(self._history(name))
+        return reports
 
     def _hold(self, want: Allocation) -> None:
         for name in want.units:
             unit = self.units[name]
             if unit.state == UnitIs.HELD and unit.allocation == want.id:
                 continue
-            unit.allocation, unit.proof = want.id, ""
+            unit.allocation, unit.proof, unit.used = want.id, "", False
             self._unit_change(unit, UnitEvent.TAKEN, want.id)
 
     def _lives(self, allocation: str) -> bool:
         return allocation in self.vms and self.vms[allocation].state != VmIs.ENDED
 
+    def _forget_unit(self, name: str) -> None:
+        del self.units[name]
+        self._records.remove("units", name)
+
     def _meet(self, name: str, report: UnitReport) -> None:
-        known = UnitRecord(name, UnitIs.DIRTY, self._clock.wall(), allocation=report.allocation)
+        known = UnitRecord(
+            name, UnitIs.DIRTY, self._clock.wall(), allocation=report.allocation, identity=report.identity
+        )
         if report.state == records_pb2.UNIT_STATE_QUARANTINED:
             known.state, known.reason, known.since_s = UnitIs.QUARANTINED, report.reason, report.since_s
         self.units[name] = known
-        self._records.save("units", name, asdict(known))
+        self._save_unit(known)
 
     def _unit_change(self, unit: UnitRecord, event: UnitEvent, reason: str) -> None:
         unit.state = change(UNITS, f"unit {unit.unit}", unit.state, event, reason)
         unit.since_s = self._clock.wall()
+        self._save_unit(unit)
+
+    def _save_unit(self, unit: UnitRecord) -> None:
         self._records.save("units", unit.unit, asdict(unit))
 
     def _vm_change(self, record: VmRecord, event: VmHappened, reason: str) -> None:
@@ -230,6 +291,7 @@ def vm_report(record: VmRecord, session: int) -> VmReport:
         ended_s=record.ended_s,
         guest_gpus=record.guest_gpus,
         vm_started_s=record.vm_started_s,
+        warnings=record.warnings,
     )
 
 
@@ -242,6 +304,8 @@ def unit_report(record: UnitRecord, session: int) -> UnitReport:
         reason=record.reason,
         since_s=record.since_s,
         proof=record.proof if record.state == UnitIs.FREE else "",
+        identity=record.identity,
+        sick=record.sick,
     )
 
 

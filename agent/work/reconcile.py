@@ -32,6 +32,7 @@ class VmRecord:
     started_s: float = 0.0
     ended_s: float = 0.0
     guest_gpus: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what befell its devices while it ran
 
 
 @dataclass(slots=True)
@@ -44,6 +45,9 @@ class UnitRecord:
     allocation: str = ""
     reason: str = ""
     proof: str = ""
+    identity: str = ""  # what sits there, see devices/identity.py
+    used: bool = True  # a VM may have had it since the last proof
+    sick: str = ""  # what is wrong with it, seen while a VM had it
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,9 @@ def _missing(view: View, want: Allocation) -> Action | None:
             return End(want.id, job_pb2.OUTCOME_START_FAILED, f"unit {unit} is not on this host")
         if have.state == UnitIs.QUARANTINED:
             return End(want.id, job_pb2.OUTCOME_START_FAILED, f"unit {unit} is quarantined: {have.reason}")
+        if have.state == UnitIs.HELD and have.allocation != want.id and view.wants(have.allocation):
+            # Two claims for one unit. The first stands; the other could wait for ever, and fits somewhere else.
+            return End(want.id, job_pb2.OUTCOME_START_FAILED, f"unit {unit} is held by {have.allocation}")
     free = all(view.units[unit].state == UnitIs.FREE and unit not in view.busy for unit in want.units)
     return Start(want.id) if free and view.may_start else None
 

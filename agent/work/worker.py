@@ -103,12 +103,13 @@ class Worker:
             await self.wishes.known.wait()
             stored = await self.reporter.load()
             self._session = session
-            self._meet_units(stored)
             self._ledger.doubt_units()
+            self._meet_units(stored)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.reporter.run(session))
                 await self._audit_once()
                 group.create_task(self._audit_often())
+                group.create_task(self._watch_health())
                 await self._loop()
         finally:
             self._session = 0
@@ -149,6 +150,7 @@ class Worker:
     async def _loop(self) -> None:
         while True:
             self._kick.clear()
+            self._drop_units()
             for action in reconcile.plan(self.view()):
                 self._begin(action)
             self.reporter.kick()
@@ -218,7 +220,7 @@ class Worker:
         return True
 
     def _meet_units(self, stored: Mapping[str, bytes]) -> None:
-        present = [unit.id for unit in self._inventory().units if not unit.unfit]
+        present = {unit.id: unit.identity for unit in self._inventory().units if not unit.unfit}
         prefix = keys.unit(self._host, "0").removesuffix("0")
         reports = {
             key.removeprefix(prefix): UnitReport.FromString(value)
@@ -231,8 +233,31 @@ class Worker:
         """The inventory was read again: new units are to be proven, units that are gone are forgotten."""
         if self._session:
             self._meet_units({})
-            self._ledger.drop_units(unit.id for unit in self._inventory().units if not unit.unfit)
             self.kick()
+
+    def _drop_units(self) -> None:
+        """Forget units that are gone or unfit, unless an allocation still waits for their last word."""
+        present = {unit.id for unit in self._inventory().units if not unit.unfit}
+        needed = {unit for want in self.wishes.allocations.values() for unit in want.units}
+        self._ledger.drop_units(present | needed | set(self._busy))
+
+    async def _watch_health(self) -> None:
+        """Tell of units that fall sick while a VM has them."""
+        while True:
+            await asyncio.sleep(self._limits.health_s)
+            held = {name for name, unit in self._ledger.units.items() if unit.state == UnitIs.HELD}
+            if not held:
+                continue
+            present = [unit for unit in self._inventory().units if unit.id in held]
+            sick = dict.fromkeys(held - {unit.id for unit in present}, "it is gone from this host")
+            try:
+                sick |= await self._actions.health(present)
+            except OSError:
+                _log.exception("cannot look at the units in use")
+            for name, why in sorted(sick.items()):
+                self._ledger.sicken(name, why)
+            if sick:
+                self.kick()
 
     def _wanted(self) -> dict[str, bytes | None]:
         """What should stand in the store: an allocation that we have no record of keeps the report that it has."""

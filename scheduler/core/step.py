@@ -67,6 +67,8 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
         allocation = cluster.allocations[allocation_id]
         allocation.pages_seen = bool(allocation.hugepage_size_kib) and allocation.state in MAY_HAVE_PAGES
         cluster.reserve(allocation)
+    for allocation_id in sorted(host.allocations):
+        _release_if_clean(cluster, host, cluster.allocations[allocation_id])
     cluster.touch(host)
     _inventory_ready(cluster, host, now)
 
@@ -92,10 +94,10 @@ def _unit_reported(cluster: Cluster, event: UnitReported) -> None:
     host.sick.discard(event.unit)
     if event.report is None:
         del host.reports[event.unit]
-        return
-    host.reports[event.unit] = event.report
-    if event.report.sick and event.report.state is not UnitState.QUARANTINED:
-        host.sick.add(event.unit)
+    else:
+        host.reports[event.unit] = event.report
+        if event.report.sick and event.report.state is not UnitState.QUARANTINED:
+            host.sick.add(event.unit)
     allocation = cluster.allocations.get(host.held.get(event.unit, ""))
     if allocation is not None:
         _release_if_clean(cluster, host, allocation)
@@ -140,11 +142,18 @@ def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float)
 
 
 def _release_if_clean(cluster: Cluster, host: Host, allocation: Allocation) -> None:
-    """An ended allocation goes once each of its units is proven clean after it, or is out of use."""
+    """An ended allocation goes once each of its units is proven clean after it, or is out of use.
+
+    A unit is out of use if it is quarantined, or if the agent says nothing of it and does not offer it: it is gone, or
+    another uses it. Should it come back, the agent proves it anew before it counts as free.
+    """
     if allocation.state is not AllocationState.ENDED:
         return
+    current = host.inventory is not None and host.inventory.session == allocation.session
     for unit in allocation.units:
         report = host.reports.get(unit)
+        if report is None and current and (unit not in host.units or host.units[unit].unfit):
+            continue
         if report is None or report.session != allocation.session or report.allocation != allocation.id:
             return
         if report.state not in (UnitState.FREE, UnitState.QUARANTINED):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -23,20 +24,25 @@ import pytest
 
 from agent.config import default_cgroup
 from agent.ports import (
+    GuestCell,
     GuestCheckpointed,
     GuestExited,
     GuestLog,
+    GuestOptions,
     GuestStarted,
+    PassedFunction,
     VmEvent,
     VmGone,
     VmStartError,
     VolumeMount,
 )
 from agent.vms import process as vmproc
+from agent.vms.firmware import Firmware, find_firmware
+from agent.vms.runtime import Runtime
 
 pytest.importorskip("libvirt")
 
-from agent.vms.hypervisor import LibvirtRuntime
+from tests.e2e.emulated import EmulatedDevices
 from tests.e2e.vm_agent import runtime, spec
 
 REPO = Path(__file__).parents[2]
@@ -98,7 +104,7 @@ def root() -> Iterator[Path]:
 class Host:
     """A runtime, and what it said."""
 
-    def __init__(self, vms: LibvirtRuntime, root: Path) -> None:
+    def __init__(self, vms: Runtime, root: Path) -> None:
         self.vms = vms
         self.run_dir = root / "libvirt/run/qemu"
         self.events: list[VmEvent] = []
@@ -193,6 +199,114 @@ def volume(folder: Path) -> VolumeMount:
     file = folder / "ckpt.img"
     subprocess.run(["mke2fs", "-q", "-t", "ext4", file, "16m"], check=True)
     return VolumeMount("ckpt", "/mnt/ckpt", str(file), 16)
+
+
+@pytest.fixture
+async def real(root: Path, images: Path, tmp_path: Path) -> AsyncIterator[Host]:
+    """A host that makes VMs as on hardware, of devices that QEMU emulates."""
+    link = tmp_path / "images"
+    link.mkdir()
+    (link / "debian-numpy").symlink_to(images / "debian-numpy")
+    vms = Runtime(
+        EmulatedDevices(f"qemu:///embed?root={root}/libvirt"),
+        run_dir=root / "libvirt/run/qemu",
+        images=link,
+        state_dir=root,
+        overlays=tmp_path / "overlays",
+        cgroup=None,
+        simulated=False,
+        accel="tcg",
+    )
+    host = Host(vms, root)
+    await vms.open(host.events.append)
+    yield host
+    for name in await vms.running():
+        await vms.destroy(name)
+    assert list((root / "guests").glob("*")) == []
+    assert list((tmp_path / "overlays").glob("*")) == []
+    await vms.close()
+
+
+LOOK = r"""
+echo nodes $(cat /sys/devices/system/node/online)
+for n in 0 1; do echo cpus of $n: $(cat /sys/devices/system/node/node$n/cpulist); done
+for d in /sys/bus/pci/devices/*; do [ $(cat $d/class) = 0x00ff00 ] && echo ${d##*/}: $(cat $d/numa_node); done
+for d in /sys/block/*; do [ "$(cat $d/serial)" = gpupool-seed ] && seed=/dev/${d##*/}; done
+echo seed $(grep -c '#cloud-config: hello' $seed)
+echo agent $(cat /sys/class/virtio-ports/*/name)
+echo up
+sleep 1
+echo c > /proc/sysrq-trigger
+"""
+
+
+async def test_a_guest_sees_its_nodes_and_devices_and_its_crash_is_told(real: Host) -> None:
+    """A domain of two cells as on hardware: what the guest makes of it."""
+    await real.start(
+        "two",
+        LOOK,
+        vcpus=2,
+        memory_mib=384,
+        cells=(GuestCell(3, ((7,),), 256, (10, 21)), GuestCell(5, ((9,),), 128, (21, 10))),
+        functions=(
+            PassedFunction("0000:21:00.0", 3),
+            PassedFunction("0000:21:00.1", 3),
+            PassedFunction("0000:a2:00.0", 5),
+            PassedFunction("0000:c3:00.0", -1),
+        ),
+        options=GuestOptions(user_data="#cloud-config: hello\n", network="user"),
+    )
+    seen = real.lines("two")
+    nodes = [line.split(": ") for line in seen if line.startswith("0000:")]
+    assert seen[:3] == ["nodes 0-1", "cpus of 0: 0", "cpus of 1: 1"]
+    assert [node for _, node in nodes] == ["-1", "0", "0", "1"]
+    assert nodes[1][0][:-1] == nodes[2][0][:-1], "two functions of one device"
+    assert "seed 1" in seen, seen
+    assert "agent org.gpupool.guest.0 org.qemu.guest_agent.0" in seen
+    await real.until(lambda: real.of(VmGone, "two"))
+    assert real.of(VmGone, "two") == [VmGone("two", "crashed")]
+
+
+def uefi_image(images: Path, script: str) -> None:
+    """A disk with an EFI system partition whose start-up script the firmware's shell runs."""
+    (images / "esp").mkdir()
+    (images / "esp/startup.nsh").write_text(script)
+    folder = images / "uefi"
+    folder.mkdir()
+    subprocess.run(["qemu-img", "convert", "-O", "raw", f"fat:16:{images}/esp", folder / "disk.img"], check=True)
+    partition_kind(folder / "disk.img", 0xEF)
+    disk = {"file": "disk.img", "format": "raw"}
+    (folder / "manifest.json").write_text(json.dumps({"boot": "uefi", "disk": disk, "cloud_init": True}))
+
+
+def partition_kind(disk: Path, kind: int) -> None:
+    with disk.open("r+b") as file:
+        file.seek(446 + 4)
+        file.write(bytes([kind]))
+
+
+@pytest.mark.skipif(find_firmware() is None, reason="needs ovmf")
+async def test_an_image_boots_by_uefi_from_a_layer_of_its_own(real: Host) -> None:
+    uefi_image(real.vms._images, "echo written > fs0:\\mark\r\nreset -s\r\n")
+    before = (real.vms._images / "uefi/disk.img").read_bytes()
+    cell = GuestCell(0, ((0,),), 256)
+    window = PassedFunction("0000:21:00.0", 0, (64 << 30,))
+    changes: dict[str, Any] = {"image": "uefi", "memory_mib": 256, "cells": (cell,), "functions": (window,)}
+    await real.start("efi", "", wait=False, **changes)
+    assert (real.vms._overlays / "efi/overlay.qcow2").is_file()  # type: ignore[operator]
+    await real.until(lambda: real.of(VmGone, "efi"))
+    assert real.of(VmGone, "efi") == [VmGone("efi", "shutdown")]
+    assert (real.vms._images / "uefi/disk.img").read_bytes() == before
+
+
+async def test_an_image_that_only_says_uefi_is_refused(real: Host) -> None:
+    uefi_image(real.vms._images, "")
+    partition_kind(real.vms._images / "uefi/disk.img", 0x83)
+    real.vms._firmware = lambda: Firmware(Path(__file__), Path(__file__))
+    with pytest.raises(
+        VmStartError, match="'uefi' says that it boots by UEFI, but its disk has no EFI system partition"
+    ):
+        await real.start("efi", "", image="uefi", cells=(GuestCell(0, ((0,),), 128),))
 
 
 async def test_ends_by_force(host: Host) -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from agent.ports import VmEvent, VmSpec
+from agent.ports import GuestCell, PassedFunction, VmEvent, VmSpec
 from agent.vms.hypervisor import LibvirtRuntime
 
 
@@ -26,8 +26,17 @@ def runtime(root: Path, images: Path, cgroup: Path | None = None) -> LibvirtRunt
 
 
 def spec(allocation: str, script: str, *, gpus: int = 1) -> VmSpec:
-    functions = tuple(f"0000:{unit:02x}:00.{part}" for unit in range(1, gpus + 1) for part in (0, 1))
-    return VmSpec(allocation, "debian-numpy", ("sh", "-c", script), (("WHO", "me"),), 1, (0,), (0,), 128, functions)
+    addresses = [f"0000:{unit:02x}:00.{part}" for unit in range(1, gpus + 1) for part in (0, 1)]
+    return VmSpec(
+        allocation=allocation,
+        image="debian-numpy",
+        command=("sh", "-c", script),
+        env=(("WHO", "me"),),
+        vcpus=1,
+        memory_mib=128,
+        cells=(GuestCell(0, ((0,),), 128),),
+        functions=tuple(map(PassedFunction, addresses)),
+    )
 
 
 def say(*words: VmEvent | str) -> None:

@@ -21,6 +21,7 @@ from scheduler.core.model import Policy
 from scheduler.jobs_api import ApiError, JobsApi
 from scheduler.mirror import Mirror
 from scheduler.replica import Replica
+from tests.fakes.agent_rig import inline
 from tests.fakes.vms import Guest
 from tests.sim.faults import WEIGHTS, Kind, Mix, apply_plan, make_plan
 from tests.sim.hardware import MODEL, Machine
@@ -73,7 +74,7 @@ class Cluster:
         me = Identity(machine.name, machine.boot_id, f"{machine.name}:1", "sim", simulated=True)
         parts = Parts(
             self.world.store(node), machine.vms, machine.guard, machine.clock, machine.devices, machine.records,
-            machine.logs, machine.volumes, lambda: ["img"],
+            machine.logs, machine.volumes, lambda: ["img"], run_blocking=inline,
         )  # fmt: skip
         await Agent(me, Timing(ttl_s=8, renew_s=2.0, kill_margin_s=2.0), Limits(start_timeout_s=30), parts).run()
 
@@ -151,7 +152,7 @@ class Cluster:
 
     def no_shared_unit(self) -> Iterator[str]:
         for machine in self.machines.values():
-            used = Counter(function for spec in machine.alive() for function in spec.functions)
+            used = Counter(f.address for spec in machine.alive() for f in spec.functions)
             for function, count in sorted(used.items()):
                 if count > 1:
                     yield f"{machine.name}/{function} is in {count} VMs"

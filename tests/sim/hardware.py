@@ -31,9 +31,10 @@ class Devices(FakeDevices):
         found.numa_nodes.extend(inventory_pb2.NumaNode(id=n, cores=cores[n], memory_mib=65536) for n in range(2))
         return found
 
-    async def reclaim(self, unit: inventory_pb2.Unit) -> str:
+    async def reclaim(self, unit: inventory_pb2.Unit, *, used: bool = True, allocation: str = "") -> str:
         await asyncio.sleep(self._rng.uniform(0.1, 3.0))
-        self.dirty.discard(unit.id)
+        if used:
+            self.dirty.discard(unit.id)
         return "flr; simulated"
 
 
@@ -85,11 +86,12 @@ class Machine:
         self.vms.kill_all("power cut")
 
     def _ran(self, spec: VmSpec) -> None:
-        unclean = self.devices.dirty.intersection(spec.functions)
+        functions = [function.address for function in spec.functions]
+        unclean = self.devices.dirty.intersection(functions)
         if unclean:
             self._world.loop.fail(AssertionError(f"{spec.allocation} got {sorted(unclean)} of {self.name} unproven"))
-        self.devices.dirty.update(spec.functions)
-        self._world.vm_event(f"{self.name} runs {spec.allocation} on {spec.functions}")
+        self.devices.dirty.update(functions)
+        self._world.vm_event(f"{self.name} runs {spec.allocation} on {functions}")
 
     def alive(self) -> Iterator[VmSpec]:
         """VMs whose CPUs run."""

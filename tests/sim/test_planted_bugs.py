@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent import session
+from agent.work.ledger import Ledger
 from gpupool.store.port import Committed, Guard, Op
 from scheduler import leader
 from scheduler.core import fence, model, retry, step
@@ -42,8 +43,8 @@ def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
                 {u: model.UnitReport(model.UnitState.FREE, host.session, allocation.id) for u in allocation.units}
             )
 
-    async def no_reset(_: object, unit: Any) -> str:
-        del unit
+    async def no_reset(_: object, unit: Any, **how: Any) -> str:
+        del unit, how
         return "believed"
 
     patch.setattr(step, "_release_if_clean", release_at_once)
@@ -81,6 +82,11 @@ def unguarded_commits(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leader.Leader, "_try", unguarded)
 
 
+def use_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """The agent does not put on record that a VM is about to have a unit, so it is proven without a reset."""
+    patch.setattr(Ledger, "touches", lambda *_: None)
+
+
 PARTITIONS = {Kind.PARTITION: 1.0}
 POWER = {Kind.POWER_CUT: 1.0}
 PAUSES = {Kind.PAUSE: 1.0}
@@ -90,6 +96,7 @@ PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
     "guard asleep": (guard_asleep, PARTITIONS, "runs 2 times"),
     "deadline too generous": (deadline_too_generous, PARTITIONS, "runs 2 times"),
     "dirty units offered": (dirty_units_offered, POWER, "unproven"),
+    "use forgotten": (use_forgotten, POWER, "unproven"),
     "unit shared": (unit_shared, POWER, "reserved for"),
     "job forgotten": (job_forgotten, POWER, "is lost"),
     "unguarded commits": (unguarded_commits, PAUSES, "InvariantError"),

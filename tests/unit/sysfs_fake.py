@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class FakeSysfs:
-    """`files`: path to text or bytes; `links`: path to the last component of a target. Implements `ports.Sysfs`."""
+    """`files`: path to text or bytes; `links`: path to a target, or its last component. Implements `ports.Sysfs`."""
 
     def __init__(self, files: Mapping[str, str | bytes], links: Mapping[str, str] | None = None) -> None:
         self.files = dict(files)
@@ -16,25 +16,31 @@ class FakeSysfs:
         content = self.files.get(path)
         return content.decode(errors="replace").strip() if isinstance(content, bytes) else content and content.strip()
 
-    def read_bytes(self, path: str, limit: int = 4096) -> bytes | None:
+    def read_bytes(self, path: str, limit: int = 4096, offset: int = 0) -> bytes | None:
         content = self.files.get(path)
-        return content.encode(errors="replace")[:limit] if isinstance(content, str) else content and content[:limit]
+        raw = content.encode(errors="replace") if isinstance(content, str) else content
+        return raw and raw[offset : offset + limit]
 
     def list(self, path: str) -> list[str]:
         below = [name[len(path) + 1 :] for name in (*self.files, *self.links) if name.startswith(f"{path}/")]
         return sorted({name.split("/")[0] for name in below})
 
     def link_name(self, path: str) -> str | None:
+        target = self.links.get(path)
+        return None if target is None else target.rpartition("/")[2]
+
+    def link_target(self, path: str) -> str | None:
         return self.links.get(path)
 
     def write(self, path: str, text: str) -> None:
         raise OSError(path, text)
 
 
-def node_files(node: int, cpus: str, memory_kib: int = 1024 * 1024) -> dict[str, str | bytes]:
+def node_files(node: int, cpus: str, memory_kib: int = 1024 * 1024, distance: str = "10") -> dict[str, str | bytes]:
     base = f"devices/system/node/node{node}"
     return {
         f"{base}/cpulist": cpus,
+        f"{base}/distance": distance,
         f"{base}/meminfo": f"Node {node} MemTotal: {memory_kib:>12} kB\nNode {node} X: 1 kB",
     }
 
@@ -60,5 +66,6 @@ def gpu_files(address: str, *, numa_node: str = "0", methods: str = "flr", group
         f"{base}/reset_method": methods,
         f"{base}/current_link_speed": "16.0 GT/s PCIe",
         f"{base}/current_link_width": "16",
+        f"{base}/config": bytes(256),  # of conventional PCI: no serial number
     }
     return FakeSysfs(files, {} if group is None else {f"{base}/iommu_group": group})

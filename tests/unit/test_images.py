@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.vms.images import DEFAULT_CMDLINE, FILES, ImageError, list_images, load_image
+from agent.vms.images import DEFAULT_CMDLINE, FILES, Image, ImageError, KernelBoot, UefiBoot, list_images, load_image
 
 
 def make(root: Path, name: str, manifest: str = '{"kernel": "6.1"}') -> Path:
@@ -21,13 +21,43 @@ def make(root: Path, name: str, manifest: str = '{"kernel": "6.1"}') -> Path:
 def test_a_whole_image(tmp_path: Path) -> None:
     folder = make(tmp_path, "debian")
     image = load_image(tmp_path, "debian")
-    assert (image.kernel, image.initrd, image.root) == tuple(folder / file for file in FILES)
-    assert image.cmdline == DEFAULT_CMDLINE
+    kernel, initrd, root = (folder / file for file in FILES)
+    assert image == Image("debian", KernelBoot(kernel, initrd, root, DEFAULT_CMDLINE))
 
 
 def test_the_manifest_may_give_the_kernel_line(tmp_path: Path) -> None:
     make(tmp_path, "other", '{"cmdline": "console=ttyS0"}')
-    assert load_image(tmp_path, "other").cmdline == "console=ttyS0"
+    boot = load_image(tmp_path, "other").boot
+    assert isinstance(boot, KernelBoot)
+    assert boot.cmdline == "console=ttyS0"
+
+
+def test_an_image_that_boots_by_uefi(tmp_path: Path) -> None:
+    manifest = '{"boot": "uefi", "disk": {"file": "root.img", "format": "qcow2"}, "cloud_init": true}'
+    folder = make(tmp_path, "ubuntu", manifest)
+    image = load_image(tmp_path, "ubuntu")
+    assert image == Image("ubuntu", UefiBoot(folder / "root.img", "qcow2"), cloud_init=True)
+    (folder / "root.img").unlink()
+    with pytest.raises(ImageError, match=r"lacks root\.img"):
+        load_image(tmp_path, "ubuntu")
+
+
+@pytest.mark.parametrize(
+    "disk",
+    ["", ', "disk": "a"', ', "disk": {"file": "../a", "format": "raw"}', ', "disk": {"file": "a", "format": "vdi"}'],
+)
+def test_a_uefi_image_must_name_its_disk(tmp_path: Path, disk: str) -> None:
+    make(tmp_path, "ubuntu", f'{{"boot": "uefi"{disk}}}')
+    with pytest.raises(ImageError, match=r"its manifest's disk is .*write \{\"file\""):
+        load_image(tmp_path, "ubuntu")
+
+
+def test_an_image_without_uefi_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    make(tmp_path, "old", '{"boot": "bios"}')
+    with pytest.raises(
+        ImageError, match=r"'old' boots by 'bios'; gpupool boots 'kernel' .* and 'uefi'.*put a UEFI boot"
+    ):
+        load_image(tmp_path, "old")
 
 
 def test_an_image_being_built_is_none(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.devices import pci
+from agent.devices import attributes, pci
 from agent.devices.inventory import MAX_NOTES, read_inventory
 from agent.devices.sysfs import RealSysfs
 from agent.devices.topology import cpu_list
@@ -54,6 +54,7 @@ def test_addresses_are_made_canonical(text: str, canonical: str | None) -> None:
         ("5", [5]),
         ("3-1", None),
         ("0-99999999", None),
+        ("0-65535," * 2 + "1", None),  # a file full of these would take minutes
         ("a", None),
         ("1,,2", None),
     ],
@@ -74,12 +75,12 @@ def test_cpu_lists(text: str, cpus: list[int] | None) -> None:
     ],
 )
 def test_link_speeds(text: str, mts: int | None) -> None:
-    assert pci.link_speed(text) == mts
+    assert attributes.link_speed(text) == mts
 
 
 @pytest.mark.parametrize(("text", "lanes"), [("16", 16), ("0", 0), ("255", 0), ("63", 0), ("64", None), ("-1", None)])
 def test_link_widths(text: str, lanes: int | None) -> None:
-    assert pci.link_width(text) == lanes
+    assert attributes.link_width(text) == lanes
 
 
 def test_a_gpu_comes_out_as_its_files_say() -> None:
@@ -163,6 +164,223 @@ def test_a_cpu_without_topology_is_left_out_and_noted() -> None:
 def test_reserved_memory_is_kept_back_on_every_node() -> None:
     tree = fake(cpu_files([[0], [1]]), node_files(0, "0"), node_files(1, "1", memory_kib=1024))
     assert [node.memory_mib for node in read_inventory(tree, reserved_memory_mib=24).numa_nodes] == [1000, 0]
+
+
+def test_hugepages_are_counted_by_size_and_are_no_memory_for_others() -> None:
+    pages = "devices/system/node/node0/hugepages"
+    tree = fake(
+        ONE_NODE, huge(f"{pages}/hugepages-2048kB", "100", "60"), huge(f"{pages}/hugepages-1048576kB", "0", "0")
+    )
+    (node,) = read_inventory(tree).numa_nodes
+    assert [(page.size_kib, page.total, page.free) for page in node.hugepages] == [(2048, 100, 60), (1048576, 0, 0)]
+    assert node.memory_mib == 1024 - 200
+
+
+def huge(base: str, total: str, free: str) -> dict[str, str | bytes]:
+    return {f"{base}/nr_hugepages": total, f"{base}/free_hugepages": free}
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "found", "note"),
+    [
+        ("junk", "0", [], "nr_hugepages is 'junk'"),
+        ("", "", [], "nr_hugepages is ''"),
+        ("-1", "0", [], "nr_hugepages is '-1'"),
+        ("10", "junk", [(2048, 10, 0)], "free_hugepages is 'junk'"),
+        ("10", "11", [(2048, 10, 0)], "11 pages are free, of 10"),
+        ("4000", "0", [(2048, 4000, 0)], "no memory is left"),
+    ],
+)
+def test_odd_hugepages(total: str, free: str, found: list[tuple[int, int, int]], note: str) -> None:
+    tree = fake(ONE_NODE, huge("devices/system/node/node0/hugepages/hugepages-2048kB", total, free))
+    inventory = read_inventory(tree)
+    (node,) = inventory.numa_nodes
+    assert [(page.size_kib, page.total, page.free) for page in node.hugepages] == found
+    assert any(note in line for line in inventory.notes)
+    assert node.memory_mib == (0 if "no memory" in note else 1024 - 20 * len(found))
+
+
+def test_hugepages_of_a_host_without_nodes() -> None:
+    blocks: dict[str, str | bytes] = {
+        "devices/system/memory/block_size_bytes": "8000000",
+        "devices/system/memory/memory0/state": "online",
+    }
+    tree = fake(cpu_files([[0]]), blocks, huge("kernel/mm/hugepages/hugepages-2048kB", "8", "8"))
+    (node,) = read_inventory(tree).numa_nodes
+    assert (node.memory_mib, [page.total for page in node.hugepages]) == (128 - 16, [8])
+
+
+def test_distances_are_those_to_the_nodes_that_are_there() -> None:
+    tree = fake(
+        cpu_files([[0], [1]]),
+        node_files(0, "0", distance="10 40"),
+        node_files(8, "1", distance="40 10"),
+    )
+    inventory = read_inventory(tree)
+    assert [list(node.distances) for node in inventory.numa_nodes] == [[10, 40], [40, 10]]
+    assert not inventory.notes
+
+
+@pytest.mark.parametrize("text", ["10", "10 x", "10 20 30", "", "10 -20"])
+def test_distances_that_do_not_fit_the_nodes_are_unknown(text: str) -> None:
+    tree = fake(cpu_files([[0], [1]]), node_files(0, "0", distance=text), node_files(1, "1", distance="20 10"))
+    inventory = read_inventory(tree)
+    assert [list(node.distances) for node in inventory.numa_nodes] == [[], [20, 10]]
+    assert any("no list of 2 distances" in note for note in inventory.notes)
+
+
+def test_a_power_host() -> None:
+    """SMT8 with threads switched off, node ids with gaps, a node of GPU memory without CPUs, several PCI domains."""
+    cores = [[8 * core] for core in range(4)]
+    off: dict[str, str | bytes] = {
+        f"devices/system/cpu/cpu{cpu}/topology/physical_package_id": "0" for cpu in range(32) if cpu % 8
+    }
+    tree = fake(
+        *(cpu_files(cores), off, node_files(0, "0-15", distance="10 40 80"), gpu_files("0004:04:00.0", numa_node="0")),
+        *(node_files(8, "16-31", distance="40 10 80"), node_files(252, "", distance="80 80 10")),
+        *(gpu_files("0035:03:00.0", numa_node="8", group="2"), gpu_files("0006:00:00.0", numa_node="252", group="3")),
+    )
+    inventory = read_inventory(tree)
+    assert [(node.id, [list(core.threads) for core in node.cores]) for node in inventory.numa_nodes] == [
+        *((0, [[0], [8]]), (8, [[16], [24]]), (252, [])),
+    ]
+    assert [(unit.id, unit.numa_node) for unit in inventory.units] == [
+        *(("0004:04:00.0", 0), ("0006:00:00.0", 252), ("0035:03:00.0", 8)),
+    ]
+
+
+def test_a_kernel_of_2013() -> None:
+    """Linux 3.10: no reset_method, link attributes, power_state, core_cpus_list; here without an IOMMU, too."""
+    base = "bus/pci/devices/0000:21:00.0"
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0", group=None))
+    for name in ("reset_method", "current_link_speed", "current_link_width"):
+        del tree.files[f"{base}/{name}"]
+    tree.files[f"{base}/reset"] = ""
+    for cpu in range(4):
+        siblings = tree.files.pop(f"devices/system/cpu/cpu{cpu}/topology/core_cpus_list")
+        tree.files[f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"] = siblings
+    inventory = read_inventory(tree)
+    (unit,) = inventory.units
+    (function,) = unit.functions
+    assert unit.unfit == "0000:21:00.0 has no IOMMU group (is the IOMMU switched on?)"
+    assert (list(function.reset_methods), function.link_width, function.power_state) == (["default"], 0, "")
+    assert (list(function.path), function.root_bus, function.serial) == ([], "", "")
+    assert [list(core.threads) for core in inventory.numa_nodes[0].cores] == [[0, 2], [1, 3]]
+    assert not inventory.notes
+
+
+def test_isolated_cpus_are_told_of_where_they_are() -> None:
+    tree = fake(cpu_files([[0, 2], [1, 3]]), node_files(0, "0,2"), node_files(1, "1,3"))
+    tree.files["devices/system/cpu/isolated"] = "1,3,9"
+    assert [list(node.isolated_cpus) for node in read_inventory(tree).numa_nodes] == [[], [1, 3]]
+
+
+@pytest.mark.parametrize("code", ["0x0b4000", "0x020000", "0x120000"])
+def test_the_operator_says_what_is_a_gpu(code: str) -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"), {"bus/pci/devices/0000:21:00.0/class": code})
+    (unit,) = read_inventory(tree, allow=[(0x10DE, 0x20B5)]).units
+    assert (unit.id, unit.unfit) == ("0000:21:00.0", "")
+    others = read_inventory(tree, allow=[(0x10DE, 0x20B6), (0x1AF4, 0x20B5)]).units
+    assert bool(others) == (code == "0x120000")
+
+
+@pytest.mark.parametrize(("code", "reason"), [("0x010802", "storage"), ("0x060400", None)])
+def test_what_the_operator_cannot_make_a_gpu(code: str, reason: str | None) -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"), {"bus/pci/devices/0000:21:00.0/class": code})
+    found = read_inventory(tree, allow=[(0x10DE, 0x20B5)]).units
+    assert [reason in unit.unfit for unit in found if reason] == ([True] if reason else [])
+
+
+def gpu_with_bar(size: int, device: str, code: str = "0x030000", flags: int = 0x14220C) -> FakeSysfs:
+    base = "bus/pci/devices/0000:21:00.0"
+    bar = f"0x{1 << 44:016x} 0x{(1 << 44) + size - 1:016x} 0x{flags:016x}\n" + "0x0 0x0 0x0\n" * 6
+    return fake(
+        ONE_NODE, gpu_files("0000:21:00.0"), {f"{base}/resource": bar, f"{base}/device": device, f"{base}/class": code}
+    )
+
+
+@pytest.mark.parametrize(
+    ("tree", "memory"),
+    [
+        (gpu_with_bar(1 << 37, "0x20b5"), (81920, "table")),  # what is known goes first
+        (gpu_with_bar(1 << 28, "0xfff0"), (0, "")),  # the window of a GPU of any size
+        (gpu_with_bar(1 << 34, "0xfff0"), (16384, "bar")),
+        (gpu_with_bar(1 << 34, "0xfff0", flags=0x40200), (0, "")),  # registers, not memory
+        (gpu_with_bar(3 << 33, "0xfff0"), (0, "")),  # no BAR has such a size
+        (gpu_with_bar(1 << 50, "0xfff0"), (0, "")),
+        (gpu_with_bar(1 << 34, "0xfff0", "0x0b4000"), (0, "")),  # no GPU by its class
+    ],
+)
+def test_memory_has_a_source_or_is_unknown(tree: FakeSysfs, memory: tuple[int, str]) -> None:
+    (unit,) = read_inventory(tree, allow=[(0x10DE, 0xFFF0)]).units
+    assert (unit.gpu_memory_mib, unit.memory_source) == memory
+
+
+def test_the_memory_of_a_known_device_without_any_is_not_taken_from_a_bar() -> None:
+    tree = gpu_with_bar(1 << 34, "0x1050")
+    tree.files["bus/pci/devices/0000:21:00.0/vendor"] = "0x1af4"
+    (unit,) = read_inventory(tree).units
+    assert (unit.model, unit.gpu_memory_mib, unit.memory_source) == ("virtio-gpu", 0, "")
+
+
+def test_a_link_that_is_down_is_noted_unless_the_device_sleeps() -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"))
+    base = "bus/pci/devices/0000:21:00.0"
+    tree.files |= {f"{base}/current_link_width": "63", f"{base}/max_link_width": "16", f"{base}/power_state": "D0"}
+    inventory = read_inventory(tree)
+    assert inventory.notes == ["0000:21:00.0: its link is down, or it does not answer"]
+    assert inventory.units[0].functions[0].link_width == 0
+    tree.files[f"{base}/power_state"] = "D3cold"
+    assert not read_inventory(tree).notes
+
+
+def test_a_virtual_function_has_no_link_of_its_own() -> None:
+    """Its registers tell its parent's width at best, and nothing now, which would look like a link that is down."""
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.1"))
+    base = "bus/pci/devices/0000:21:00.1"
+    tree.files |= {f"{base}/class": "0x020000", f"{base}/power_state": "D0"}
+    tree.files |= {f"{base}/current_link_width": "0", f"{base}/max_link_width": "16"}
+    tree.links[f"{base}/physfn"] = "../0000:21:00.0"
+    inventory = read_inventory(tree)
+    (nic,) = inventory.nics
+    assert (nic.link_speed_mts, nic.link_width, nic.link_width_max) == (0, 0, 0)
+    assert not inventory.notes
+
+
+def test_groups_without_an_iommu_are_no_groups() -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"))
+    tree.files["bus/pci/devices/0000:21:00.0/iommu_group/name"] = "vfio-noiommu\n"
+    (unit,) = read_inventory(tree).units
+    assert "isolates nothing" in unit.unfit
+
+
+def test_mediated_devices_are_told_of_and_spoil_their_gpu_while_in_use() -> None:
+    types = "bus/pci/devices/0000:21:00.0/mdev_supported_types"
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"), {f"{types}/nvidia-105/available_instances": "1"})
+    (unit,) = read_inventory(tree).units
+    assert (list(unit.functions[0].mdev_types), unit.unfit) == (["nvidia-105"], "")
+    tree.files[f"{types}/nvidia-105/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001/x"] = ""
+    (unit,) = read_inventory(tree).units
+    assert unit.unfit == "0000:21:00.0 has 1 mediated devices in use"
+
+
+@pytest.mark.parametrize("numvfs", ["2", "0", "junk"])
+def test_virtual_functions_that_are_there_count_whatever_their_number_is_said_to_be(numvfs: str) -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"), gpu_files("0000:21:00.4", group="2"))
+    base = "bus/pci/devices/0000:21:00.0"
+    tree.files |= {f"{base}/sriov_totalvfs": "16", f"{base}/sriov_numvfs": numvfs}
+    tree.links |= {f"{base}/virtfn0": "../0000:21:00.4", "bus/pci/devices/0000:21:00.4/physfn": "../0000:21:00.0"}
+    inventory = read_inventory(tree)
+    (unit,) = inventory.units
+    assert f"has {'2' if numvfs == '2' else '1'} SR-IOV virtual functions switched on" in unit.unfit
+    assert list(unit.functions[0].sriov_present) == ["0000:21:00.4"]
+    assert "0000:21:00.4: an SR-IOV virtual function; not offered" in inventory.notes
+
+
+def test_a_reset_method_that_nobody_knows_resets_nothing() -> None:
+    (unit,) = read_inventory(fake(ONE_NODE, gpu_files("0000:21:00.0", methods="exorcism"))).units
+    assert "no usable reset method" in unit.unfit
+    assert list(unit.functions[0].reset_methods) == ["exorcism"]
 
 
 @pytest.mark.parametrize("name", ["vendor", "device", "class"])

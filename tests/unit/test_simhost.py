@@ -58,6 +58,7 @@ def test_parse_gpus_says_what_to_write(text: str, message: str) -> None:
         ({"cores_per_node": 4096}, "16384 CPUs in all"),
         ({"gpus": ("nvidia-l4",) * (2 * MAX_GPUS_PER_NODE + 1)}, "25 GPUs on 2 NUMA nodes"),
         ({"gpus": ("nvidia-none",)}, "no GPU model"),
+        ({"memory_mib_per_node": 1024, "hugepages_per_node": 513}, "hugepages_per_node is 513"),
     ],
 )
 def test_a_shape_that_cannot_be(shape: dict[str, object], message: str) -> None:
@@ -91,6 +92,21 @@ def test_the_largest_host_of_each_kind(tmp_path: Path, model: str) -> None:
     inventory = read_inventory(RealSysfs(tmp_path / "sys"))
     assert len(inventory.units) == 16 * MAX_GPUS_PER_NODE
     assert {(unit.model, unit.unfit) for unit in inventory.units} == {(model, "")}
+
+
+def test_no_two_gpus_have_one_serial_number(tmp_path: Path) -> None:
+    serials = []
+    for host in ("h1", "h2"):
+        build_tree(tmp_path / host, HostShape(("nvidia-l4",) * 2, numa_nodes=1, cores_per_node=1))
+        inventory = read_inventory(RealSysfs(tmp_path / host))
+        serials += [function.serial for unit in inventory.units for function in unit.functions if function.serial]
+    assert len(set(serials)) == 4
+
+
+def test_hugepages_are_part_of_the_memory(tmp_path: Path) -> None:
+    build_tree(tmp_path / "sys", HostShape(numa_nodes=1, memory_mib_per_node=1024, hugepages_per_node=100))
+    (node,) = read_inventory(RealSysfs(tmp_path / "sys")).numa_nodes
+    assert (node.memory_mib, node.hugepages[0].total) == (824, 100)
 
 
 def test_bars_of_a_host_do_not_overlap(tmp_path: Path) -> None:

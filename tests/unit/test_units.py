@@ -8,7 +8,7 @@ import pytest
 
 from agent.devices import gpus
 from agent.devices.pci import Function
-from agent.devices.units import DeviceUnit, device_units, reset_domain
+from agent.devices.units import DeviceUnit, bridge_above, device_units, near_gpus, reset_domain
 
 
 def gpu(address: str, group: int = 1, **changes: object) -> Function:
@@ -76,6 +76,28 @@ def test_a_gpu_that_a_neighbours_bus_reset_hits_is_in_its_unit() -> None:
     assert addresses(unit) == ["0000:21:00.0", "0000:21:01.0"]
 
 
+def test_the_kernels_tree_tells_what_no_bridge_register_does() -> None:
+    """A virtual function on a bus of its own, and a bridge whose registers could not be read."""
+    port = bridge("0000:20:00.0", 0x21)
+    parent = gpu("0000:21:00.0", root_bus="0000:20", path=("0000:20:00.0",))
+    virtual = gpu("0000:22:00.0", 2, root_bus="0000:20", path=("0000:20:00.0",), virtual=True)
+    for tree in ([port, parent, virtual], [replace(port, buses=None), parent, virtual]):
+        assert reset_domain(parent, tree) == {"0000:21:00.0", "0000:22:00.0"}
+        assert bridge_above(virtual, tree) == tree[0]
+    assert bridge_above(gpu("0000:21:00.0", root_bus="0000:21"), [port]) is None, "it sits on a root bus"
+
+
+def test_what_outlines_tell_is_never_less_than_the_unit() -> None:
+    tree = [
+        *(bridge("0000:20:00.0", 0x21, 0x22, resets=True), gpu("0000:21:00.0", reset_methods=())),
+        *(other("0000:22:00.0", 0x020000, group=2), other("0000:23:00.0", 0x020000, group=2), gpu("0000:24:00.0", 3)),
+    ]
+    outlines = [replace(function, reset_methods=()) for function in tree]
+    in_units = {function.address for unit in device_units(tree) for function in unit.functions}
+    assert in_units <= near_gpus(outlines)
+    assert near_gpus([replace(tree[2])]) == frozenset()
+
+
 def test_a_bridge_of_another_domain_resets_nothing_here() -> None:
     (unit,) = device_units([bridge("0001:20:00.0", 0x21, resets=True), gpu("0000:21:00.0", reset_methods=())])
     assert "no usable reset method" in unit.unfit
@@ -107,6 +129,12 @@ def test_bridges_of_the_group_stay_with_the_host_and_are_noted() -> None:
         ([gpu("0000:21:00.0", vendor_id=gpus.ASPEED)], "management display"),
         ([gpu("0000:21:00.0", vendor_id=0)], "cannot be read"),
         ([gpu("0000:21:00.0", virtual_functions=4)], "4 SR-IOV virtual functions"),
+        ([gpu("0000:21:00.0"), other("0000:22:00.0", 0x020000, virtual_functions=4)], "4 SR-IOV virtual functions"),
+        ([gpu("0000:21:00.0", mdevs_in_use=2)], "2 mediated devices in use"),
+        ([gpu("0000:21:00.0", no_iommu=True)], "isolates nothing"),
+        ([gpu("0000:21:00.0", reset_methods=("witchcraft",))], "no usable reset method"),
+        ([gpu("0000:21:00.0", group_members=("0000:21:00.0", "ACPI0003:00"))], "cannot be read: ACPI0003:00"),
+        ([gpu("0000:21:00.0", class_code=0x010802, allowed=True)], "storage"),
         ([gpu("0000:21:00.0"), gpu("0000:22:00.0", virtual=True)], "is an SR-IOV virtual function"),
         ([gpu("0000:21:00.0"), gpu("0000:22:00.0", device_id=0x2330)], "nvidia-a100-80gb, nvidia-h100-80gb"),
         ([gpu("0000:21:00.0"), other("0000:22:00.0", 0x020000, driver="mlx5_core")], "through mlx5_core"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.vms.errors import readable_open, readable_start
+from agent.vms.errors import _MOUNT, readable_open, readable_start
 
 QEMU = (
     "internal error: process exited while connecting to monitor: 2026-11-23T08:00:00.1Z qemu-system-x86_64: -blockdev: "
@@ -27,6 +27,15 @@ QEMU = (
         (
             "unsupported configuration: Cannot check QEMU binary /usr/bin/qemu: No such file",
             "libvirt knows no emulator for x86_64: install qemu-system-x86",
+        ),
+        (
+            QEMU + "vfio 0000:21:00.0: failed to open /dev/vfio/12: Device or resource busy",
+            "/dev/vfio/12 is in use: another process owns a device of that IOMMU group",
+        ),
+        ("Cannot get interface MTU on 'br7': No such device", "the host has no network interface br7; make it first"),
+        (
+            "internal error: Unable to find any usable hugetlbfs mount for 1048576 KiB",
+            f"no hugetlbfs is mounted for pages of 1048576 KiB: {_MOUNT}",
         ),
         ("something  new\nin two lines", "something new in two lines"),
     ],

@@ -36,8 +36,8 @@ async def test_runs_and_ends() -> None:
         assert rig.unit().state == records_pb2.UNIT_STATE_HELD
         await rig.running()
         spec = rig.vms.vms["j1.1"].spec
-        assert (spec.functions, spec.env, spec.volumes[0].file) == (
-            (UNIT,),
+        assert ([f.address for f in spec.functions], spec.env, spec.volumes[0].file) == (
+            [UNIT],
             (("A", "1"), ("B", "2")),
             "/volumes/j1/data.img",
         )

@@ -1,0 +1,91 @@
+"""Health in use: what is a fault of the device, and what only a guest at work; AER counters."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.devices.aer import AerCounts, parse, risen
+from agent.devices.health import HealthWatch, Vitals, judge, read_vitals
+from gpupool.v1.inventory_pb2 import PciFunction, Unit
+from tests.unit.sysfs_fake import FakeSysfs
+
+GPU = "0000:01:00.0"
+BASE = f"bus/pci/devices/{GPU}"
+
+
+def vitals(*, present: bool = True, answers: bool | None = True, width: int = 16, fatal: int = 0) -> Vitals:
+    return Vitals(GPU, present, answers, width, AerCounts({"fatal": {"Malformed TLP": fatal}}))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "found"),
+    [
+        (vitals(), vitals(), ""),
+        (vitals(), vitals(present=False), f"{GPU} has vanished from the bus"),
+        (vitals(), vitals(answers=False), ""),
+        (
+            vitals(answers=False),
+            vitals(answers=False),
+            f"{GPU} does not answer: its config space reads 0xff throughout",
+        ),
+        (vitals(answers=False), vitals(answers=None), ""),
+        (vitals(), vitals(width=8), ""),
+        (vitals(width=8), vitals(width=8), f"{GPU}: link width fell to x8 from x16"),
+        (vitals(width=8), vitals(width=16), ""),
+        (vitals(width=0), vitals(width=0), f"{GPU}: link width fell to none from x16"),
+        (vitals(), vitals(fatal=2), f"{GPU} had fatal PCIe errors (AER): Malformed TLP +2"),
+    ],
+)
+def test_judge(before: Vitals, now: Vitals, found: str) -> None:
+    assert judge(vitals(), before, now) == found
+
+
+def test_a_link_that_was_never_up_cannot_fall() -> None:
+    assert judge(vitals(width=0), vitals(width=0), vitals(width=0)) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "answers"), [(b"\xde\x10\xb5\x20", True), (b"\xff" * 4, False), (b"", None), (b"\xff", None)]
+)
+def test_read_vitals(config: bytes, answers: bool | None) -> None:
+    files: dict[str, str | bytes] = {
+        f"{BASE}/config": config,
+        f"{BASE}/current_link_width": "16",
+        f"{BASE}/aer_dev_fatal": "Malformed TLP 1\nTOTAL_ERR_FATAL 1",
+    }
+    found = read_vitals(FakeSysfs(files), GPU)
+    assert found == Vitals(GPU, True, answers, 16, AerCounts({"fatal": {"Malformed TLP": 1}}))
+    assert read_vitals(FakeSysfs({}), GPU) == Vitals(GPU, present=False)
+
+
+def test_a_watch_remembers_between_two_looks() -> None:
+    files: dict[str, str | bytes] = {f"{BASE}/config": b"\xde\x10\xb5\x20", f"{BASE}/current_link_width": "16"}
+    tree = FakeSysfs(files)
+    unit = Unit(id=GPU, functions=[PciFunction(address=GPU)])
+    watch = HealthWatch(tree)
+    assert watch.look(unit) == ""
+    tree.files[f"{BASE}/current_link_width"] = "4"
+    assert watch.look(unit) == ""
+    assert watch.look(unit) == f"{GPU}: link width fell to x4 from x16"
+    watch.end(unit)
+    assert watch.look(unit) == "", "another VM, another first sight"
+
+
+def test_aer_files_of_the_kernel() -> None:
+    text = "Undefined 0\nData Link Protocol 3\nSurprise Down Error 1\nTOTAL_ERR_FATAL 4"
+    assert parse(text) == {"Undefined": 0, "Data Link Protocol": 3, "Surprise Down Error": 1}
+    assert parse("nonsense\n\n7\nRxErr x\nA -1") == {}
+
+
+@given(st.text())
+def test_no_aer_file_stops_the_parser(text: str) -> None:
+    assert all(name and count >= 0 for name, count in parse(text).items())
+
+
+def test_counters_that_began_anew_count_in_full() -> None:
+    before = AerCounts({"fatal": {"A": 5, "B": 1}})
+    assert risen(before, AerCounts({"fatal": {"A": 2, "B": 3, "C": 1}}), "fatal") == "A +2, B +2, C +1"
+    assert risen(before, AerCounts({"fatal": {"A": 5}}), "fatal") == ""
+    assert risen(before, AerCounts(), "fatal") == ""
