@@ -12,7 +12,8 @@ umask 022
 PACKAGES=(libc6 zlib1g libexpat1 libffi8 libgcc-s1 libstdc++6 libgfortran5 libquadmath0 libblas3 liblapack3
     libpython3.11-minimal libpython3.11-stdlib python3.11-minimal python3-numpy busybox-static)
 KERNEL=linux-image-cloud-amd64
-MODULES=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console)
+MODULES=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console
+    pvpanic pvpanic-mmio)  # a panic is told to the host
 
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# = 1 ] || { echo "usage: $0 OUTDIR" >&2; exit 2; }

@@ -1,0 +1,73 @@
+"""Jobs in lab hosts' guests, and waiting for them. Every wait is for an event, with a generous limit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from gpupool.client import AsyncClient
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+
+IMAGE = "lab"  # with a kernel that boots fast; "debian-numpy" is there too
+MODEL = "virtio-gpu"
+GUEST_S = 400.0  # for a guest to boot and end
+RECLAIM_S = 120.0
+# One line a PCI function of the guest: address, ids, class, NUMA node.
+PCI = "for d in /sys/bus/pci/devices/*; do echo PCI ${d##*/} $(cat $d/vendor $d/device $d/class $d/numa_node); done"
+
+
+def job(script: str, *, gpus: int = 1, **fields: Any) -> job_pb2.JobSpec:
+    """A job that runs a shell script in a guest with that many GPUs."""
+    given = {"image": IMAGE, "command": ["sh", "-c", script], "cpus": 1, "memory_mib": 192, "stop_grace_s": 20}
+    return job_pb2.JobSpec(**{**given, **fields}, gpus=job_pb2.GpuRequest(count=gpus, model=MODEL))
+
+
+async def ends(client: AsyncClient, job_id: str, *, within_s: float = GUEST_S) -> job_pb2.Job:
+    """The job, once it has ended."""
+    return await client.wait(job_id, timeout_s=within_s)
+
+
+async def reaches(
+    client: AsyncClient, job_id: str, state: job_pb2.JobState.ValueType, *, within_s: float = GUEST_S
+) -> job_pb2.Job:
+    """The job, once it is in this state."""
+    async with asyncio.timeout(within_s):
+        while True:
+            if (found := await client.get(job_id)).status.state == state:
+                return found
+            await asyncio.sleep(0.2)
+
+
+async def output(client: AsyncClient, job_id: str) -> list[str]:
+    """All lines that the job has printed."""
+    return [line.text async for chunk in client.logs(job_id, follow=False) for line in chunk.lines]
+
+
+async def units(client: AsyncClient, host: str) -> dict[str, scheduler_pb2.UnitView]:
+    """The host's units by id."""
+    return {view.unit.id: view for view in await client.units(host)}
+
+
+async def unit_is(
+    client: AsyncClient, host: str, unit: str, state: records_pb2.UnitState.ValueType, *, within_s: float = RECLAIM_S
+) -> scheduler_pb2.UnitView:
+    """The unit, once it is in this state and no allocation has it."""
+    async with asyncio.timeout(within_s):
+        while True:
+            view = (await units(client, host))[unit]
+            if view.state == state and not view.allocation:
+                return view
+            await asyncio.sleep(0.2)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def s(self) -> float:
+        """To a tenth."""
+        return round(time.monotonic() - self._began, 1)
