@@ -5,9 +5,10 @@ BIN := .venv/bin
 IMAGES := var/images
 READY := .venv/.ready
 SEEDS ?= 300
+FUZZ_S ?= 180
 ARGS ?= --help
 
-.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel bench soak proto lock rewrite clean
+.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench soak fuzz proto lock rewrite clean
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
@@ -60,8 +61,23 @@ e2e: setup      ## only the tests with real etcd and real VMs
 wheel: $(READY) ## build the wheel and try it in a fresh environment
 	@tools/test-wheel.sh $(BIN)/python
 
+lab-image: setup  ## what the VFIO lab's hosts boot (as root; minutes at first, seconds after a change of the code)
+	@$(BIN)/python -m lab image
+
+lab: setup      ## the VFIO lab: two emulated GPU hosts with real passthrough; Ctrl-C ends it
+	@$(BIN)/python -m lab up
+
+lab-test: setup ## the tests on the VFIO lab
+	@$(BIN)/pytest -p no:randomly -m lab tests/lab
+
 soak: $(READY)  ## the simulation for many seeds (SEEDS=5000)
 	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest tests/sim
+
+fuzz: $(READY)  ## fuzz the inventory with atheris, outside the locked environment (FUZZ_S=180)
+	@test -d var/fuzz/atheris || $(BIN)/python -m pip install -q --disable-pip-version-check --target var/fuzz atheris
+	@mkdir -p var/fuzz-corpus
+	@PYTHONPATH=.:var/fuzz $(BIN)/python tests/fuzz/fuzz_inventory.py -max_total_time=$(FUZZ_S) -len_control=0 \
+	  -max_len=4096 -artifact_prefix=var/fuzz-corpus/ var/fuzz-corpus
 
 bench: setup    ## measure, and print a table with its ceiling
 	@$(BIN)/python -m bench
