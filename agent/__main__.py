@@ -22,8 +22,9 @@ from .clock import BootClock
 from .config import Config, ConfigError, default_cgroup, list_images, parse_command, parse_cpus, parse_ids, parse_labels
 from .devices import holders
 from .devices.host import Policy, SysfsDevices
-from .devices.inventory import read_inventory
+from .devices.inventory import Memory, read_inventory
 from .devices.isolated import IsolatedSysfs
+from .devices.pciids import PciIds
 from .devices.reclaim import Patience
 from .devices.sysfs import RealSysfs
 from .devices.uevents import Uevents
@@ -31,7 +32,7 @@ from .doctor.examine import ACCEPTABLE
 from .guard.client import ProcessGuard
 from .guard.state import BOOT_ID_FILE
 from .judges import Doctor, Users, judges
-from .ports import GuardError, Sysfs, VmRuntime
+from .ports import GuardError, VmRuntime
 from .service import AgentService, serve
 from .timing import Identity, Limits, Timing, TimingError
 from .vms.embed import run_dir
@@ -42,6 +43,7 @@ from .work.records import FileRecords
 from .work.volumes import DirectoryVolumes
 
 if TYPE_CHECKING:
+    from .simulated.kernel import SimulatedSysfs
     from .simulated.tree import HostShape
 
 _log = logging.getLogger("agent")
@@ -70,6 +72,12 @@ Examples:
     type=click.Path(path_type=Path),
     default=Path("/var/lib/gpupool/images"),
     help="Guest images: one directory each, with a manifest.json.",
+)
+@click.option(
+    "--overlays",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/gpupool/overlays"),
+    help="Where the disks of UEFI guests grow while they run.",
 )
 @click.option("--volumes", type=click.Path(path_type=Path), help="Where jobs' volumes are, the same on every host.")
 @click.option("--simulate", help="Make up GPUs instead of using this machine's, e.g. 4xnvidia-a100-80gb.")
@@ -224,15 +232,21 @@ def _devices(config: Config, records: FileRecords, users: Users) -> SysfsDevices
         reserved_cpus=config.reserved_cpus,
         labels=config.labels,
         allow=config.gpus,
+        pm_is_enough=config.pm_reset_is_enough,
+        memory=Memory(names=PciIds()),
     )
     if config.simulate is not None:
-        return SysfsDevices(_simulated(config), records, policy=policy, read=read)
+        simulated = _simulated(config)
+        return SysfsDevices(
+            simulated, records, policy=policy, read=read, allow=config.gpus, hot_reset=simulated.hot_reset
+        )
     sysfs = IsolatedSysfs(RealSysfs(), records)
     return SysfsDevices(
         sysfs,
         records,
         policy=policy,
         read=read,
+        allow=config.gpus,
         hot_reset=sysfs.hot_reset,
         hung=sysfs.hung,
         refuse=users.refuse,
@@ -246,7 +260,7 @@ def _our_processes(config: Config) -> set[int]:
     return {*members, *pids(run_dir(config.uri))}
 
 
-def _simulated(config: Config) -> Sysfs:
+def _simulated(config: Config) -> SimulatedSysfs:
     from .simulated.kernel import SimulatedSysfs  # noqa: PLC0415
     from .simulated.tree import build_tree  # noqa: PLC0415 - only simulated hosts need it
 
@@ -277,6 +291,7 @@ def _runtime(config: Config) -> VmRuntime:
         state_dir=config.state_dir,
         cgroup=config.cgroup,
         simulated=config.simulate is not None,
+        overlays=None if config.simulate is not None else config.overlays / config.name,
     )
 
 

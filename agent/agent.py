@@ -63,7 +63,7 @@ class Agent:
         limits: Limits,
         parts: Parts,
         *,
-        inventory_s: float = 10.0,
+        inventory_s: float = 5.0,
     ) -> None:
         self._me = identity
         self._parts = parts

@@ -31,6 +31,7 @@ class Config:
     advertise: str
     state_dir: Path
     images: Path
+    overlays: Path
     volumes: Path | None
     cgroup: Path | None
     libvirt_uri: str

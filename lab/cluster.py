@@ -32,7 +32,7 @@ AGENT_OPTIONS = {
     "--ttl-s": "60",
     "--renew-s": "10",
     "--kill-margin-s": "10",
-    "--start-timeout-s": "400",
+    "--start-timeout-s": "900",
     "--reset-timeout-s": "60",
     "--reserved-memory-mib": "512",
 }

@@ -45,12 +45,14 @@ def read_inventory(
     reserved_cpus: Collection[int] = (),
     labels: Mapping[str, str] | None = None,
     allow: Collection[Ids] = (),
+    pm_is_enough: bool = False,
     memory: Memory | None = None,
 ) -> inventory_pb2.Inventory:
     """The host's NUMA nodes, device units and network functions.
 
     `reserved_memory_mib` of every node and the whole cores of `reserved_cpus` are the host's own and not offered.
-    Functions with (vendor, device) ids in `allow` count as GPUs, whatever their class.
+    Functions with (vendor, device) ids in `allow` count as GPUs whatever their class. For `pm_is_enough` see
+    device_units.
 
     Blocks for as long as the kernel resets a unit whose serial number is not known yet, so call it off the event loop.
     """
@@ -58,7 +60,7 @@ def read_inventory(
     memory = memory or Memory()
     nodes = topology.read_nodes(sysfs, notes.add, reserved_memory_mib=reserved_memory_mib, reserved_cpus=reserved_cpus)
     tree = PciTree(pci.read_functions(sysfs, notes.add, allow=allow, wanted=_worth_reading))
-    found = units.device_units(tree)
+    found = units.device_units(tree, pm_is_enough=pm_is_enough)
     nics = _nics(tree, notes.add)
     for function in tree:
         if function.is_gpu and function.virtual:

@@ -1,7 +1,8 @@
 """The child process in which operations on devices run, one at a time: it may hang, so that the agent need not.
 
-Runs as a script, apart from the agent's packages, with Python's standard library only. Each line on stdin is one
-request, each line on stdout its answer, both JSON, after an empty line once it has started. It ends when stdin does. Decides nothing, and never retries.
+Runs as a script, apart from the agent's packages, with Python's standard library only. It says an empty line once it
+has started. Then each line on stdin is one request and each line on stdout its answer, both JSON. It ends when stdin
+does. Decides nothing, and never retries.
 
 The ioctls and structures are those of linux/vfio.h, for architectures on which _IO has no direction bits (x86, Arm).
 """
@@ -30,7 +31,8 @@ Ioctl = Callable[[int, int, Any], Any]
 
 def main() -> None:
     """Say that it is there, then answer requests until there are no more."""
-    print(flush=True)
+    sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
     for line in sys.stdin.buffer:
         answer = json.dumps(perform(json.loads(line)))
         sys.stdout.buffer.write(answer.encode() + b"\n")

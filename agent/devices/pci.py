@@ -199,7 +199,7 @@ def _in_full(sysfs: Sysfs, outline: Function, note: Note, *, has_ids: bool) -> F
     found = Attributes(sysfs, base, outline.address, note)
     virtual = sharing.read(sysfs, found, canonical_address, note)
 
-    # The link is the physical function's: a virtual one's status is reserved (PCI Express Base Specification, 9.3.5.6).
+    # The link is the physical function's: a virtual one's status is reserved (PCI Express Base Specification, 9.3.5).
     sights = () if virtual.is_virtual else ("current", "max")
     speeds = [found.get(f"{sight}_link_speed", attributes.link_speed, 0) for sight in sights] or [0, 0]
     widths = [found.get(f"{sight}_link_width", attributes.link_width, 0) for sight in sights] or [0, 0]

@@ -23,11 +23,11 @@ from ..ports import Sysfs
 from .baseline import NotClean
 from .pci import DEVICES, KERNELS_CHOICE, Function
 from .pcitree import PciTree
-from .units import BUS_METHODS, needs_bus_reset
+from .units import BUS_METHODS, PM, needs_bus_reset
 
-# Best first, by the kernel's names (pci_reset_fn_methods). A bus reset is stronger than `pm`.
-METHODS = ("flr", "af_flr", "device_specific", "acpi", *sorted(BUS_METHODS), "pm", KERNELS_CHOICE)
-PM = "pm"
+# Best first, by the kernel's names and in its order (pci_reset_fn_methods): a model has a reset specific to it because
+# the generic one fails on it. But a bus reset is stronger than `pm`.
+METHODS = ("device_specific", "flr", "af_flr", "acpi", *sorted(BUS_METHODS), PM, KERNELS_CHOICE)
 BUS_STEPS = frozenset({*BUS_METHODS, "vfio-hot-reset"})
 
 # What the hot reset fails with where the kernel cannot do it, or not this way. EPERM is not among them: there is
@@ -166,11 +166,12 @@ def _reset_below(sysfs: Sysfs, bridge: str) -> Callable[[], None]:
 
 
 def _reset_function(sysfs: Sysfs, address: str, method: str) -> Callable[[], None]:
-    """A reset by exactly `method`. Then the kernel's own list comes back, for it forgets what we do not choose."""
+    """A reset by exactly `method`. Then the list that was there comes back, which may be an operator's choice."""
     base = f"{DEVICES}/{address}"
 
     def do() -> None:
-        choose = sysfs.read(f"{base}/reset_method") is not None
+        listed = sysfs.read(f"{base}/reset_method") or ""
+        choose = bool(listed) and listed.split()[0] != method
         if choose:
             sysfs.write(f"{base}/reset_method", method)
         try:
@@ -178,6 +179,6 @@ def _reset_function(sysfs: Sysfs, address: str, method: str) -> Callable[[], Non
         finally:
             if choose:
                 with contextlib.suppress(OSError):  # the function may be gone now, which the proof will tell
-                    sysfs.write(f"{base}/reset_method", KERNELS_CHOICE)
+                    sysfs.write(f"{base}/reset_method", listed)
 
     return do

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..ports import Sysfs
 from .attributes import Attributes, Note, decimal
 
-MOST_VIRTUAL = 65535  # the width of TotalVFs (PCI Express Base Specification, 9.3.3.5)
+MOST_VIRTUAL = 65535  # the width of TotalVFs (PCI Express Base Specification, 9.3.3)
 MOST_MDEV_TYPES = 256
 
 _VIRTUAL = re.compile(r"virtfn[0-9]{1,5}")

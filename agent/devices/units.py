@@ -17,7 +17,10 @@ from .pcitree import PciTree
 
 # As reset_method spells them (pci_reset_fn_methods, drivers/pci/pci.c). A name that we do not know resets nothing.
 BUS_METHODS = frozenset({"bus", "cxl_bus"})  # they hit the neighbours too
-OWN_METHODS = frozenset({"flr", "af_flr", "device_specific", "acpi", "pm", KERNELS_CHOICE})
+# They clean a GPU and hit nothing else. "pm" goes through D3hot, which need not clear memory (quirk_no_pm_reset, for
+# one, is about "retains the framebuffer contents").
+OWN_METHODS = frozenset({"flr", "af_flr", "device_specific", "acpi", KERNELS_CHOICE})
+PM = "pm"
 PASSTHROUGH_DRIVERS = frozenset({"", "pci-stub"})  # and any vfio driver: the host makes no use of such a device
 STORAGE, MULTIMEDIA, SERIAL_BUS = 0x01, 0x04, 0x0C  # base classes
 
@@ -40,11 +43,14 @@ class DeviceUnit:
         return next(function.address for function in self.functions if function.is_gpu)
 
 
-def device_units(functions: Iterable[Function]) -> list[DeviceUnit]:
-    """The device units among all of a host's PCI functions, sorted by id. SR-IOV virtual functions found no units."""
+def device_units(functions: Iterable[Function], *, pm_is_enough: bool = False) -> list[DeviceUnit]:
+    """The device units among all of a host's PCI functions, sorted by id. SR-IOV virtual functions found no units.
+
+    `pm_is_enough`: the site takes a GPU for clean after a way through D3hot, which need not clear its memory.
+    """
     tree = _tree(functions)
     seeds = sorted((f for f in tree if f.is_gpu and not f.virtual), key=lambda f: f.address)
-    units = [_unit(members, tree) for members in _merged(seeds, tree)]
+    units = [_unit(members, tree, pm_is_enough=pm_is_enough) for members in _merged(seeds, tree)]
     return sorted(units, key=lambda unit: unit.id)
 
 
@@ -69,13 +75,14 @@ def reset_domain(function: Function, functions: Iterable[Function]) -> frozenset
 
 
 def needs_bus_reset(function: Function, functions: Iterable[Function]) -> bool:
-    """Whether a bus reset is possible and the only way to reset this function."""
+    """Whether a bus reset is the only way to clean this function, and may be possible.
+
+    It may be behind any bridge: where the kernel lists none, vfio-pci can still do it (see reset.py).
+    """
     if OWN_METHODS.intersection(function.reset_methods):
         return False
-    if BUS_METHODS.intersection(function.reset_methods):
-        return True
-    bridge = _tree(functions).bridge_above(function)
-    return bridge is not None and bridge.resets_buses
+    listed = bool(BUS_METHODS.intersection(function.reset_methods))
+    return listed or _tree(functions).bridge_above(function) is not None
 
 
 def _tree(functions: Iterable[Function]) -> PciTree:
@@ -122,7 +129,7 @@ def _merged(seeds: Iterable[Function], tree: PciTree) -> list[set[str]]:
     return list({id(members): members for members in owner.values()}.values())
 
 
-def _unit(members: set[str], tree: PciTree) -> DeviceUnit:
+def _unit(members: set[str], tree: PciTree, *, pm_is_enough: bool) -> DeviceUnit:
     functions = [tree.by_address[address] for address in sorted(members)]
     endpoints = tuple(function for function in functions if not function.is_bridge)
     found = [function for function in endpoints if function.is_gpu]
@@ -134,12 +141,12 @@ def _unit(members: set[str], tree: PciTree) -> DeviceUnit:
         memory_mib=memory_mib,
         memory_source=source,
         numa_node=nodes.pop() if len(nodes) == 1 else -1,
-        unfit="; ".join(_unfit(endpoints, tree)),
+        unfit="; ".join(_unfit(endpoints, tree, pm_is_enough=pm_is_enough)),
         notes=tuple(_notes(functions, endpoints)),
     )
 
 
-def _unfit(endpoints: Sequence[Function], tree: PciTree) -> Iterator[str]:
+def _unfit(endpoints: Sequence[Function], tree: PciTree, *, pm_is_enough: bool) -> Iterator[str]:
     found = [function for function in endpoints if function.is_gpu]
     slots = {gpu.slot for gpu in found}
     models = sorted({gpus.identify(gpu.vendor_id, gpu.device_id).model for gpu in found})
@@ -150,7 +157,7 @@ def _unfit(endpoints: Sequence[Function], tree: PciTree) -> Iterator[str]:
         if function.mdevs_in_use:
             yield f"{function.address} has {function.mdevs_in_use} mediated devices in use"
         if function.is_gpu:
-            yield from _unfit_gpu(function, tree)
+            yield from _unfit_gpu(function, tree, pm_is_enough=pm_is_enough)
         else:
             yield from _unfit_neighbour(function, slots)
     if len(models) > 1:
@@ -169,7 +176,7 @@ def _unfit_group(function: Function, tree: PciTree) -> Iterator[str]:
         yield f"IOMMU group {function.iommu_group} of {function.address} also holds what cannot be read: {names}"
 
 
-def _unfit_gpu(gpu: Function, tree: PciTree) -> Iterator[str]:
+def _unfit_gpu(gpu: Function, tree: PciTree, *, pm_is_enough: bool) -> Iterator[str]:
     if gpu.boot_vga:
         yield f"{gpu.address} is the boot VGA"
     if gpus.is_management_display(gpu.vendor_id):
@@ -177,7 +184,10 @@ def _unfit_gpu(gpu: Function, tree: PciTree) -> Iterator[str]:
     if not gpu.vendor_id or not gpu.device_id:
         yield f"{gpu.address}: vendor or device id cannot be read"
     if not OWN_METHODS.intersection(gpu.reset_methods) and not needs_bus_reset(gpu, tree):
-        yield f"{gpu.address} has no usable reset method"
+        if PM not in gpu.reset_methods:
+            yield f"{gpu.address} has no usable reset method"
+        elif not pm_is_enough:
+            yield f"{gpu.address} has only a power management reset, which need not clear its memory"
     if gpu.class_code >> 16 == STORAGE:
         yield f"{gpu.address} (class {gpu.class_code >> 8:04x}) is storage, which keeps data across resets"
     if gpu.virtual:

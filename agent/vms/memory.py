@@ -37,8 +37,10 @@ def locked_mib(memory_mib: int, functions: int, *, guest_iommu: bool) -> int:
 
 
 def check_pages(cells: Sequence[GuestCell], hugepage_size_kib: int) -> None:
-    """Raises ValueError if a cell's memory is no whole number of pages."""
+    """Raises ValueError if a cell has no memory, which QEMU cannot make, or no whole number of pages."""
     for cell in cells:
+        if not cell.memory_mib:
+            raise ValueError(f"NUMA node {cell.node} gives the VM cores but no memory, which QEMU cannot show")
         if hugepage_size_kib and cell.memory_mib * 1024 % hugepage_size_kib:
             raise ValueError(
                 f"{cell.memory_mib} MiB of NUMA node {cell.node} is no whole number of hugepages of "
@@ -60,8 +62,8 @@ def memory_xml(domain: ET.Element, vcpus: int, *, limit_mib: int, hugepage_size_
 
 
 def numa_xml(domain: ET.Element, cells: Sequence[GuestCell]) -> None:
-    """Strict binding of each cell to its node. Cells of unknown node (-1) and memory-less ones are not bound."""
-    bound = [(index, cell) for index, cell in enumerate(cells) if cell.node >= 0 and cell.memory_mib]
+    """Strict binding of each cell to its node. Cells of unknown node (-1) are not bound."""
+    bound = [(index, cell) for index, cell in enumerate(cells) if cell.node >= 0]
     if not bound:
         return
     numa = ET.SubElement(domain, "numatune")

@@ -45,7 +45,11 @@ def vm_spec(
 
 
 def _cells(want: Allocation, inventory: Inventory) -> tuple[GuestCell, ...]:
-    """A cell for each node that gives cores or memory; cores that no node of the inventory has are of node -1."""
+    """A cell for each node that gives memory; cores that no node of the inventory has are of node -1.
+
+    QEMU makes no cell without memory (memory-backend-ram takes no size 0): the cores of a node that gives none are
+    shown with the nearest one that does.
+    """
     node_of = {tuple(core.threads): node.id for node in inventory.numa_nodes for core in node.cores}
     cores: dict[int, list[tuple[int, ...]]] = {}
     for core in want.cores:
@@ -54,7 +58,11 @@ def _cells(want: Allocation, inventory: Inventory) -> tuple[GuestCell, ...]:
     memory = _memory(want)
     if not memory and cores:  # an allocation that names no node
         memory = {min(cores): want.memory_mib}
-    nodes = sorted(node for node in {*cores, *memory} if cores.get(node) or memory.get(node))
+    nodes = sorted(node for node, mib in memory.items() if mib)
+    for node in sorted(set(cores) - set(nodes)) if nodes else ():
+        far = dict(zip(nodes, _distances(inventory.numa_nodes, nodes).get(node, ()), strict=False))
+        home = min((far.get(other, 0), other) for other in nodes)[1]
+        cores[home] = sorted([*cores.get(home, []), *cores.pop(node)])
     distances = _distances(inventory.numa_nodes, nodes)
     return tuple(
         GuestCell(node, tuple(cores.get(node, ())), memory.get(node, 0), tuple(distances.get(node, ())))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .hugepages import size_name
@@ -135,26 +136,45 @@ def _fit_across(request: Request, nodes: list[Node], units: list[UnitFact], on_n
 
 
 def _take(request: Request, nodes: list[Node], units: list[UnitFact], free: int) -> Fit:
-    cores: list[tuple[int, ...]] = []
-    memory: list[int] = []
-    want_cpus, want_mib = request.cpus, request.memory_mib
-    for node in nodes:
-        for core in sorted(node.free_cores):
-            if want_cpus <= 0:
-                break
-            cores.append(core)
-            want_cpus -= len(core)
-        part = min(want_mib, node.free_mib(request.hugepage_size_kib))
-        memory.append(part)
-        want_mib -= part
+    free_mib = [node.free_mib(request.hugepage_size_kib) for node in nodes]
     return Fit(
         units=tuple(sorted(u.id for u in units)),
         nodes=tuple(n.id for n in nodes),
-        cores=tuple(sorted(cores)),
-        memory_mib=tuple(memory),
+        cores=tuple(sorted(_cores(request.cpus, nodes))),
+        memory_mib=tuple(_shares(request.memory_mib, free_mib, max(1, request.hugepage_size_kib // 1024))),
         leftover=free - len(units),
         gpu_memory_mib=units[0].memory_mib if units else 0,
     )
+
+
+def _cores(cpus: int, nodes: list[Node]) -> list[tuple[int, ...]]:
+    """Whole cores with `cpus` logical CPUs or a few more, spread evenly over the nodes, the lowest of each first."""
+    left = [sorted(node.free_cores, reverse=True) for node in nodes]
+    taken = [0] * len(nodes)
+    cores = []
+    while sum(taken) < cpus:
+        index = min((i for i in range(len(nodes)) if left[i]), key=lambda i: (taken[i], i))
+        core = left[index].pop()
+        cores.append(core)
+        taken[index] += len(core)
+    return cores
+
+
+def _shares(total: int, free: Sequence[int], step: int) -> list[int]:
+    """`total`, a multiple of `step`, spread evenly over nodes with so much `free`, of which there is enough.
+
+    A guest sees a node only if it has memory of it, and a GPU's node only if it sees it.
+    """
+    shares = [0] * len(free)
+    left = total
+    while left > 0:
+        open_ = [i for i in range(len(free)) if shares[i] < free[i]]
+        each = max(step, left // len(open_) // step * step)
+        for i in open_:
+            part = min(each, free[i] - shares[i], left)
+            shares[i] += part
+            left -= part
+    return shares
 
 
 def _room(node: Node, request: Request, units: int) -> str | None:

@@ -23,7 +23,7 @@ from lab.machine import FULL, SMALL
 
 TIMINGS = LAB / "timings.json"
 HERE = Path(__file__).parent
-TEST_S = 900  # the first test waits for the hosts too
+TEST_S = 2400  # the first test waits for the hosts too
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

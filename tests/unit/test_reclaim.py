@@ -80,8 +80,8 @@ async def test_a_used_unit_is_reclaimed(sysfs: SimulatedSysfs) -> None:
 @pytest.mark.parametrize(
     ("listed", "chosen"),
     [
-        ("device_specific flr", "flr+pm"),
-        ("pm bus", "bus+pm"),
+        ("device_specific flr", "device_specific+pm"),
+        ("pm bus", "vfio-hot-reset"),
         ("device_specific pm", "device_specific+pm"),
         ("acpi bus", "acpi+pm"),
     ],
@@ -380,7 +380,7 @@ async def test_cut_short_anywhere_it_can_be_begun_again(sysfs: SimulatedSysfs) -
             deaths += 1
         assert (await reclaim(sysfs, unit, baseline)).proof.endswith(CHECKS)
         assert sysfs.read(f"{DEVICES}/{GPU}/reset_method") == "flr"
-    assert deaths > 20
+    assert deaths > 10
 
 
 @pytest.mark.parametrize("error", [NotClean, BindFailed])

@@ -185,3 +185,19 @@ def test_the_table_knows_its_own_models() -> None:
         assert gpus.identify(*gpus.ids_of(model)).model == model
     with pytest.raises(KeyError):
         gpus.ids_of("nvidia-none")
+
+
+@pytest.mark.parametrize(("enough", "unfit"), [(False, "0000:21:00.0 has only a power management reset"), (True, "")])
+def test_a_gpu_that_only_power_management_resets(*, enough: bool, unfit: str) -> None:
+    """Without a bridge above it there is no bus reset either."""
+    (unit,) = device_units([gpu("0000:21:00.0", reset_methods=("pm",))], pm_is_enough=enough)
+    assert unit.unfit.startswith(unfit)
+    assert bool(unit.unfit) == bool(unfit)
+
+
+def test_a_gpu_without_a_listed_reset_goes_with_its_whole_bus() -> None:
+    """Any bridge can reset what is behind it, through vfio-pci if nowhere else, and that hits all of it."""
+    functions = [bridge("0000:20:00.0", 0x21), gpu("0000:21:00.0", reset_methods=("pm",)), gpu("0000:21:01.0", 2)]
+    (unit,) = device_units(functions)
+    assert not unit.unfit
+    assert [function.address for function in unit.functions] == ["0000:21:00.0", "0000:21:01.0"]

@@ -309,3 +309,11 @@ def test_a_process_keeps_its_cpus_when_it_is_enclosed(tmp_path: Path, monkeypatc
     VmCgroup(tmp_path).enclose(os.getpid())
     assert (tmp_path / "cgroup.procs").read_text() == str(os.getpid())
     assert all(cpus == {0} for cpus in affinity.values())
+
+
+def test_devices_that_the_bus_numbers_of_many_nodes_do_not_reach_are_refused() -> None:
+    cells = tuple(GuestCell(node, (), 64) for node in range(14))
+    functions = [PassedFunction(f"{node:04x}:{bus:02x}:00.0", node) for node in range(14) for bus in range(12)]
+    assert len(slots_of(functions, cells)) == 14 * 12
+    with pytest.raises(ValueError, match="13 devices near one NUMA node; this VM can show 12"):
+        slots_of([*functions, PassedFunction("0003:99:00.0", 3)], cells)

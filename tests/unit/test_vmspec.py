@@ -65,14 +65,15 @@ def test_functions_carry_node_bars_and_unit() -> None:
 
 
 def test_nodes_that_give_nothing_are_no_cells_and_memory_alone_makes_one() -> None:
-    spec = vm_spec(allocation(numa_nodes=[0, 1, 4], memory_mib_per_node=[0, 3072, 0]), (), INVENTORY)
-    assert [(cell.node, len(cell.cores), cell.memory_mib) for cell in spec.cells] == [
-        (0, 1, 0),
-        (1, 0, 3072),
-        (4, 1, 0),
-    ]
     spec = vm_spec(allocation(memory_mib_per_node=[3072, 0], cores=[CpuCore(threads=[1, 9])]), (), INVENTORY)
     assert [cell.node for cell in spec.cells] == [0]
+    spec = vm_spec(allocation(cores=[CpuCore(threads=[1, 9])]), (), INVENTORY)
+    assert [(cell.node, len(cell.cores), cell.memory_mib) for cell in spec.cells] == [(0, 1, 1024), (4, 0, 2048)]
+
+
+def test_cores_of_a_node_without_memory_are_shown_with_the_nearest_that_has_some() -> None:
+    spec = vm_spec(allocation(numa_nodes=[0, 1, 4], memory_mib_per_node=[0, 2048, 1024]), (), INVENTORY)
+    assert [(cell.node, cell.cores) for cell in spec.cells] == [(1, ((1, 9),)), (4, ((4, 12),))]
 
 
 def test_an_allocation_that_does_not_say_whose_memory_it_is() -> None:
@@ -82,9 +83,9 @@ def test_an_allocation_that_does_not_say_whose_memory_it_is() -> None:
     assert [(cell.node, cell.memory_mib) for cell in spec.cells] == [(4, 3072)]
 
 
-def test_cores_that_no_node_has_are_of_no_node() -> None:
+def test_cores_that_no_node_has_are_shown_with_the_first() -> None:
     spec = vm_spec(allocation(cores=[CpuCore(threads=[77])]), (), INVENTORY)
-    assert spec.cells[0] == GuestCell(-1, ((77,),), 0)
+    assert [(cell.node, cell.cores) for cell in spec.cells] == [(0, ((77,),)), (4, ())]
 
 
 def test_a_table_of_distances_with_gaps_is_not_used() -> None:
