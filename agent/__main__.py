@@ -22,15 +22,15 @@ from .clock import BootClock
 from .config import Config, ConfigError, default_cgroup, list_images, parse_command, parse_cpus, parse_ids, parse_labels
 from .devices import holders
 from .devices.host import Policy, SysfsDevices
-from .devices.inventory import Memory, read_inventory
 from .devices.isolated import IsolatedSysfs
-from .devices.pciids import PciIds
 from .devices.reclaim import Patience
-from .devices.sysfs import RealSysfs
-from .devices.uevents import Uevents
 from .doctor.examine import ACCEPTABLE
 from .guard.client import ProcessGuard
 from .guard.state import BOOT_ID_FILE
+from .inventory.pciids import PciIds
+from .inventory.read import Memory, read_inventory
+from .inventory.sysfs import RealSysfs
+from .inventory.uevents import Uevents
 from .judges import Doctor, Users, judges
 from .ports import GuardError, VmRuntime
 from .service import AgentService, serve

@@ -14,11 +14,11 @@ from .config import Config
 from .devices import holders
 from .devices.blocking import in_own_thread
 from .devices.nodes import Root
-from .devices.sysfs import RealSysfs
 from .doctor.examine import examine, report, to_store
 from .doctor.facts import Context
 from .doctor.machine import LiveMachine
 from .doctor.model import keep_out
+from .inventory.sysfs import RealSysfs
 from .ports import Clock, VmRuntime, VmRuntimeError
 from .survey import Judge, Judgement
 

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agent.devices.inventory import Memory, read_inventory
-from agent.devices.sysfs import RealSysfs
+from agent.inventory.read import Memory, read_inventory
+from agent.inventory.sysfs import RealSysfs
 from tests.fakes import big_host
 
 from .row import Row
@@ -26,8 +26,8 @@ ROUNDS, PROCESSES = 40, 5
 MEMORY_OF_ONE = """
 import sys, tracemalloc
 from pathlib import Path
-from agent.devices.inventory import Memory, read_inventory
-from agent.devices.sysfs import RealSysfs
+from agent.inventory.read import Memory, read_inventory
+from agent.inventory.sysfs import RealSysfs
 tree, traced = RealSysfs(Path(sys.argv[1])), sys.argv[2] == "traced"
 if traced:
     tracemalloc.start()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..inventory.attributes import decimal
+from ..inventory.pci import DEVICES
 from ..ports import Sysfs
-from .attributes import decimal
-from .pci import DEVICES
 
 SEVERITIES = ("fatal", "nonfatal", "correctable")
 MOST = 2**31 - 1

@@ -28,9 +28,9 @@ from typing import Any
 
 from gpupool.v1 import inventory_pb2
 
+from ..inventory.attributes import link_speed, link_width
+from ..inventory.pci import DEVICES
 from ..ports import Sysfs
-from .attributes import link_speed, link_width
-from .pci import DEVICES
 
 HEADER_BYTES = 64
 COMMAND, BARS, ROM_BAR = 0x04, 0x10, 0x30

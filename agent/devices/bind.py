@@ -22,10 +22,10 @@ from typing import Protocol, TypeVar
 
 from gpupool.v1 import inventory_pb2
 
+from ..inventory.pci import DEVICES
 from ..ports import Sysfs
 from .baseline import BindFailed
 from .blocking import RunBlocking, in_own_thread
-from .pci import DEVICES
 
 _T = TypeVar("_T")
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from gpupool.v1.inventory_pb2 import PciFunction, Unit
 
-from . import gpus
+from ..inventory import gpus
 
 DEBIAN, RHEL = "debian", "rhel"
 MODPROBE = "etc/modprobe.d/gpupool-vfio.conf"

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 from gpupool.v1.inventory_pb2 import Unit
 
+from ..inventory.attributes import link_width
+from ..inventory.pci import DEVICES
 from ..ports import Sysfs
 from .aer import AerCounts, read_aer, risen
-from .attributes import link_width
 from .baseline import DEAD
-from .pci import DEVICES
 
 
 @dataclass(frozen=True, slots=True)

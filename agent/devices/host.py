@@ -16,16 +16,16 @@ from typing import Protocol
 from gpupool.v1.inventory_pb2 import Inventory, Unit
 from gpupool.v1.records_pb2 import UnitHistory
 
+from ..inventory import pci
+from ..inventory.pcitree import PciTree
+from ..inventory.read import read_inventory
 from ..ports import Sysfs
 from ..work.records import Records
-from . import pci
 from .baseline import Baseline, DeviceError, Final
 from .bind import Refuse
 from .blocking import InFlight, RunBlocking, in_own_thread
 from .health import HealthWatch
 from .history import Histories, failed, record_name, succeeded
-from .inventory import read_inventory
-from .pcitree import PciTree
 from .reclaim import Outcome, Patience, Reclaim
 from .remember import Remembered
 from .reset import HotReset, Means

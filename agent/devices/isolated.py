@@ -21,9 +21,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..inventory.pci import DEVICES, canonical_address
+from ..inventory.sysfs import MAX_TEXT_BYTES, RealSysfs
 from ..work.records import Records
-from .pci import DEVICES, canonical_address
-from .sysfs import MAX_TEXT_BYTES, RealSysfs
 
 READ_LIMIT_S = 5.0  # a read that takes longer counts as failed: a reset by the kernel blocks one for about a second
 MAX_IDLE = 8  # children kept for later

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from .pci import canonical_address
+from ..inventory.pci import canonical_address
 
 PCI = "sys/bus/pci/devices"
 # Attribute groups in a function's directory: no device is in them, and some are long.

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .pci import canonical_address
+from ..inventory.pci import canonical_address
 
 MIB = 1024 * 1024
 

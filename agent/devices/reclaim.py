@@ -14,13 +14,13 @@ from typing import TypeVar
 
 from gpupool.v1 import inventory_pb2
 
+from ..inventory.pci import DEVICES
+from ..inventory.pcitree import PciTree
 from ..ports import Sysfs
 from .aer import AerCounts
 from .baseline import Baseline, Final, NotClean, compare, compare_moved, first_sight, sight
 from .bind import Refuse, bind
 from .blocking import RunBlocking
-from .pci import DEVICES
-from .pcitree import PciTree
 from .prove import Compare, prove, read_errors
 from .rescan import rescan
 from .reset import BUS_STEPS, Means, Step, by_bus, by_function

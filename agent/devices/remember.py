@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+from ..inventory.pci import DEVICES
 from ..ports import Sysfs
-from .pci import DEVICES
 
 _T = TypeVar("_T")
 # What the kernel knows of the function without asking it or locking it: these may always be read.

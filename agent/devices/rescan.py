@@ -14,11 +14,11 @@ import asyncio
 
 from gpupool.v1 import inventory_pb2
 
+from ..inventory.pci import DEVICES
+from ..inventory.pcitree import PciTree
 from ..ports import Sysfs
 from .baseline import NotClean
 from .blocking import RunBlocking
-from .pci import DEVICES
-from .pcitree import PciTree
 
 LOOK_AGAIN_S = 0.2
 

@@ -19,11 +19,11 @@ from typing import Protocol
 
 from gpupool.v1 import inventory_pb2
 
+from ..inventory.pci import DEVICES, KERNELS_CHOICE, Function
+from ..inventory.pcitree import PciTree
+from ..inventory.units import BUS_METHODS, PM, needs_bus_reset
 from ..ports import Sysfs
 from .baseline import NotClean
-from .pci import DEVICES, KERNELS_CHOICE, Function
-from .pcitree import PciTree
-from .units import BUS_METHODS, PM, needs_bus_reset
 
 # Best first, by the kernel's names and in its order (pci_reset_fn_methods): a model has a reset specific to it because
 # the generic one fails on it. But a bus reset is stronger than `pm`.

@@ -22,8 +22,8 @@ from gpupool.store.port import Store
 
 from ..config import ConfigError, parse_cpus
 from ..devices import holders
-from ..devices.inventory import read_inventory
-from ..devices.sysfs import RealSysfs
+from ..inventory.read import read_inventory
+from ..inventory.sysfs import RealSysfs
 from . import fixes
 from .examine import ACCEPTABLE, diagnose, message, report
 from .facts import DEFAULT_TTL_S, Context, Facts

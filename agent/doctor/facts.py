@@ -14,8 +14,8 @@ from typing import Protocol
 from gpupool.store.port import Store
 from gpupool.v1 import inventory_pb2
 
-from ..devices import gpus
-from ..devices.pci import GPU_CLASSES
+from ..inventory import gpus
+from ..inventory.pci import GPU_CLASSES
 from ..ports import Sysfs
 from .model import DEBIAN, RHEL
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gpupool.v1 import inventory_pb2
 
-from ..devices.pci import GPU_CLASSES
+from ..inventory.pci import GPU_CLASSES
 from . import acs
 from .facts import Facts
 from .model import PROBLEM, WARNING, Advice, Found, ok

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..devices.topology import cpu_list
+from ..inventory.topology import cpu_list
 from .facts import Facts
 from .model import NOTE, WARNING, Advice, Found, Sysctl, ok, unknown
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from gpupool.v1 import inventory_pb2
 
-from ..devices import gpus
-from ..devices.pci import GPU_CLASSES
+from ..inventory import gpus
+from ..inventory.pci import GPU_CLASSES
 from .facts import Facts
 
 STORAGE = 0x01  # base class

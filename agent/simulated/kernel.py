@@ -18,8 +18,8 @@ import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..devices.pci import DEVICES, KERNELS_CHOICE
-from ..devices.sysfs import RealSysfs
+from ..inventory.pci import DEVICES, KERNELS_CHOICE
+from ..inventory.sysfs import RealSysfs
 from . import hotplug
 from .pci import BUS_MASTER, MEMORY_DECODE, PRISTINE
 

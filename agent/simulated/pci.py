@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..devices import gpus
+from ..inventory import gpus
 
 MIB = 1024 * 1024
 MEMORY_DECODE, BUS_MASTER = 0x2, 0x4  # bits of the command register

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..devices import gpus
+from ..inventory import gpus
 from .pci import Place, SimFunction, audio_function, bridge_function, gpu_function, nic_function, write_function
 
 MAX_NODES = 16

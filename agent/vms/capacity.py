@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from .memory import locked_mib
-from .shape import DomainShape
+from ..domain.memory import locked_mib
+from ..domain.shape import DomainShape
 
 _CAP_SYS_RESOURCE = 24  # linux/capability.h
 _RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from ..domain.shape import PREFIX
 from . import process as vmproc
 from .calls import Calls
 from .errors import ConnectionLostError, HypervisorError
 from .process import QemuProcess
-from .shape import PREFIX
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
+from ..domain.xml import allocation_of
 from ..ports import VmStartError
 from . import reaper
 from .capacity import LinuxHost
-from .domain import allocation_of
 from .embed import embed_root, prepare_root, run_dir
 from .errors import ConnectionLostError, HypervisorError, RuntimeUnavailableError, readable_open
 from .foreign import passed_addresses

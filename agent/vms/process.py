@@ -13,8 +13,8 @@ import select
 import signal
 from pathlib import Path
 
-from .domain import allocation_of
-from .shape import PREFIX
+from ..domain.shape import PREFIX
+from ..domain.xml import allocation_of
 
 
 class QemuProcess:

@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..devices.blocking import in_own_thread
+from ..domain.seed import seed_image
+from ..domain.shape import shape_of
+from ..domain.xml import allocation_of, domain_xml
 from ..ports import VmEvent, VmSpec, VmStartError
 from . import accel
 from .capacity import HostState, shortages
 from .cgroup import VmCgroup
 from .channel import Sink
-from .domain import allocation_of, domain_xml
 from .driver import Driver, Hypervisor
 from .errors import HypervisorError, readable_start
 from .files import GuestFiles, left_behind, run_message
 from .firmware import Firmware, find_firmware
 from .images import UefiBoot, load_image
 from .process import QemuProcess
-from .seed import seed_image
-from .shape import shape_of
 from .watch import Vm, report_end
 
 T = TypeVar("T")

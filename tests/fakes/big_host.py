@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.devices import gpus
+from agent.inventory import gpus
 from agent.simulated.pci import MELLANOX, MIB, SimFunction, write_function
 from agent.simulated.tree import BUSES_PER_NODE, HostShape, build_tree
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from agent.devices.baseline import Baseline, first_sight
 from agent.devices.bind import bind
 from agent.devices.host import Policy, SysfsDevices
-from agent.devices.inventory import read_inventory
 from agent.devices.reclaim import Patience
+from agent.inventory.read import read_inventory
 from agent.simulated.kernel import SimulatedSysfs
 from agent.simulated.tree import HostShape, build_tree
 from gpupool.v1 import inventory_pb2

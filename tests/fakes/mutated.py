@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.devices.sysfs import RealSysfs
+from agent.inventory.sysfs import RealSysfs
 
 Question = tuple[str, str]
 """What is asked ("read", "list" or "link") and of which path."""

@@ -15,8 +15,8 @@ import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore]
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports(include=["agent"]):
-    from agent.devices import attributes, bars, config_space, hugepages, path, pci, pciids, topology, uevents
-    from agent.devices.inventory import MAX_NOTES, Memory, read_inventory
+    from agent.inventory import attributes, bars, config_space, hugepages, path, pci, pciids, topology, uevents
+    from agent.inventory.read import MAX_NOTES, Memory, read_inventory
 
 from tests.fakes import big_host
 from tests.fakes.mutated import Answer, MutatedSysfs, Question, RememberingSysfs

@@ -13,7 +13,7 @@ import pytest
 
 from agent.devices.baseline import BindFailed
 from agent.devices.bind import bind, override, release, unbind
-from agent.devices.inventory import read_inventory
+from agent.inventory.read import read_inventory
 from agent.simulated.kernel import SimulatedSysfs
 from agent.simulated.tree import HostShape, build_tree
 from gpupool.v1 import inventory_pb2

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.devices.early import early_binding
-from agent.devices.inventory import read_inventory
-from agent.devices.sysfs import RealSysfs
 from agent.doctor.examine import ACCEPTABLE, HARDWARE_CHECKS, HOST_CHECKS, NAMES, examine, to_store
 from agent.doctor.facts import Context, Facts, system_of
 from agent.doctor.model import NOTE, OK, PROBLEM, UNKNOWN, WARNING, keep_out
 from agent.doctor.store import etcd
 from agent.doctor.units import framebuffer_holders
+from agent.inventory.read import read_inventory
+from agent.inventory.sysfs import RealSysfs
 from agent.simulated.tree import build_tree, parse_shape
 from gpupool.store.memory import MemoryBackend, MemoryStore
 from gpupool.store.port import Unavailable

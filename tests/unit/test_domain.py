@@ -11,12 +11,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from agent.domain.shape import MAX_EMULATED, MAX_VOLUMES, ROOT_SERIAL, SEED_SERIAL, DomainShape, shape_of
+from agent.domain.xml import allocation_of, domain_xml
 from agent.ports import GuestCell, GuestOptions, PassedFunction, VmSpec, VolumeMount
-from agent.vms.domain import allocation_of, domain_xml
 from agent.vms.files import GuestFiles
 from agent.vms.firmware import Firmware
 from agent.vms.images import DEFAULT_CMDLINE, Image, ImageError, KernelBoot, UefiBoot
-from agent.vms.shape import MAX_EMULATED, MAX_VOLUMES, ROOT_SERIAL, SEED_SERIAL, DomainShape, shape_of
 
 TOOLS = ("virt-xml-validate", "xmllint")
 GOLDEN = Path(__file__).parent.parent / "golden_xml"

@@ -11,7 +11,7 @@ import pytest
 
 from agent.devices.holders import Use, holders, in_use, members, refusals
 from agent.devices.nodes import below
-from agent.devices.sysfs import RealSysfs
+from agent.inventory.sysfs import RealSysfs
 from gpupool.v1 import inventory_pb2
 
 GPU, AUDIO, NVME, NIC = "0000:21:00.0", "0000:21:00.1", "0000:41:00.0", "0000:61:00.0"

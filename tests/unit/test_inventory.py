@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.devices import attributes, pci
-from agent.devices.inventory import MAX_NOTES, read_inventory
-from agent.devices.sysfs import RealSysfs
-from agent.devices.topology import cpu_list
+from agent.inventory import attributes, pci
+from agent.inventory.read import MAX_NOTES, read_inventory
+from agent.inventory.sysfs import RealSysfs
+from agent.inventory.topology import cpu_list
 from agent.simulated.tree import build_tree, parse_shape
 from tests.unit.sysfs_fake import FakeSysfs, cpu_files, gpu_files, node_files
 

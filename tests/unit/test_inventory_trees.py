@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.devices import pci
-from agent.devices.inventory import MAX_NICS, MAX_NOTE, MAX_NOTES, Memory, read_inventory
-from agent.devices.pciids import PciIds
-from agent.devices.sysfs import RealSysfs
+from agent.inventory import pci
+from agent.inventory.pciids import PciIds
+from agent.inventory.read import MAX_NICS, MAX_NOTE, MAX_NOTES, Memory, read_inventory
+from agent.inventory.sysfs import RealSysfs
 from gpupool.v1 import inventory_pb2
 from tests.fakes import big_host
 from tests.fakes.mutated import Answer, MutatedSysfs, Question, RememberingSysfs

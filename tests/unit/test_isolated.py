@@ -18,7 +18,7 @@ import pytest
 from agent.devices.isolated import IsolatedSysfs
 from agent.devices.isolated_worker import hot_reset
 from agent.devices.remember import Remembered
-from agent.devices.sysfs import RealSysfs
+from agent.inventory.sysfs import RealSysfs
 from tests.fakes.agent_rig import MemoryRecords
 from tests.unit.sysfs_fake import FakeSysfs
 
@@ -159,7 +159,7 @@ def test_an_agent_with_a_call_that_hangs_can_exit(root: Path) -> None:
         import threading
         from pathlib import Path
         from agent.devices.isolated import IsolatedSysfs
-        from agent.devices.sysfs import RealSysfs
+        from agent.inventory.sysfs import RealSysfs
         sysfs = IsolatedSysfs(RealSysfs(Path({str(root)!r})))
         threading.Thread(target=lambda: sysfs.write({f"{DEVICES}/{GPU}/reset"!r}, "1"), daemon=True).start()
         while not sysfs.read_bytes({f"{DEVICES}/{GPU}/config"!r}, 1): pass

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.devices import attributes, bars, config_space, path
-from agent.devices.bars import Bar
-from agent.devices.path import Path
+from agent.inventory import attributes, bars, config_space, path
+from agent.inventory.bars import Bar
+from agent.inventory.path import Path
 from tests.unit.sysfs_fake import FakeSysfs
 
 A100 = """0x00000000c0000000 0x00000000c0ffffff 0x0000000000040200

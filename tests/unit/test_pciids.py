@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.devices.pciids import PciIds, look_up
+from agent.inventory.pciids import PciIds, look_up
 
 TEXT = b"""#
 # a comment

@@ -11,10 +11,10 @@ import pytest
 from agent.devices.baseline import Baseline, BindFailed, DeviceError, NotClean
 from agent.devices.blocking import in_own_thread
 from agent.devices.host import Policy
-from agent.devices.pci import read_functions
-from agent.devices.pcitree import PciTree
 from agent.devices.reclaim import Outcome, Patience, Reclaim
 from agent.devices.reset import Means, by_bus, by_function
+from agent.inventory.pci import read_functions
+from agent.inventory.pcitree import PciTree
 from agent.simulated import kernel
 from agent.simulated.kernel import SimulatedSysfs
 from gpupool.v1 import inventory_pb2

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.devices.inventory import read_inventory
-from agent.devices.pci import DEVICES
-from agent.devices.sysfs import RealSysfs
+from agent.inventory.pci import DEVICES
+from agent.inventory.read import read_inventory
+from agent.inventory.sysfs import RealSysfs
 from agent.simulated.kernel import CONFIG_FF, SimulatedSysfs
 from agent.simulated.tree import MAX_GPUS_PER_NODE, HostShape, build_tree, parse_gpus, parse_shape
 

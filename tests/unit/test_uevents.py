@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.devices.uevents import SUBSYSTEMS, Uevents, subsystem_of
+from agent.inventory.uevents import SUBSYSTEMS, Uevents, subsystem_of
 
 ADD = b"add@/devices/pci0000:20/x\0ACTION=add\0DEVPATH=/devices/pci0000:20/x\0SUBSYSTEM=%s\0SEQNUM=7\0"
 

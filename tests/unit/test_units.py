@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from agent.devices import gpus
-from agent.devices.pci import Function
-from agent.devices.units import DeviceUnit, bridge_above, device_units, near_gpus, reset_domain
+from agent.inventory import gpus
+from agent.inventory.pci import Function
+from agent.inventory.units import DeviceUnit, bridge_above, device_units, near_gpus, reset_domain
 
 
 def gpu(address: str, group: int = 1, **changes: object) -> Function:

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.domain.cpus import plan_cpus
+from agent.domain.fat import fat_image
+from agent.domain.memory import locked_mib
+from agent.domain.pci import slots_of, window_mib
+from agent.domain.seed import seed_image
 from agent.ports import GuestCell, PassedFunction
 from agent.vms import firmware
 from agent.vms.accel import is_amd
 from agent.vms.cgroup import VmCgroup
-from agent.vms.cpus import plan_cpus
-from agent.vms.fat import fat_image
 from agent.vms.foreign import passed_addresses
 from agent.vms.images import has_efi_partition
-from agent.vms.memory import locked_mib
-from agent.vms.pci import slots_of, window_mib
-from agent.vms.seed import seed_image
 
 GIB = 1 << 30
 

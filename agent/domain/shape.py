@@ -6,10 +6,10 @@ import string
 from dataclasses import dataclass, field
 
 from ..ports import GuestCell, GuestOptions, PassedFunction, VmSpec
+from ..vms.files import GuestFiles
+from ..vms.firmware import Firmware
+from ..vms.images import Image, ImageError, KernelBoot, UefiBoot
 from .cpus import CpuPlan, plan_cpus
-from .files import GuestFiles
-from .firmware import Firmware
-from .images import Image, ImageError, KernelBoot, UefiBoot
 from .memory import check_pages
 from .network import check_network
 from .pci import Slot, slots_of, window_mib

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
+from ..vms.images import KernelBoot
 from . import cpus, memory, network, pci
 from .disks import disks_xml, iothreads_of
 from .element import add
-from .images import KernelBoot
 from .shape import PREFIX, DomainShape
 
 CHANNEL = "org.gpupool.guest.0"

@@ -6,8 +6,8 @@ import string
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
+from ..vms.images import UefiBoot
 from .element import add
-from .images import UefiBoot
 from .shape import ROOT_SERIAL, SEED_SERIAL, DomainShape
 
 _MAX_IOTHREADS = 4
