@@ -227,7 +227,7 @@ def qemu_argv(name: str, machine: Machine, files: Files, ports: Ports) -> list[s
         *("-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
         *("-machine", "q35,kernel-irqchip=split,usb=off"),
         # Emulated SVM would give the host a /dev/kvm whose guests hang in one run of ten.
-        *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off,svm=off"),
+        *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"),
         *_numa(machine),
         *_iommu(machine),
         *("-kernel", str(files.kernel), "-initrd", str(files.initrd), "-append", " ".join(kernel_line(name, machine))),

@@ -155,11 +155,16 @@ def _process(root: Root, address: str, pid: int, detail: str) -> Holder:
 
 
 def _console(root: Root, address: str, what: Below) -> Iterator[Holder]:
-    """The text console on this function's framebuffer; for the boot VGA, also the one that the firmware left in it."""
+    """The host's console, if this is the boot VGA: on its framebuffer, or where the firmware left it.
+
+    Other GPUs' drivers make framebuffers too, and fbcon takes them all; it lets go of those when the driver does.
+    """
+    if root.read(f"{PCI}/{address}/boot_vga") != "1":
+        return
     consoles = [root.read(f"sys/class/vtconsole/{name}/name") or "" for name in _bound_consoles(root)]
     if what.framebuffers and any("frame buffer" in name for name in consoles):
         yield Holder(address, Use.CONSOLE, "the text console", f"drawn on {what.framebuffers[0]}")
-    if root.read(f"{PCI}/{address}/boot_vga") != "1" or what.framebuffers:
+    if what.framebuffers:
         return
     for name in root.list("sys/class/graphics"):
         device = root.link_target(f"sys/class/graphics/{name}") or ""

@@ -7,7 +7,7 @@ release=$(basename "$base"/kernel/usr/lib/modules/*)
 stage=$out/stage modules=$out/stage/usr/lib/modules/$release
 
 # The modules a host needs, unpacked (the emulated CPU would be slow at it), with what they depend on.
-WANTED=(vfio-pci vfio_iommu_type1 i6300esb softdog igb igbvf nvme virtio_blk virtio_net virtio_console virtio_rng
+WANTED=(kvm-amd vfio-pci vfio_iommu_type1 i6300esb softdog igb igbvf nvme virtio_blk virtio_net virtio_console virtio_rng
     virtio-gpu snd-hda-intel snd-hda-codec-generic ext4 overlay 9p 9pnet_virtio tun bridge veth macvtap vhost_net
     virtio_balloon pci-stub dummy)
 mkdir -p "$out/initrd"/{bin,dev,proc,sys,modules,lower,rw,newroot}

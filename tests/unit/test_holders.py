@@ -289,11 +289,15 @@ def console(machine: Machine, name: str, bind: str = "1") -> None:
     machine.file("sys/class/vtconsole/vtcon0/bind", bind)
 
 
-def test_console_on_its_framebuffer(machine: Machine) -> None:
+@pytest.mark.parametrize("boot_vga", [True, False])
+def test_console_on_its_framebuffer(machine: Machine, *, boot_vga: bool) -> None:
+    """fbcon takes every framebuffer, but only the boot VGA's is the host's console."""
     home = gpu(machine)
+    machine.file(f"{home}/boot_vga", str(int(boot_vga)))
     machine.device(f"{home}/graphics/fb0", "graphics", "fb0")
     console(machine, "frame buffer device")
-    assert machine.texts(GPU) == [f"{GPU} is used by the text console (drawn on fb0)"]
+    used = f"{GPU} is used by the text console (drawn on fb0)"
+    assert machine.texts(GPU) == ([used] if boot_vga else [])
     console(machine, "frame buffer device", bind="0")
     assert machine.texts(GPU) == []
 
