@@ -68,7 +68,7 @@ lab: setup      ## the VFIO lab: two emulated GPU hosts with real passthrough; C
 	@$(BIN)/python -m lab up
 
 lab-test: setup ## the tests on the VFIO lab
-	@$(BIN)/pytest -p no:randomly -m lab tests/lab
+	@$(BIN)/pytest -p no:randomly -s -v -m lab tests/lab
 
 soak: $(READY)  ## the simulation for many seeds (SEEDS=5000)
 	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest tests/sim

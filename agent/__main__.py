@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -31,7 +32,7 @@ from .inventory.pciids import PciIds
 from .inventory.read import Memory, read_inventory
 from .inventory.sysfs import RealSysfs
 from .inventory.uevents import Uevents
-from .judges import Doctor, Users, judges
+from .judges import Doctor, Nvml, Users, judges
 from .ports import GuardError, VmRuntime
 from .service import AgentService, serve
 from .timing import Identity, Limits, Timing, TimingError
@@ -181,9 +182,10 @@ async def run(config: Config) -> None:
     await startup.answers(store, config.etcd)
     await guard.ensure()
     records = FileRecords(config.state_dir, config.boot_id)
-    users = Users(runtime, clock, lambda: _our_processes(config))
+    sysfs = IsolatedSysfs(RealSysfs(), records)
+    users = Users(runtime, clock, lambda: {*_our_processes(config), *sysfs.pids()})
     doctor = Doctor(config, store, clock)
-    devices = _devices(config, records, users)
+    devices = _devices(config, records, sysfs, users)
     logs = LogStore(config.state_dir / "logs", clock)
     service = AgentService(logs, doctor.report)
     server, port = await serve(config.listen, service)
@@ -191,7 +193,7 @@ async def run(config: Config) -> None:
         store, runtime, guard, clock, devices, records, logs,
         DirectoryVolumes(config.volumes, config.name), lambda: list_images(config.images),
         reserved_cpus=config.reserved_cpus,
-        judges=judges(config, users, doctor),
+        judges=judges(config, users, doctor, Nvml(clock, records)),
         changes=Uevents().changes if config.simulate is None else None,
     )  # fmt: skip
     me = Identity(config.name, config.boot_id, config.address(port), version("gpupool"), config.simulate is not None)
@@ -202,6 +204,7 @@ async def run(config: Config) -> None:
     finally:
         await server.stop(grace=1.0)
         guard.release()
+        sysfs.close()
         await runtime.close()
         await store.close()
 
@@ -219,7 +222,7 @@ async def _until(stop: asyncio.Event, agent: Agent) -> None:
     await running
 
 
-def _devices(config: Config, records: FileRecords, users: Users) -> SysfsDevices:
+def _devices(config: Config, records: FileRecords, sysfs: IsolatedSysfs, users: Users) -> SysfsDevices:
     policy = Policy(
         patience=Patience(step_s=config.reset_timeout_s),
         pm_reset_is_enough=config.pm_reset_is_enough,
@@ -240,7 +243,6 @@ def _devices(config: Config, records: FileRecords, users: Users) -> SysfsDevices
         return SysfsDevices(
             simulated, records, policy=policy, read=read, allow=config.gpus, hot_reset=simulated.hot_reset
         )
-    sysfs = IsolatedSysfs(RealSysfs(), records)
     return SysfsDevices(
         sysfs,
         records,
@@ -254,10 +256,10 @@ def _devices(config: Config, records: FileRecords, users: Users) -> SysfsDevices
 
 
 def _our_processes(config: Config) -> set[int]:
-    """Those of our VMs, also while one is being made."""
+    """Those of our VMs, also while one is being made, and this one."""
     cgroup = config.cgroup and str(config.cgroup).lstrip("/")
     members = holders.members(RealSysfs(Path("/")), cgroup) if cgroup else frozenset()
-    return {*members, *pids(run_dir(config.uri))}
+    return {*members, *pids(run_dir(config.uri)), os.getpid()}
 
 
 def _simulated(config: Config) -> SimulatedSysfs:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from gpupool.store.port import Store
 from gpupool.v1.agent_pb2 import Description
-from gpupool.v1.inventory_pb2 import Inventory
+from gpupool.v1.inventory_pb2 import Inventory, Unit
 from gpupool.v1.records_pb2 import UnitHistory
 
 from .devices.blocking import RunBlocking, in_own_thread
@@ -70,6 +70,7 @@ class Agent:
         self._inventory_s = inventory_s
         self._survey = Survey(parts.devices, parts.images, parts.judges, run_blocking=parts.run_blocking)
         self._look = asyncio.Event()
+        self._surveyed = asyncio.Event()
         self.ledger = Ledger(parts.records, parts.clock, self._ended, self._history)
         actions = Actions(
             parts.runtime,
@@ -78,7 +79,7 @@ class Agent:
             parts.clock,
             self.ledger,
             limits,
-            images=parts.images,
+            images=lambda: self._survey.inventory.images,  # not the directory: it may hang
             inventory=lambda: self._survey.inventory,
             reserved_cpus=parts.reserved_cpus,
         )
@@ -100,9 +101,12 @@ class Agent:
         )
 
     async def run(self) -> NoReturn:
-        """Hold a session and do its work, again and again."""
+        """Hold a session and do its work, again and again.
+
+        The session is held while the first survey is made: that takes seconds on a large host, for ever if a device
+        hangs, and the VMs that an earlier agent left die with the session.
+        """
         await self._parts.runtime.open(self.worker.on_event)
-        await self._survey.refresh()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.worker.wishes.follow(), name="follow")
             group.create_task(self.keeper.tend_guard(), name="tend guard")
@@ -131,7 +135,7 @@ class Agent:
         )
 
     async def _one_session(self, session: int) -> None:
-        work = asyncio.create_task(self.worker.serve(session), name=f"session {session}")
+        work = asyncio.create_task(self._serve(session), name=f"session {session}")
         hold = asyncio.create_task(self.keeper.hold(), name="renewals")
         try:
             await asyncio.wait({work, hold}, return_when=asyncio.FIRST_COMPLETED)
@@ -144,31 +148,38 @@ class Agent:
                 raise result
         _log.error("%s", results[1])
 
+    async def _serve(self, session: int) -> None:
+        await self._surveyed.wait()
+        await self.worker.serve(session)
+
     async def _watch_inventory(self) -> NoReturn:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._inventory_s)
             self._look.clear()
             try:
-                changed = await self._survey.refresh()
-            except OSError:
-                _log.exception("cannot read the inventory")
-                continue
-            if changed:
-                self.worker.meet_inventory()
+                if await self._survey.refresh():
+                    self.worker.kick()
+                self._surveyed.set()
+            except Exception:  # noqa: BLE001 - whatever a strange host does to the reading, the VMs must go on
+                _log.exception("cannot read the inventory; trying again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), self._inventory_s)
 
     async def _watch_changes(self) -> None:
-        if self._parts.changes is not None:
+        if self._parts.changes is None:
+            return
+        try:
             async for _ in self._parts.changes():
                 self._look.set()
+        except OSError as exc:
+            _log.warning("no more news of hotplug from the kernel (%s): changes are found at the next reading", exc)
 
     def _may_start(self) -> bool:
         return self.keeper.fresh() and self._parts.guard.alive()
 
-    def _history(self, unit: str) -> UnitHistory:
-        """What became of the unit's reclaims; nothing is told of one that is not there."""
+    def _history(self, unit: str, identity: str) -> UnitHistory:
+        """What became of the unit's reclaims, also of one that is away."""
         found = next((one for one in self._survey.inventory.units if one.id == unit), None)
-        return UnitHistory() if found is None else self._parts.devices.history(found)
+        return self._parts.devices.history(found or Unit(id=unit, identity=identity))
 
     def _ended(self, record: VmRecord) -> None:
         if record.message:

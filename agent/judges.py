@@ -1,18 +1,22 @@
-"""Who has a say in what a real host offers: those who use its devices, and doctor. Wiring of both to the survey."""
+"""Who has a say in what a real host offers: those who use its devices, doctor, and NVIDIA's library. Wiring of them
+to the survey.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from gpupool.store.port import Store
-from gpupool.v1.inventory_pb2 import Inventory
+from gpupool.v1.inventory_pb2 import Inventory, Unit
 from gpupool.v1.scheduler_pb2 import DoctorReport
 
 from .config import Config
-from .devices import holders
+from .devices import holders, nvml
 from .devices.blocking import in_own_thread
+from .devices.history import identity_name
 from .devices.nodes import Root
 from .doctor.examine import examine, report, to_store
 from .doctor.facts import Context
@@ -21,9 +25,11 @@ from .doctor.model import keep_out
 from .inventory.sysfs import RealSysfs
 from .ports import Clock, VmRuntime, VmRuntimeError
 from .survey import Judge, Judgement
+from .work.records import Records
 
 _log = logging.getLogger(__name__)
 USERS_S = 30.0  # between two looks at all open files, of which a busy host has tens of thousands
+NVML_S = 60.0  # between two looks by NVIDIA's library, which wakes a GPU that nobody uses
 DOCTOR_S = 300.0  # between two full examinations; what changes by the second, others tell
 
 
@@ -65,9 +71,10 @@ class Users:
     def refuse(self, addresses: Sequence[str]) -> Mapping[str, str]:
         """Why functions must not be taken from whoever has them now: programs as of now, VMs as last seen.
 
-        It is asked when no VM of ours may have them, so nobody is excepted.
+        It is asked when no VM of ours may have them, so nobody is excepted but the agent itself: what it has open
+        (by NVIDIA's library) it lets go of in a moment.
         """
-        return holders.refusals(self._root, addresses, ours=(), foreign=self._foreign)
+        return holders.refusals(self._root, addresses, ours={os.getpid()}, foreign=self._foreign)
 
 
 class Doctor:
@@ -110,6 +117,46 @@ class Doctor:
         )
 
 
-def judges(config: Config, users: Users, doctor: Doctor) -> list[Judge]:
+class Nvml:
+    """Tells what NVIDIA's library says of GPUs that the host's nvidia driver has, and had: vfio-pci tells neither how
+    much memory a card has nor that it is sick. Keeps no unit out. Costs nothing where no GPU has that driver.
+    """
+
+    def __init__(
+        self, clock: Clock, records: Records, read: Callable[[], Sequence[nvml.GpuFacts]] = nvml.read_gpus
+    ) -> None:
+        self._clock = clock
+        self._records = records
+        self._read = read
+        self._due = 0.0
+        self._known = records.load(_NVML)
+
+    async def __call__(self, inventory: Inventory) -> Judgement:
+        """See survey.Judge."""
+        seen = {one.address: unit for unit in inventory.units for one in unit.functions if one.driver == nvml.DRIVER}
+        if seen and self._clock.boot() >= self._due:
+            for gpu in await in_own_thread(self._read):
+                if gpu.address in seen:
+                    self._learn(seen[gpu.address], gpu)
+            self._due = self._clock.boot() + NVML_S
+        known = {unit.id: facts for unit in inventory.units if (facts := self._known.get(identity_name(unit)))}
+        return Judgement(
+            memory_mib={unit: facts["memory_mib"] for unit, facts in known.items()},
+            memory_source="nvml",
+            notes=[f"by NVIDIA's driver: {facts['sick']}" for facts in known.values() if facts["sick"]],
+        )
+
+    def _learn(self, unit: Unit, gpu: nvml.GpuFacts) -> None:
+        """For after the agent has bound the unit, and for the next agent. Of several GPUs the last sick one is told."""
+        facts = {"memory_mib": gpu.memory_mib, "sick": nvml.sick(gpu)}
+        if facts != self._known.get(identity_name(unit)):
+            self._records.save(_NVML, identity_name(unit), facts)
+            self._known[identity_name(unit)] = facts
+
+
+_NVML = "nvml"
+
+
+def judges(config: Config, users: Users, doctor: Doctor, told: Nvml) -> list[Judge]:
     """Those who judge this host. Nobody uses the devices of a simulated one."""
-    return [doctor] if config.simulate is not None else [doctor, users]
+    return [doctor] if config.simulate is not None else [doctor, users, told]

@@ -59,7 +59,7 @@ async def _up(found: images.Images, *, small: bool) -> None:
     async with Cluster(RUN, machines, found, _tell) as cluster:
         control = {name: host.ports.control for name, host in cluster.hosts.items()}
         STATE.write_text(json.dumps(control))
-        rising = asyncio.create_task(_raise(cluster))
+        rising = asyncio.create_task(cluster.rise())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({rising, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if rising.done():
@@ -72,13 +72,6 @@ async def _up(found: images.Images, *, small: bool) -> None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 1.0)
         STATE.unlink()
-
-
-async def _raise(cluster: Cluster) -> None:
-    await cluster.boot()
-    for name in cluster.hosts:
-        await cluster.start_agent(name)
-    await cluster.ready()
 
 
 def _help(cluster: Cluster) -> None:

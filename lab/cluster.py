@@ -7,6 +7,7 @@ of times slower than the machine that it runs on.
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import socket
 import time
@@ -19,10 +20,10 @@ from gpupool.embedded.daemons import Daemon, DaemonError
 from gpupool.embedded.etcd import EmbeddedEtcd
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from .host import Host
+from .host import Host, HostError
 from .images import Images, Tell
 from .machine import AGENT_PORT, GATEWAY, Machine, Ports
-from .shell import LOOPBACK
+from .shell import LOOPBACK, ShellError
 
 READY_S = 240.0
 BOOT_TRIES = 2  # of the lab's own boot, never of what is tested
@@ -32,7 +33,7 @@ AGENT_OPTIONS = {
     "--ttl-s": "60",
     "--renew-s": "10",
     "--kill-margin-s": "10",
-    "--start-timeout-s": "900",
+    "--start-timeout-s": "240",
     "--reset-timeout-s": "60",
     "--reserved-memory-mib": "512",
 }
@@ -55,10 +56,10 @@ class Cluster:
         self.timings: dict[str, float] = {}
         self.server = ""
         self._tell = tell
-        ports = _free_ports(2 * len(machines))
+        ports, cores = _free_ports(2 * len(machines)), sorted(os.sched_getaffinity(0))
         self.hosts = {
-            name: Host(name, machine, images, folder / name, ports=_pair(ports))
-            for name, machine in sorted(machines.items())
+            name: Host(name, machine, images, folder / name, ports=_pair(ports), core=cores[number % len(cores)])
+            for number, (name, machine) in enumerate(sorted(machines.items()))
         }
         announce = folder / "scheduler.address"
         self._announce = announce
@@ -88,6 +89,43 @@ class Cluster:
     def client(self) -> AsyncClient:
         """A client of the scheduler."""
         return AsyncClient(self.server, timeout_s=READY_S)
+
+    async def rise(self, *names: str) -> None:
+        """Switch these hosts on, or all, with agents, and return when they are READY and every unit is proven.
+
+        Tried again where the emulator broke one. Raises HostError, or TimeoutError.
+        """
+        chosen = names or tuple(self.hosts)
+        for attempt in range(BOOT_TRIES):
+            try:
+                await self.boot(*chosen)
+                await asyncio.gather(*(self.start_agent(name) for name in chosen))
+                await self.ready(chosen)
+            except (HostError, TimeoutError, ShellError):
+                if attempt == BOOT_TRIES - 1 or not self.broken():
+                    raise
+            else:
+                return
+
+    def broken(self) -> list[str]:
+        """Hosts that the emulator broke."""
+        return [name for name, host in self.hosts.items() if host.broken]
+
+    async def heal(self) -> None:
+        """No job, no cordon, and no host that the emulator broke: for the next test to start from."""
+        async with self.client() as client:
+            unfinished = [job.id async for job in client.list() if not job.status.finished_s]
+            for job in unfinished:
+                await client.cancel(job, "a test before left it")
+            if broken := self.broken():
+                self._tell(f"lab: the emulator broke {', '.join(broken)}; booting anew")
+                await self.rise(*broken)
+            for host in await client.hosts():
+                if host.intent.cordoned:
+                    await client.uncordon(host.name, by="lab")
+            for job in unfinished:
+                await client.wait(job, timeout_s=READY_S)
+        await self.ready()
 
     async def boot(self, *names: str) -> None:
         """Switch these hosts on, or all, and return when they are ready. Raises HostError."""

@@ -174,6 +174,7 @@ FULL = Machine(
         Slot(1, ((igb("nic0"),),)),
         Slot(1, ((vga("vga0"),),)),
     ),
+    hugepages=(128, 0),
 )
 SMALL = Machine(
     topology=(
@@ -226,7 +227,7 @@ def qemu_argv(name: str, machine: Machine, files: Files, ports: Ports) -> list[s
         *files.qemu,
         *("-name", name, "-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"),
         *("-machine", "q35,kernel-irqchip=split,usb=off"),
-        # Emulated SVM would give the host a /dev/kvm whose guests hang in one run of ten.
+        # The emulated CPU has SVM, so guests run under the host's own KVM: emulated once and not twice.
         *("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"),
         *_numa(machine),
         *_iommu(machine),
@@ -331,6 +332,14 @@ def _root_port(port: str, node: int, address: str, chassis: int, options: str) -
         "-device",
         f"pcie-root-port,id={port},bus=node{node},addr={address},chassis={chassis},slot={chassis}{options}",
     )
+
+
+def plug(machine: Machine, name: str) -> dict[str, str]:
+    """Arguments of QMP's device_add that put a device back which was pulled. Raises KeyError."""
+    argv = list(_topology(machine, Files((), Path(), Path(), (), Path())))
+    (told,) = (value for value in argv if f",id={name}," in value)
+    driver, *options = told.split(",")
+    return {"driver": driver, **dict(option.split("=", 1) for option in options)}
 
 
 def _device(functions: Sequence[Device], bus: str, files: Files) -> Iterator[str]:

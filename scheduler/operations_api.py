@@ -6,7 +6,7 @@ It writes intents, which the leader and the agents turn into decisions; it never
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 import grpc
 
@@ -103,7 +103,18 @@ class OperationsApi:
     def _units(self, host: str, used: _Used) -> list[scheduler_pb2.UnitView]:
         inventory = self._mirror.get(Kind.INVENTORY, inventory_pb2.Inventory, host)
         held = {unit: allocation.id for allocation in used[host] for unit in allocation.units}
-        return [self._unit(host, unit, held.get(unit.id, "")) for unit in (inventory.units if inventory else ())]
+        present = list(inventory.units) if inventory else []
+        return [self._unit(host, unit, held.get(unit.id, "")) for unit in (*present, *self._absent(host, present))]
+
+    def _absent(self, host: str, present: Iterable[inventory_pb2.Unit]) -> list[inventory_pb2.Unit]:
+        """Units that are quarantined and not there now: their agent remembers them, in case they come back."""
+        known = {unit.id for unit in present}
+        reports = self._mirror.all(Kind.UNIT, records_pb2.UnitReport)
+        return [
+            inventory_pb2.Unit(id=ids[1], identity=report.identity, numa_node=-1, unfit="it is not on this host now")
+            for ids, report in sorted(reports.items())
+            if ids[0] == host and ids[1] not in known and report.state == records_pb2.UNIT_STATE_QUARANTINED
+        ]
 
     def _unit(self, host: str, unit: inventory_pb2.Unit, allocation: str) -> scheduler_pb2.UnitView:
         report = self._mirror.get(Kind.UNIT, records_pb2.UnitReport, host, unit.id)

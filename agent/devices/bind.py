@@ -84,6 +84,14 @@ async def release(sysfs: Sysfs, unit: inventory_pb2.Unit, *, run_blocking: RunBl
         await _blocking(run_blocking, address, "none", _probe, sysfs, address)
 
 
+def require_kept(sysfs: Sysfs, addresses: Sequence[str], driver: str = VFIO) -> None:
+    """Raise BindFailed if a function does not have the driver and the override that it was left with."""
+    for address in addresses:
+        if _lacks(sysfs, address, driver):
+            seen = f"{_driver(sysfs, address) or 'none'}, kept for {override(sysfs, address) or 'any'}"
+            raise BindFailed(address, "driver", f"{seen}: somebody took it since its proof", driver)
+
+
 def unbind(sysfs: Sysfs, address: str) -> None:
     """Take the function from its driver, if it has one. Raises OSError; may block for ever."""
     if sysfs.link_name(f"{DEVICES}/{address}/driver") is None:

@@ -49,7 +49,7 @@ def identity_name(unit: Unit) -> str:
 
 
 class Histories:
-    """The histories of the units of this host, since this boot: `records` do not outlive it."""
+    """The histories of the units of this host. `records` do not outlive a boot; the store's copy does, see `recall`."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -65,3 +65,9 @@ class Histories:
         data = json_format.MessageToDict(history, preserving_proto_field_name=True)
         self._records.save(_KIND, identity_name(unit), data)
         self._known[identity_name(unit)] = history
+
+    def recall(self, identity: str, history: UnitHistory) -> None:
+        """Take over what was last reported of the unit, unless this boot knows more."""
+        unit = Unit(identity=identity)
+        if history.reclaims and identity_name(unit) not in self._known:
+            self.keep(unit, history)

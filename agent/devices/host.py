@@ -22,7 +22,7 @@ from ..inventory.read import read_inventory
 from ..ports import Sysfs
 from ..work.records import Records
 from .baseline import Baseline, DeviceError, Final
-from .bind import Refuse
+from .bind import Refuse, require_kept
 from .blocking import InFlight, RunBlocking, in_own_thread
 from .health import HealthWatch
 from .history import Histories, failed, record_name, succeeded
@@ -46,7 +46,10 @@ class Devices(Protocol):
         ...
 
     async def bind(self, unit: Unit) -> None:
-        """Make every function of the unit ready for a VM. Raises DeviceError."""
+        """Make every function of the unit ready for a VM. Raises DeviceError.
+
+        Also if one is not where its reclaim left it: then somebody else has had it since it was proven clean.
+        """
         ...
 
     async def reclaim(self, unit: Unit, *, used: bool = True, allocation: str = "") -> str:
@@ -62,6 +65,10 @@ class Devices(Protocol):
 
     def history(self, unit: Unit) -> UnitHistory:
         """What became of the unit's reclaims so far."""
+        ...
+
+    def recall(self, identity: str, history: UnitHistory) -> None:
+        """Go on from what was reported of a unit's reclaims before this boot."""
         ...
 
 
@@ -121,6 +128,7 @@ class SysfsDevices:
     async def bind(self, unit: Unit) -> None:
         """See Devices."""
         await self._idle(unit)
+        await self._in_flight.on(_addresses(unit))(lambda: require_kept(self._sysfs, _addresses(unit)))
         await self._reclaim_of(unit).bind()
         await self._in_flight.on(_addresses(unit))(lambda: self._health.begin(unit))
 
@@ -149,8 +157,12 @@ class SysfsDevices:
         return {unit.id: what for unit, what in zip(idle, found, strict=True) if what}
 
     def history(self, unit: Unit) -> UnitHistory:
-        """See Devices. It survives the agent, not a reboot."""
+        """See Devices. It survives the agent; for a reboot see `recall`."""
         return self._histories.of(unit)
+
+    def recall(self, identity: str, history: UnitHistory) -> None:
+        """See Devices."""
+        self._histories.recall(identity, history)
 
     async def _look_at(self, unit: Unit) -> str:
         try:

@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from gpupool.v1 import records_pb2
 from gpupool.v1.inventory_pb2 import PciFunction, Unit
@@ -65,13 +66,14 @@ def duplicate_serials(units: Iterable[Unit]) -> dict[str, list[str]]:
 def is_other(known: str, now: str) -> bool:
     """Whether these are certainly two different units. Where either is unknown, or has lost its serial, they are not.
 
-    Without serial numbers, two cards of the same ids in the same place cannot be told apart.
+    Nor is one that has gained or lost functions: a dying card's second function may be what died first. Without serial
+    numbers, two cards of the same ids in the same place cannot be told apart.
     """
     if not known or not now or known == now:
         return False
-    known_ids, known_serials = _parts(known)
-    now_ids, now_serials = _parts(now)
-    return known_ids != now_ids or bool(known_serials and now_serials and known_serials != now_serials)
+    before, after = _parts(known), _parts(now)
+    other_serials = before.serials and after.serials and not before.serials & after.serials
+    return not before.ids & after.ids or bool(other_serials)
 
 
 def mismatch(units: Sequence[str], decided: Sequence[str], present: Mapping[str, str]) -> str:
@@ -115,14 +117,18 @@ def parked_id(identity: str) -> str:
 def _source(unit: str, present: Mapping[str, str], known: Mapping[str, UnitReport]) -> str:
     """The id under which the unit is known: where its identity is, a quarantine before anything else; empty: nowhere.
 
-    Failing that, under its own id, if nothing speaks against that it is still the same one.
+    Failing that, where a quarantined unit has a device in common with it (units grow and shrink with IOMMU groups and
+    with what their cards show of themselves), or under its own id, if nothing speaks against that it is the same one.
     """
     identity, quarantined = present[unit], records_pb2.UNIT_STATE_QUARANTINED
     if names := [name for name, report in known.items() if identity and report.identity == identity]:
         return min(names, key=lambda name: (known[name].state != quarantined, name != unit, name))
+    if kin := [name for name, one in known.items() if one.state == quarantined and _overlap(one.identity, identity)]:
+        return min(kin, key=lambda name: (name != unit, name))
     if unit not in known or is_other(before := known[unit].identity, identity):
         return ""
-    return "" if before and before in present.values() else unit
+    others = [one for name, one in present.items() if name != unit]
+    return "" if before and any(before == one or _overlap(before, one) for one in others) else unit
 
 
 def _report(unit: str, identity: str, name: str, known: Mapping[str, UnitReport]) -> UnitReport:
@@ -135,7 +141,7 @@ def _report(unit: str, identity: str, name: str, known: Mapping[str, UnitReport]
         report.CopyFrom(known[name])
     if name != unit:
         report.ClearField("allocation")
-    if not _parts(report.identity)[1] or _parts(identity)[1]:
+    if not _parts(report.identity).serials or _parts(identity).serials:
         report.identity = identity
     return report
 
@@ -167,8 +173,35 @@ def _serial(function: PciFunction) -> str:
     return text if _SERIAL.fullmatch(text) and text not in _NO_SERIALS else ""
 
 
-def _parts(identity: str) -> tuple[list[str], list[str]]:
-    """The ids and the serial numbers in an identity, each sorted."""
-    devices = [re.split("[#@]", part) for part in identity.split("+")]
-    numbers = [number for part in identity.split("+") for number in part.split("@")[0].split("#")[1:]]
-    return sorted(device[0] for device in devices), sorted(numbers)
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What an identity, or one device in it, is made of. `place`: of a device without serial number."""
+
+    ids: frozenset[str]  # of functions
+    serials: frozenset[str]
+    place: str = ""
+
+
+def _parts(identity: str) -> _Parts:
+    devices = [_device_parts(text) for text in identity.split("+")]
+    return _Parts(
+        frozenset[str]().union(*(device.ids for device in devices)),
+        frozenset[str]().union(*(device.serials for device in devices)),
+    )
+
+
+def _device_parts(text: str) -> _Parts:
+    rest, _, place = text.partition("@")
+    ids, *numbers = rest.split("#")
+    return _Parts(frozenset(ids.split(",")), frozenset(numbers), place)
+
+
+def _overlap(known: str, now: str) -> bool:
+    """Whether a device is in both: one with functions of the same ids, and the same serial number or the same place."""
+    if not known or not now:
+        return False
+    return any(
+        one.ids & other.ids and (one.serials & other.serials or (one.place and one.place == other.place))
+        for one in map(_device_parts, known.split("+"))
+        for other in map(_device_parts, now.split("+"))
+    )

@@ -53,6 +53,7 @@ class IsolatedSysfs:
         self._vfio = vfio
         self._read_limit_s = read_limit_s
         self._idle: list[_Child] = []
+        self._children: dict[int, _Child] = {}  # by process id
         self._lock = threading.Lock()
         self._left = records.load(_KIND) if records else {}
         self._stuck: dict[str, _Child] = {}  # by directory: the last read there that did not come back
@@ -112,8 +113,14 @@ class IsolatedSysfs:
         self._left = {name: record for name, record in self._left.items() if _lives(record) or self._forget(name)}
         return {address: record["what"] for record in self._left.values() for address in record["functions"]}
 
+    def pids(self) -> set[int]:
+        """The children, which have devices open now and then."""
+        with self._lock:
+            self._children = {pid: child for pid, child in self._children.items() if child.lives()}
+            return {*self._children}
+
     def close(self) -> None:
-        """End the children that have nothing to do. Those that hang stay."""
+        """End the children that have nothing to do. Those that hang stay, for the next agent to know of."""
         with self._lock:
             children, self._idle = self._idle, []
         for child in children:
@@ -156,7 +163,12 @@ class IsolatedSysfs:
 
     def _take(self) -> _Child:
         with self._lock:
-            return self._idle.pop() if self._idle else _Child()
+            if self._idle:
+                return self._idle.pop()
+        child = _Child()  # not under the lock: of several that are wanted at once, none has to wait for the others
+        with self._lock:
+            self._children[child.pid] = child
+        return child
 
     def _give_back(self, child: _Child) -> None:
         with self._lock:

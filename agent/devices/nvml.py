@@ -15,6 +15,7 @@ from typing import Any
 from ..inventory.pci import canonical_address
 
 MIB = 1024 * 1024
+DRIVER = "nvidia"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Patience:
     """How long to wait, in seconds. `step`: for each of bind, reset, rediscovery and proof of the whole unit."""
 
-    step_s: float = 60.0  # the kernel itself waits up to 60 s for a device after a reset (PCIE_RESET_READY_POLL_MS)
+    step_s: float = 90.0  # the kernel itself waits up to 60 s for a device after a reset (PCIE_RESET_READY_POLL_MS)
     idle_s: float = 10.0  # for an earlier call on the unit to come back: a look at its health may be under way
     rescan_s: float = 5.0  # the scan has ended by then, drivers and udev may still be at it
     link_s: float = 2.0  # for a link to be back; PCI Express Base 6.6.1 wants it up within 1 s

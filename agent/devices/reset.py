@@ -27,7 +27,7 @@ from .baseline import NotClean
 
 # Best first, by the kernel's names and in its order (pci_reset_fn_methods): a model has a reset specific to it because
 # the generic one fails on it. But a bus reset is stronger than `pm`.
-METHODS = ("device_specific", "flr", "af_flr", "acpi", *sorted(BUS_METHODS), PM, KERNELS_CHOICE)
+METHODS = ("device_specific", "acpi", "flr", "af_flr", *sorted(BUS_METHODS), PM, KERNELS_CHOICE)
 BUS_STEPS = frozenset({*BUS_METHODS, "vfio-hot-reset"})
 
 # What the hot reset fails with where the kernel cannot do it, or not this way. EPERM is not among them: there is

@@ -151,11 +151,6 @@ def read_functions(
     return functions
 
 
-def read_function(sysfs: Sysfs, address: str, note: Note, *, allow: Collection[Ids] = ()) -> Function:
-    """All that sysfs says of the function at the canonical `address`."""
-    return _in_full(sysfs, _outline(sysfs, address, note, allow=allow), note, has_ids=bool(allow))
-
-
 def _unless_gone(sysfs: Sysfs, address: str, note: Note, read: Callable[[Note], Function]) -> Function | None:
     """The function, unless it went while it was being read: then what was read is half a function."""
     heard: list[str] = []

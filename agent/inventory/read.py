@@ -20,8 +20,6 @@ from .pci import DEVICES, Function, Ids
 from .pciids import PciIds
 from .pcitree import PciTree
 
-__all__ = ["MAX_NICS", "MAX_NOTES", "Memory", "function_message", "read_inventory"]
-
 MAX_NOTES = 200  # a broken tree must not make an inventory that the store refuses; neither must
 MAX_NOTE = 300
 MAX_NICS = 256  # hundreds of virtual functions

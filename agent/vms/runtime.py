@@ -99,7 +99,7 @@ class Runtime:
         await self._driver.open(on_stop)
         for name, never_ran in await self._driver.domains():
             await self._adopt(name, never_ran=never_ran)
-        for files in await asyncio.to_thread(left_behind, self._state_dir, self._overlays):
+        for files in await in_own_thread(lambda: left_behind(self._state_dir, self._overlays)):
             if files.allocation not in self._vms:
                 await report_end(files, "it ended while the agent was away", sink, exit_known=False)
 
@@ -143,7 +143,7 @@ class Runtime:
         elif process := await self._driver.find(allocation):
             await self._driver.end(allocation, process)
             process.close()
-            await asyncio.to_thread(self._files(allocation).remove)
+            await in_own_thread(self._files(allocation).remove)
 
     async def close(self) -> None:
         """See ports.VmRuntime."""
@@ -234,7 +234,7 @@ class Runtime:
             start.process.close()
         await self._driver.clear(name)
         self._vms.pop(name, None)
-        await asyncio.to_thread(start.files.remove)
+        await in_own_thread(start.files.remove)
 
     def _bury(self, name: str) -> None:
         """The hypervisor made a VM after all, long after its start was given up."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from ..devices.blocking import in_own_thread
 from ..ports import GuestExited, GuestLog, VmGone
 from .channel import GuestChannel, Sink
 from .files import GuestFiles
@@ -83,4 +84,4 @@ async def report_end(files: GuestFiles, reason: str, sink: Sink, *, exit_known: 
         sink(VmGone(files.allocation, reason))
     except Exception:  # noqa: BLE001 - the sink may raise anything
         _log.exception("end of VM %s", files.allocation)  # an audit finds the record without a VM
-    await asyncio.to_thread(files.remove)
+    await in_own_thread(files.remove)  # overlays lie on storage that may hang

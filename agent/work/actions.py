@@ -15,14 +15,14 @@ from typing import Protocol
 from gpupool.store.port import StoreError
 from gpupool.v1 import job_pb2
 from gpupool.v1.inventory_pb2 import Inventory, Unit
-from gpupool.v1.records_pb2 import Allocation
+from gpupool.v1.records_pb2 import Allocation, UnitHistory
 
 from ..devices.host import DeviceError, Devices
 from ..devices.identity import mismatch
 from ..ports import Clock, VmRuntime, VmStartError, VolumeMount
 from ..timing import Limits
 from . import reconcile
-from .ledger import Ledger
+from .ledger import Ledger, sick_reason
 from .report import Reporter
 from .tables import VmIs
 from .vmspec import vm_spec
@@ -93,6 +93,10 @@ class Actions:
         """What is wrong with units that VMs have, by unit."""
         return await self._devices.health(units)
 
+    def recall(self, identity: str, history: UnitHistory) -> None:
+        """What the store has of a unit's reclaims, which this boot's records may not."""
+        self._devices.recall(identity, history)
+
     def defer_end(self, allocation: str, reason: str) -> bool:
         """Whether the VM's end is for its start to conclude, which knows better why it failed."""
         if allocation not in self._starting:
@@ -162,11 +166,18 @@ class Actions:
         # The report is guarded by the session's key: once it stands, the store has just confirmed that session.
         await self._worker.reporter.committed()
         for unit in self._units(want.units):
-            await self._devices.bind(unit)
+            await self._bind(unit)
         spec = vm_spec(want, await self._mounts(want), self._inventory(), self._reserved_cpus)
         self._ledger.touches(want.id)
         await self._runtime.start(spec, may_run=lambda: self._worker.may_run(want.session))
         self._ledger.vm_started(want.id)
+
+    async def _bind(self, unit: Unit) -> None:
+        try:
+            await self._devices.bind(unit)
+        except BaseException:  # whoever is in the way has used it, or is about to
+            self._ledger.suspect(unit.id)
+            raise
 
     async def _fail(self, name: str, message: str) -> None:
         self._ledger.explain(name, message)
@@ -216,16 +227,18 @@ class Actions:
         try:
             unit = self._units([name])[0]
             proof = await self._devices.reclaim(unit, used=record.used, allocation=record.allocation)
-        except DeviceError as exc:
-            self._ledger.failed(name, str(exc))
+        except (DeviceError, OSError) as exc:
+            wrong = str(exc)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it ends this and not the agent
             _log.exception("reclaim of unit %s", name)
-            self._ledger.failed(name, f"{type(exc).__name__}: {exc}")
+            wrong = f"{type(exc).__name__}: {exc}"
         else:
-            if record.sick:  # it is well now, and may fall sick with the next tenant again
-                self._ledger.failed(name, f"it was sick while in use: {record.sick}")
-            else:
+            if not record.sick:
                 self._ledger.proven(name, proof)
+                return
+            wrong = ""  # it is well now, and may fall sick with the next tenant again
+        sick = sick_reason(record.sick) if record.sick else ""
+        self._ledger.failed(name, "; ".join(filter(None, (sick, wrong))))
 
     def _units(self, names: Sequence[str]) -> list[Unit]:
         present = {unit.id: unit for unit in self._inventory().units}

@@ -27,7 +27,7 @@ _IN_HAND = (UnitIs.HELD, UnitIs.RESETTING)  # a VM or a reclaim has it: whatever
 class Ledger:
     """Records of VMs by allocation and of units by id, as found in `records`. `on_end` is told of each VM's end.
 
-    `history` knows what became of a unit's reclaims.
+    `history` knows what became of a unit's reclaims, by its id and identity.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Ledger:
         records: Records,
         clock: Clock,
         on_end: Callable[[VmRecord], None] = lambda _: None,
-        history: Callable[[str], UnitHistory] = lambda _: UnitHistory(),
+        history: Callable[[str, str], UnitHistory] = lambda _unit, _identity: UnitHistory(),
     ) -> None:
         self._records = records
         self._clock = clock
@@ -136,18 +136,26 @@ class Ledger:
     def meet_units(self, present: Mapping[str, str], reported: Mapping[str, UnitReport]) -> None:
         """Get to know the units that are `present`, by id and identity. `reported` is what the store has of us.
 
-        Units without a record of this boot are dirty. A quarantine goes where the card goes, and stands while it is
-        away, since only an operator may lift it.
+        Units without a record of this boot are dirty, and so are those that are not quite what was proven clean. A
+        quarantine goes where the card goes, and stands while it is away, since only an operator may lift it. A unit
+        that was sick when its host went down is quarantined. What turns up where a unit is in hand waits.
         """
         own = {name: unit_report(record, 0) for name, record in self.units.items()}
-        followed = follow(present, {**reported, **own})
-        for name, report in followed.items():
+        told = {name: _quarantined_if_sick(report) for name, report in reported.items()}
+        in_hand = {name for name, record in self.units.items() if record.state in _IN_HAND}
+        followed = follow({name: present[name] for name in present.keys() - in_hand}, {**told, **own})
+        # Quarantines first: were the agent to die in between, none must have been overwritten by whoever is there now.
+        for name, report in sorted(followed.items(), key=lambda item: (not _is_quarantine(item[1]), item[0])):
             have = self.units.get(name)
-            if have is None or (have.state not in _IN_HAND and is_other(have.identity, report.identity)):
+            if have is None or is_other(have.identity, report.identity):
                 self._meet(name, report)
-            elif have.state not in _IN_HAND and have.identity != report.identity:
+            elif have.state != UnitIs.QUARANTINED and _is_quarantine(report):
+                self._meet(name, report)  # it has a device in common with one that was quarantined
+            elif have.identity != report.identity:
                 have.identity = report.identity
-                self._save_unit(have)
+                self.suspect(name)
+                if have.state == UnitIs.FREE:
+                    self._unit_change(have, UnitEvent.DOUBTED, "it is not quite what was proven clean")
         for name in self.units.keys() - followed.keys():
             if self.units[name].state == UnitIs.QUARANTINED:  # it is known by its new address now
                 self._forget_unit(name)
@@ -172,14 +180,19 @@ class Ledger:
         self._unit_change(self.units[unit], UnitEvent.PROVEN, proof)
 
     def failed(self, unit: str, reason: str) -> None:
-        """It could not be proven clean."""
-        self.units[unit].reason = reason
+        """It could not be proven clean. Whatever comes after that, it has to be reset."""
+        self.units[unit].reason, self.units[unit].used = reason, True
         self._unit_change(self.units[unit], UnitEvent.FAILED, reason)
 
     def retried(self, unit: str, why: str) -> None:
         """An operator asks for another try."""
         self.units[unit].reason = self.units[unit].sick = ""
         self._unit_change(self.units[unit], UnitEvent.RETRIED, why)
+
+    def suspect(self, unit: str) -> None:
+        """Somebody else may have used it since its proof: it needs a reset."""
+        self.units[unit].used = True
+        self._save_unit(self.units[unit])
 
     def sicken(self, unit: str, why: str) -> None:
         """Something is wrong with a unit that a VM has; the first word stands. The VM's owner is told too."""
@@ -199,9 +212,12 @@ class Ledger:
         self._save_unit(self.units[unit])
 
     def drop_units(self, present: Iterable[str]) -> None:
-        """Forget units that are no longer on the host and that nothing holds. A quarantine outlasts that."""
+        """Forget units that are no longer on the host and that nothing holds. A quarantine outlasts that.
+
+        So does a sickness, which is a quarantine as soon as the unit's reclaim fails.
+        """
         for name in sorted(self.units.keys() - set(present)):
-            if self.units[name].state in (UnitIs.FREE, UnitIs.DIRTY):
+            if self.units[name].state in (UnitIs.FREE, UnitIs.DIRTY) and not self.units[name].sick:
                 self._forget_unit(name)
 
     # Reports
@@ -220,7 +236,7 @@ class Ledger:
         """Of every unit, by id, vouched for by `session`."""
         reports = {name: unit_report(record, session) for name, record in self.units.items()}
         for name, report in reports.items():
-            report.history.CopyFrom(self._history(name))
+            report.history.CopyFrom(self._history(name, report.identity))
         return reports
 
     def _hold(self, want: Allocation) -> None:
@@ -244,6 +260,7 @@ class Ledger:
         )
         if report.state == records_pb2.UNIT_STATE_QUARANTINED:
             known.state, known.reason, known.since_s = UnitIs.QUARANTINED, report.reason, report.since_s
+            known.sick = report.sick
         self.units[name] = known
         self._save_unit(known)
 
@@ -307,6 +324,25 @@ def unit_report(record: UnitRecord, session: int) -> UnitReport:
         identity=record.identity,
         sick=record.sick,
     )
+
+
+def _is_quarantine(report: UnitReport) -> bool:
+    return report.state == records_pb2.UNIT_STATE_QUARANTINED
+
+
+def _quarantined_if_sick(report: UnitReport) -> UnitReport:
+    """The report of an agent that can say no more: what was sick in use then was to be quarantined after it."""
+    if not report.sick or _is_quarantine(report):
+        return report
+    known = UnitReport()
+    known.CopyFrom(report)
+    known.state, known.reason = records_pb2.UNIT_STATE_QUARANTINED, sick_reason(report.sick)
+    return known
+
+
+def sick_reason(sick: str) -> str:
+    """Why a unit is quarantined that was sick while in use."""
+    return f"it was sick while in use: {sick}"
 
 
 def _load(kind: type[R], data: dict[str, Any]) -> R:

@@ -150,7 +150,7 @@ class Worker:
     async def _loop(self) -> None:
         while True:
             self._kick.clear()
-            self._drop_units()
+            self._settle_units()
             for action in reconcile.plan(self.view()):
                 self._begin(action)
             self.reporter.kick()
@@ -220,26 +220,29 @@ class Worker:
         return True
 
     def _meet_units(self, stored: Mapping[str, bytes]) -> None:
-        present = {unit.id: unit.identity for unit in self._inventory().units if not unit.unfit}
+        """At the start of a session: what the store has of this host's units is all that a reboot has left of them."""
         prefix = keys.unit(self._host, "0").removesuffix("0")
         reports = {
             key.removeprefix(prefix): UnitReport.FromString(value)
             for key, value in stored.items()
             if key.startswith(prefix)
         }
-        self._ledger.meet_units(present, reports)
+        for name, report in reports.items():
+            self._actions.recall(report.identity or name, report.history)
+        self._ledger.meet_units(self._present(), reports)
 
-    def meet_inventory(self) -> None:
-        """The inventory was read again: new units are to be proven, units that are gone are forgotten."""
-        if self._session:
-            self._meet_units({})
-            self.kick()
-
-    def _drop_units(self) -> None:
-        """Forget units that are gone or unfit, unless an allocation still waits for their last word."""
-        present = {unit.id for unit in self._inventory().units if not unit.unfit}
+    def _settle_units(self) -> None:
+        """Meet units that are new, or were in hand when something else turned up in their place; forget those that are
+        gone or unfit, unless an allocation still waits for their last word.
+        """
+        present = self._present()
+        self._ledger.meet_units(present, {})
         needed = {unit for want in self.wishes.allocations.values() for unit in want.units}
-        self._ledger.drop_units(present | needed | set(self._busy))
+        self._ledger.drop_units(present.keys() | needed | self._busy.keys())
+
+    def _present(self) -> dict[str, str]:
+        """The identities of the units that may be handed out, by id."""
+        return {unit.id: unit.identity for unit in self._inventory().units if not unit.unfit}
 
     async def _watch_health(self) -> None:
         """Tell of units that fall sick while a VM has them."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from agent.agent import Agent, Parts
 from agent.devices.host import DeviceError
 from agent.timing import Identity, Limits, Timing
+from agent.work.volumes import VolumeError
 from gpupool.store import keys
 from gpupool.store.memory import MemoryBackend, MemoryStore
 from gpupool.store.port import Committed, Delete, Guard, KeyValue, Op, Put, Snapshot, Unavailable
@@ -56,6 +57,7 @@ class FakeDevices:
         self.sick: dict[str, str] = {}
         self.reclaimed: list[str] = []
         self.reclaim_s = 2.0
+        self.recalled: dict[str, records_pb2.UnitHistory] = {}
 
     def inventory(self) -> inventory_pb2.Inventory:
         functions = {unit: [inventory_pb2.PciFunction(address=unit)] for unit in self.units}
@@ -82,6 +84,9 @@ class FakeDevices:
     def history(self, unit: inventory_pb2.Unit) -> records_pb2.UnitHistory:
         return records_pb2.UnitHistory(reclaims=self.reclaimed.count(unit.id))
 
+    def recall(self, identity: str, history: records_pb2.UnitHistory) -> None:
+        self.recalled[identity] = history
+
 
 class FakeLogs:
     """Implements agent.logs.LogSink."""
@@ -98,10 +103,14 @@ class FakeLogs:
 
 
 class FakeVolumes:
-    """Implements agent.volumes.VolumeStore."""
+    """Implements agent.volumes.VolumeStore. `wrong`: why no volume can be made."""
+
+    wrong = ""
 
     async def ensure(self, job: str, name: str, size_mib: int) -> str:
         await asyncio.sleep(0)
+        if self.wrong:
+            raise VolumeError(self.wrong)
         return f"/volumes/{job}/{name}.img"
 
 
@@ -151,6 +160,7 @@ class Rig:
     limits: Limits = field(default_factory=Limits)
     images: list[str] = field(default_factory=lambda: ["ubuntu"])
     devices: FakeDevices = field(default_factory=FakeDevices)
+    volumes: FakeVolumes = field(default_factory=FakeVolumes)
 
     def __post_init__(self) -> None:
         self.store = OutageStore(self.backend)
@@ -165,7 +175,7 @@ class Rig:
     async def boot(self) -> int:
         """Start the agent, and wait for its session and for its units to be proven."""
         parts = Parts(
-            self.store, self.vms, self.guard, self.clock, self.devices, self.records, self.logs, FakeVolumes(),
+            self.store, self.vms, self.guard, self.clock, self.devices, self.records, self.logs, self.volumes,
             lambda: self.images, run_blocking=inline,
         )  # fmt: skip
         me = Identity(HOST, self.boot_id, self.address, "test")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from gpupool.client import AsyncClient
@@ -50,15 +53,54 @@ async def units(client: AsyncClient, host: str) -> dict[str, scheduler_pb2.UnitV
 
 
 async def unit_is(
-    client: AsyncClient, host: str, unit: str, state: records_pb2.UnitState.ValueType, *, within_s: float = RECLAIM_S
+    client: AsyncClient,
+    host: str,
+    unit: str,
+    state: records_pb2.UnitState.ValueType,
+    *,
+    within_s: float = RECLAIM_S,
+    held: bool = False,
 ) -> scheduler_pb2.UnitView:
-    """The unit, once it is in this state and no allocation has it."""
+    """The unit, once it is in this state and no allocation has it (or one does: `held`)."""
     async with asyncio.timeout(within_s):
         while True:
             view = (await units(client, host))[unit]
-            if view.state == state and not view.allocation:
+            if view.state == state and bool(view.allocation) == held:
                 return view
             await asyncio.sleep(0.2)
+
+
+@contextlib.asynccontextmanager
+async def only(client: AsyncClient, host: str) -> AsyncIterator[None]:
+    """Jobs go to this host; the others are cordoned meanwhile."""
+    others = [found.name for found in await client.hosts() if found.name != host]
+    for other in others:
+        await client.cordon(other, "a test wants another host", by="lab")
+    try:
+        yield
+    finally:
+        for other in others:
+            await client.uncordon(other, by="lab")
+
+
+@dataclass(frozen=True)
+class GuestFunction:
+    """One line that PCI prints, as values."""
+
+    address: str
+    ids: tuple[int, int]
+    class_code: int
+    node: int
+
+
+async def guest_functions(client: AsyncClient, job_id: str) -> list[GuestFunction]:
+    """The PCI functions that the guest of a job with the script PCI saw, bridges left out."""
+    words = [line.split()[1:] for line in await output(client, job_id) if line.startswith("PCI ")]
+    found = [
+        GuestFunction(address, (int(vendor, 16), int(device, 16)), int(class_code, 16), int(node))
+        for address, vendor, device, class_code, node in words
+    ]
+    return [function for function in found if function.class_code >> 16 != 0x06]
 
 
 class Stopwatch:

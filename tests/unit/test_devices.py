@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.devices.baseline import NotClean
+from agent.devices.baseline import DeviceError, NotClean
 from agent.devices.blocking import InFlight, in_own_thread
 from agent.devices.host import Policy
 from agent.devices.reclaim import Patience
 from agent.simulated import kernel
 from agent.simulated.kernel import SimulatedSysfs
+from gpupool.v1.records_pb2 import UnitHistory
 from tests.fakes.agent_rig import MemoryRecords
 from tests.fakes.device_rig import (
     AUDIO,
@@ -156,6 +157,7 @@ async def test_history_is_kept_by_device_and_through_restarts(sysfs: SimulatedSy
 
 async def test_health_of_units_in_use(sysfs: SimulatedSysfs) -> None:
     fleet, unit = devices(sysfs), unit_of(sysfs)
+    await fleet.reclaim(unit)
     await fleet.bind(unit)
     assert await fleet.health([unit]) == {}
     (sysfs.root / DEVICES / AUDIO / "aer_dev_fatal").write_text("Malformed TLP 2\nTOTAL_ERR_FATAL 2")
@@ -166,6 +168,37 @@ async def test_health_of_units_in_use(sysfs: SimulatedSysfs) -> None:
     assert await fleet.health([unit]) == {}, "the next VM begins with what it found"
     sysfs.write(f"{DEVICES}/{GPU}/remove", "1")
     assert await fleet.health([unit]) == {unit.id: f"{GPU} has vanished from the bus"}
+
+
+# Between proof and start
+
+
+@pytest.mark.parametrize("how", ["taken by the host's driver", "given back"])
+async def test_a_unit_that_somebody_had_since_its_proof_is_not_handed_out(sysfs: SimulatedSysfs, how: str) -> None:
+    """As libvirt's managed hostdevs do, and `driverctl`: nothing says what became of the device meanwhile."""
+    fleet, unit = devices(sysfs), unit_of(sysfs)
+    await fleet.reclaim(unit)
+    await fleet.bind(unit)
+    sysfs.write(f"{DEVICES}/{AUDIO}/driver_override", "\n")
+    if how == "taken by the host's driver":
+        sysfs.write(f"{DEVICES}/{AUDIO}/driver/unbind", AUDIO)
+        sysfs.write("bus/pci/drivers_probe", AUDIO)
+    with pytest.raises(DeviceError, match=rf"{AUDIO}: driver is .*somebody took it since its proof"):
+        await fleet.bind(unit)
+    await fleet.reclaim(unit, used=True)
+    await fleet.bind(unit)
+
+
+async def test_a_history_goes_on_where_an_earlier_boot_ended(sysfs: SimulatedSysfs) -> None:
+    records, unit = MemoryRecords(), unit_of(sysfs)
+    unit.identity = "serial 1"
+    fleet = devices(sysfs, records=records)
+    fleet.recall(unit.identity, UnitHistory(reclaims=7, failures=2, last_failure="dead"))
+    await fleet.reclaim(unit)
+    assert (fleet.history(unit).reclaims, fleet.history(unit).failures) == (8, 2)
+    restarted = devices(sysfs, records=records)
+    restarted.recall(unit.identity, UnitHistory(reclaims=7))
+    assert restarted.history(unit).reclaims == 8, "this boot knows more"
 
 
 # Scrub

@@ -26,6 +26,7 @@ class Cards(FakeDevices):
         super().__init__(tuple(cards))
         self.cards = dict(cards)
         self.users: dict[str, str] = {}
+        self.companions: dict[str, str] = {}  # device ids of second functions
 
     def inventory(self) -> inventory_pb2.Inventory:
         self.units = sorted(self.cards)
@@ -33,6 +34,8 @@ class Cards(FakeDevices):
         for unit in found.units:
             unit.functions[0].serial = self.cards[unit.id]
             unit.unfit = self.users.get(unit.id, "")
+            if device := self.companions.get(unit.id):
+                unit.functions.add(address=unit.id[:-1] + "1", device_id=int(device, 16))
         return found
 
     def identity(self, address: str) -> str:
@@ -280,6 +283,50 @@ async def test_card_changed_without_a_reboot() -> None:
         devices.faults.clear()
         devices.cards[UNIT] = C
         await until(lambda: rig.unit().state == FREE)
+        assert rig.unit().identity == devices.identity(UNIT)
+
+
+@virtual_time
+async def test_quarantined_card_put_where_a_vm_still_holds_the_last_one() -> None:
+    """Nothing may be concluded of that place before the VM is gone; then the card there is still quarantined."""
+    async with ready() as (rig, devices):
+        await broken(rig, devices, OTHER)
+        devices.faults.clear()
+        rig.allocate("j1.1")
+        await rig.running("j1.1")
+        devices.cards = {UNIT: B}
+        await until(lambda: len(rig.agent.inventory.units) == 1)
+        assert rig.unit(OTHER).state == QUARANTINED
+        rig.stop("j1.1")
+        await rig.ended("j1.1")
+        rig.withdraw("j1.1")
+        await until(lambda: rig.unit().state == QUARANTINED)
+        assert "0xff throughout" in rig.unit().reason
+        assert UNIT not in devices.reclaimed[-1:], "it is not reset either, before an operator says so"
+
+
+@virtual_time
+async def test_a_quarantined_card_of_which_a_function_died_is_quarantined_still() -> None:
+    async with ready() as (rig, devices):
+        devices.companions[UNIT] = "01"
+        await until(lambda: "," in rig.unit().identity and rig.unit().state == FREE)
+        await broken(rig, devices)
+        devices.faults.clear()
+        devices.companions.clear()
+        await until(lambda: "," not in rig.agent.inventory.units[0].identity)
+        await until(lambda: "," not in rig.unit().identity)
+        assert rig.unit().state == QUARANTINED
+
+
+@virtual_time
+async def test_a_free_unit_that_gains_a_function_is_proven_anew() -> None:
+    async with ready() as (rig, devices):
+        before = len(devices.reclaimed)
+        devices.companions[UNIT] = "01"
+        await until(lambda: rig.unit().state != FREE)
+        await until(lambda: rig.unit().state == FREE)
+        assert devices.reclaimed[before:] == [UNIT]
+        assert rig.unit().proof == "flr; fake checks"
         assert rig.unit().identity == devices.identity(UNIT)
 
 

@@ -139,6 +139,15 @@ def test_what_speaks_for_another_unit() -> None:
     assert not is_other("", serial)
 
 
+def test_a_card_that_gained_or_lost_a_function_or_a_neighbour_is_no_other() -> None:
+    gpu, audio, nic = function(X, A), function("0000:21:00.1", device=0x1AEF), function(Y, B, device=0x1021)
+    bare = function(X)
+    for more, less in (([gpu, audio], [gpu]), ([gpu, nic], [gpu]), ([bare, audio], [bare]), ([gpu, audio], [bare])):
+        assert not is_other(identity_of(more), identity_of(less))
+        assert not is_other(identity_of(less), identity_of(more))
+    assert is_other(identity_of([gpu, audio]), identity_of([function(X, B), audio]))
+
+
 # A decision and what sits there now
 
 
@@ -162,6 +171,27 @@ def test_quarantine_follows_the_card() -> None:
     assert (found[Y].state, found[Y].reason, found[Y].allocation) == (QUARANTINED, "dead", "")
     assert (found[X].state, found[X].identity) == (0, now[X]), "a new card at the old address is no suspect"
     assert found.keys() == {X, Y}
+
+
+@pytest.mark.parametrize("serial", [A, ""])
+def test_quarantine_follows_a_card_that_lost_a_function_to_its_new_address(serial: str) -> None:
+    before = identity_of([function(X, serial), function("0000:21:00.1", device=0x1AEF)])
+    now = named(unit(Y, serial), unit(X, B, "0000:20:02.0"))
+    found = follow(now, {X: report(before)})
+    assert (found[Y].state, found[X].state) == (QUARANTINED, 0)
+    assert found.keys() == {X, Y}
+
+
+@pytest.mark.parametrize("serials", [(A, B), ("", "")])
+def test_quarantine_of_units_that_are_joined_and_parted_again(serials: tuple[str, str]) -> None:
+    """IOMMU groups change with the firmware's settings; what was wrong with a card does not."""
+    one, two = unit(X, serials[0]), unit(Y, serials[1], "0000:20:02.0")
+    both = Unit(id=X, functions=[*one.functions, *two.functions])
+    apart, joined = named(one, two), named(both)
+    found = follow(joined, {X: report(apart[X], FREE), Y: report(apart[Y])})
+    assert {name: one.state for name, one in found.items()} == {X: QUARANTINED}
+    again = follow(apart, found)
+    assert {name: one.state for name, one in again.items()} == {X: QUARANTINED, Y: QUARANTINED}
 
 
 def test_two_cards_that_changed_places() -> None:

@@ -156,12 +156,16 @@ def test_a_record_of_another_process_with_the_same_number_is_none_of_ours(root: 
 
 def test_an_agent_with_a_call_that_hangs_can_exit(root: Path) -> None:
     program = textwrap.dedent(f"""
-        import threading
+        import select, threading
         from pathlib import Path
-        from agent.devices.isolated import IsolatedSysfs
+        from types import SimpleNamespace
+        from agent.devices import isolated
         from agent.inventory.sysfs import RealSysfs
-        sysfs = IsolatedSysfs(RealSysfs(Path({str(root)!r})))
+        asked = threading.Event()  # the child has its request, so that it will hang whatever becomes of us
+        isolated.select = SimpleNamespace(select=lambda *words: asked.set() or select.select(*words))
+        sysfs = isolated.IsolatedSysfs(RealSysfs(Path({str(root)!r})))
         threading.Thread(target=lambda: sysfs.write({f"{DEVICES}/{GPU}/reset"!r}, "1"), daemon=True).start()
+        asked.wait()
         while not sysfs.read_bytes({f"{DEVICES}/{GPU}/config"!r}, 1): pass
     """)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path(__file__).parents[2])
@@ -273,3 +277,17 @@ def test_what_was_never_read_and_may_wait_is_not_read() -> None:
     assert aside.read(f"{base}/vendor") == "0x10de"
     assert aside.read_bytes(f"{base}/config") is None
     assert aside.list(DEVICES) == [GPU]
+
+
+# Its end
+
+
+def test_children_are_known_and_end_with_it(root: Path) -> None:
+    isolated = IsolatedSysfs(RealSysfs(root))
+    assert isolated.pids() == set()
+    isolated.read_bytes(f"{DEVICES}/{GPU}/config")
+    (pid,) = isolated.pids()
+    assert Path(f"/proc/{pid}").exists()
+    isolated.close()
+    assert not Path(f"/proc/{pid}").exists()
+    assert isolated.pids() == set()

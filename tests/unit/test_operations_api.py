@@ -150,3 +150,21 @@ async def test_events_are_kept_then_followed() -> None:
         assert not mirror._event_listeners
         kept = [e async for e in api.events(scheduler_pb2.WatchEventsRequest(last=1))]
         assert [e.to for e in kept] == ["FENCING"]
+
+
+@virtual_time
+async def test_a_quarantined_unit_that_is_away_is_shown_and_can_be_tried_again() -> None:
+    """Its agent remembers it in case it comes back; only an operator's word ends that."""
+    pool = Pool()
+    await pool.join("h1")
+    away = records_pb2.UnitReport(
+        state=records_pb2.UNIT_STATE_QUARANTINED, session=5, reason="dead", identity="10de:20b5#1"
+    )
+    await pool.put(Put(keys.unit("h1", "0000:99:00.0"), away.SerializeToString()))
+    await record(pool, records_pb2.HOST_STATE_READY)
+    async with serving(pool) as (api, _):
+        (view,) = (view for view in api.units("h1") if view.unit.id == "0000:99:00.0")
+        assert (view.state, view.unit.identity) == (records_pb2.UNIT_STATE_QUARANTINED, "10de:20b5#1")
+        assert view.unit.unfit == "it is not on this host now"
+        asked = scheduler_pb2.RetryUnitRequest(host="h1", unit="0000:99:00.0", by="ann")
+        assert (await api.retry_unit(asked)).unit.id == "0000:99:00.0"

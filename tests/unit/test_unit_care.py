@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 from gpupool.store import keys
 from gpupool.v1 import job_pb2, records_pb2
+from gpupool.v1.inventory_pb2 import Inventory
 from tests.fakes.agent_rig import HOST, OTHER, UNIT, Rig
 from tests.fakes.virtual_time import until, virtual_time
 from tests.fakes.vms import Guest
@@ -34,10 +36,81 @@ async def free_again(rig: Rig) -> str:
 @virtual_time
 async def test_a_unit_whose_vm_was_never_made_is_not_reset() -> None:
     async with ready() as rig:
+        rig.volumes.wrong = "the storage is full"
+        rig.allocate(volumes=[job_pb2.Volume(name="data", path="/data", size_mib=1)])
+        assert (await rig.ended()).outcome == job_pb2.OUTCOME_START_FAILED
+        assert await free_again(rig) == "no reset needed; fake checks"
+
+
+@virtual_time
+async def test_a_unit_that_somebody_else_had_at_the_start_is_reset_though_no_vm_was_made() -> None:
+    async with ready() as rig:
         rig.devices.unbindable[UNIT] = "held by Xorg (pid 7)"
         rig.allocate()
         assert (await rig.ended()).outcome == job_pb2.OUTCOME_START_FAILED
-        assert await free_again(rig) == "no reset needed; fake checks"
+        assert await free_again(rig) == "flr; fake checks"
+
+
+@virtual_time
+async def test_a_unit_that_was_quarantined_is_reset_when_an_operator_asks_for_another_try() -> None:
+    """It may have been quarantined without having been used: what was wrong with it then is no less wrong."""
+    async with ready() as rig:
+        rig.volumes.wrong = "the storage is full"
+        rig.devices.faults[UNIT] = "0xff throughout"
+        rig.allocate(volumes=[job_pb2.Volume(name="data", path="/data", size_mib=1)])
+        await until(lambda: rig.unit().state == QUARANTINED)
+        rig.devices.faults.clear()
+        rig.put(keys.unit_intent(HOST, UNIT), records_pb2.UnitIntent(retry_requested_s=rig.clock.wall()))
+        assert await free_again(rig) == "flr; fake checks"
+
+
+async def reboot(rig: Rig) -> None:
+    await rig.kill_agent()
+    rig.vms.kill_all("power cut")
+    rig.records.kinds.clear()
+    rig.boot_id += "+"
+    await rig.boot()
+
+
+async def sick_and_away(rig: Rig) -> None:
+    rig.allocate()
+    await rig.running()
+    rig.devices.sick[UNIT] = "2 fatal AER errors"
+    await until(lambda: rig.unit().sick)
+    rig.devices.sick.clear()
+    rig.devices.units.remove(UNIT)
+    await until(lambda: len(rig.agent.inventory.units) == 1)
+
+
+@virtual_time
+async def test_a_sick_unit_is_quarantined_though_its_host_was_rebooted_and_it_came_back_late() -> None:
+    async with ready() as rig:
+        await sick_and_away(rig)
+        await reboot(rig)
+        await until(lambda: rig.unit(OTHER).session == rig.session)
+        rig.devices.units.append(UNIT)
+        await until(lambda: len(rig.agent.inventory.units) == 2)
+        await until(lambda: rig.unit().session == rig.session)
+        assert (rig.unit().state, rig.unit().reason) == (QUARANTINED, "it was sick while in use: 2 fatal AER errors")
+
+
+@virtual_time
+async def test_a_sick_unit_is_quarantined_though_its_allocation_was_withdrawn_while_it_was_away() -> None:
+    async with ready() as rig:
+        await sick_and_away(rig)
+        rig.withdraw()
+        await until(lambda: rig.unit().state == QUARANTINED)
+        assert rig.unit().reason.startswith("it was sick while in use: 2 fatal AER errors; ")
+
+
+@virtual_time
+async def test_the_history_of_a_units_reclaims_outlives_a_reboot() -> None:
+    async with ready() as rig:
+        await until(lambda: rig.unit().history.reclaims == 1)
+        identity = rig.unit().identity
+        await reboot(rig)
+        await until(lambda: rig.unit().session == rig.session)
+        assert rig.devices.recalled[identity].reclaims == 1
 
 
 @virtual_time
@@ -103,6 +176,48 @@ async def test_a_device_that_vanishes_in_use_is_sick_and_its_report_outlives_it(
         await rig.ended()
         await until(lambda: rig.unit().state == QUARANTINED)
         assert rig.unit().allocation == "j1.1"
+
+
+@virtual_time
+async def test_vms_live_on_while_a_new_agent_cannot_read_its_devices() -> None:
+    """The first survey may take long, or for ever: the session that the VMs live by is renewed meanwhile."""
+    async with ready() as rig:
+        rig.allocate()
+        await rig.running()
+        await rig.kill_agent()
+        read = rig.devices.inventory
+
+        def broken() -> Inventory:
+            raise RuntimeError("a tree that no parser has seen before")
+
+        rig.devices.inventory = broken  # type: ignore[method-assign]
+        session = await rig.boot()
+        await asyncio.sleep(5 * rig.timing.ttl_s)
+        assert rig.session == session
+        assert "j1.1" in rig.vms.vms
+        assert rig.unit().state == records_pb2.UNIT_STATE_HELD, "nothing is concluded from what was not read"
+        rig.devices.inventory = read  # type: ignore[method-assign]
+        rig.stop()
+        await rig.ended()
+        assert await free_again(rig) == "flr; fake checks"
+
+
+@virtual_time
+async def test_a_reading_that_fails_ends_neither_the_agent_nor_its_vms() -> None:
+    async with ready() as rig:
+        rig.allocate()
+        await rig.running()
+        read = rig.devices.inventory
+
+        def broken() -> Inventory:
+            raise RuntimeError("a tree that no parser has seen before")
+
+        rig.devices.inventory = broken  # type: ignore[method-assign]
+        await asyncio.sleep(60)
+        rig.devices.inventory = read  # type: ignore[method-assign]
+        rig.devices.units.append("0000:03:00.0")
+        await until(lambda: rig.unit("0000:03:00.0").state == FREE)
+        assert rig.vm().state == records_pb2.ALLOCATION_STATE_RUNNING
 
 
 @virtual_time

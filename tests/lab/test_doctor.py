@@ -1,0 +1,89 @@
+"""Doctor finds what was planted: on hosts that are booted with a fault, and on those that run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gpupool.client import AsyncClient
+from gpupool.embedded.daemons import remove_tree
+from gpupool.v1 import inventory_pb2
+from lab.cluster import Cluster
+from lab.host import Host
+from lab.images import LAB, Images
+from lab.machine import Machine, Slot, Switch, gpu, vga
+
+TWINS = Machine(
+    topology=(Slot(0, ((vga("vga0"),),)), Switch(1, ((gpu("gpu-switch0"),), (gpu("gpu-switch1"),)))),
+    memory_mib=1536,
+)
+WARNING, PROBLEM = "WARNING", "PROBLEM"
+HAS_PROBLEMS = 11  # docs/doctor.md
+
+
+@asynccontextmanager
+async def booted(machine: Machine, images: Images) -> AsyncIterator[Host]:
+    """A host of its own, without an agent."""
+    folder = LAB / "run" / "doctor"
+    remove_tree(folder)
+    cluster = Cluster(folder, {"h3": machine}, images, print)
+    try:
+        await cluster.boot()
+        yield cluster.hosts["h3"]
+    finally:
+        await cluster.hosts["h3"].power_cut()
+
+
+async def examine(host: Host, prelude: str = "") -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """Exit code and findings by check of `gpupool doctor` in the host."""
+    result = await host.run(f"{prelude} gpupool doctor --all -o json", check=False)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(result.output)["findings"]:
+        found.setdefault(finding["check"], []).append(finding)
+    return result.code, found
+
+
+def level(findings: list[dict[str, Any]]) -> str:
+    """The only one's, without its prefix."""
+    (finding,) = findings
+    return str(finding["level"]).removeprefix("FINDING_LEVEL_")
+
+
+async def test_without_an_iommu_nothing_is_handed_out(images: Images) -> None:
+    async with booted(TWINS.but(iommu="off"), images) as host:
+        code, found = await examine(host)
+        assert code == HAS_PROBLEMS
+        assert level(found["iommu"]) == PROBLEM
+        assert "intel_iommu=off" in found["iommu"][0]["seen"]
+        assert any("grub" in fix["steps"] for fix in found["iommu"][0]["fixes"])
+
+
+async def test_without_acs_groups_cannot_be_separated(images: Images) -> None:
+    async with booted(TWINS.but(acs=False), images) as host:
+        _, found = await examine(host)
+        assert level(found["iommu"]) == "OK"
+        (finding,) = (one for one in found["iommu-groups"] if one["level"] != "FINDING_LEVEL_OK")
+        address = await host.addresses()
+        assert "ACS" in finding["seen"] + finding["risk"]
+        assert {address["gpu-switch0"], address["gpu-switch1"]} & set(finding["units"])
+
+        # The same boot, without locked memory for libvirt.
+        restart = (
+            "pkill libvirtd; sleep 2; prlimit --memlock=65536:65536 setpriv --bounding-set -sys_resource libvirtd -d"
+        )
+        await host.run(restart)
+        _, found = await examine(host)
+        assert level(found["memlock"]) in (WARNING, PROBLEM), found["memlock"]
+
+
+async def test_the_hosts_that_run(cluster: Cluster, client: AsyncClient) -> None:
+    """Through the API. Hugepages are on one node of two; the watchdog is there; nothing keeps a unit out."""
+    report = await client.doctor("h1")
+    found = {finding.check: finding for finding in report.findings}
+    assert found["iommu"].level == inventory_pb2.FINDING_LEVEL_OK
+    assert found["interrupt-remapping"].level == inventory_pb2.FINDING_LEVEL_OK
+    assert found["hugepages"].level == inventory_pb2.FINDING_LEVEL_WARNING, found["hugepages"]
+    assert "i6300ESB" in found["watchdog"].seen
+    assert not [finding for finding in report.findings if finding.level == inventory_pb2.FINDING_LEVEL_PROBLEM]

@@ -1,0 +1,90 @@
+"""Agents, libvirt and hosts that end while guests own devices."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gpupool.client import AsyncClient
+from gpupool.v1 import job_pb2, records_pb2
+from lab.cluster import Cluster
+from tests.lab.jobs import Stopwatch, ends, job, only, reaches, unit_is
+
+FREE = records_pb2.UNIT_STATE_FREE
+GONE_S = 240.0  # lease and fencing
+
+
+async def test_agent_and_libvirt_may_end_and_come_back(cluster: Cluster, client: AsyncClient) -> None:
+    """Both are killed while a guest runs with a device: it runs on, its end is heard, the device is proven clean."""
+    host = cluster.hosts["h2"]
+    async with only(client, "h2"):
+        job_id = (await client.submit(job("sleep 45; exit 7"))).id
+        await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
+    pids = await host.text("pgrep -f guest=gpupool-")
+    await cluster.end_agent("h2", "KILL")
+    await host.run("pkill -KILL libvirtd; sleep 1; libvirtd -d")
+    await cluster.start_agent("h2")
+    assert await host.text("pgrep -f guest=gpupool-") == pids
+    ended = await ends(client, job_id)
+    assert (len(ended.status.attempts), ended.status.exit_code) == (1, 7), ended.status
+    await unit_is(client, "h2", ended.status.attempts[0].units[0], FREE)
+    await cluster.ready(["h2"])
+
+
+async def test_a_host_that_dies_and_an_operator_who_says_so(
+    cluster: Cluster, client: AsyncClient, timings: dict[str, float]
+) -> None:
+    """QEMU quits under the host. Its job starts again on the other one, with a device of that host."""
+    async with only(client, "h2"):
+        job_id = (await client.submit(job("sleep 20"))).id
+        await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
+    watch = Stopwatch()
+    await cluster.hosts["h2"].quit()
+    await _host_is(client, "h2", records_pb2.HOST_STATE_FENCING)
+    timings["host death to fencing (lease of 60 s)"] = watch.s
+    await client.confirm_dead("h2", "it was switched off", by="lab")
+    await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
+    timings["host death to running elsewhere (lease of 60 s)"] = watch.s
+    ended = await ends(client, job_id)
+    assert ended.status.exit_code == 0, ended.status
+    first, last = ended.status.attempts[0], ended.status.attempts[-1]
+    assert (first.host, first.outcome, first.evidence) == (
+        "h2",
+        job_pb2.OUTCOME_HOST_LOST,
+        job_pb2.EVIDENCE_OPERATOR,
+    )
+    assert last.host == "h1"
+    await unit_is(client, "h1", last.units[0], FREE)
+    await cluster.boot("h2")
+    await cluster.start_agent("h2")
+    await cluster.ready(["h2"])
+
+
+async def test_a_host_that_its_watchdog_resets(
+    cluster: Cluster, client: AsyncClient, timings: dict[str, float]
+) -> None:
+    """Nobody pets the hardware watchdog: the host reboots, and its other boot is evidence that its VMs are dead."""
+    host = cluster.hosts["h2"]
+    async with only(client, "h2"):
+        job_id = (await client.submit(job("sleep 20"))).id
+        await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
+    watch = Stopwatch()
+    await host.run("sh -c 'exec sleep 1000 > /dev/watchdog' < /dev/null > /dev/null 2>&1 &")
+    await host.booted(boots=2)
+    timings["watchdog opened to rebooted host"] = watch.s
+    await cluster.start_agent("h2")
+    ended = await ends(client, job_id)
+    assert ended.status.exit_code == 0, ended.status
+    first = ended.status.attempts[0]
+    assert (first.outcome, first.evidence) == (job_pb2.OUTCOME_HOST_LOST, job_pb2.EVIDENCE_OTHER_BOOT)
+    await cluster.ready(["h2"])
+    last = ended.status.attempts[-1]
+    await unit_is(client, last.host, last.units[0], FREE)
+
+
+async def _host_is(client: AsyncClient, name: str, state: records_pb2.HostState.ValueType) -> None:
+    async with asyncio.timeout(GONE_S):
+        while True:
+            found = {host.name: host.record.state for host in await client.hosts()}
+            if found.get(name) == state:
+                return
+            await asyncio.sleep(0.5)
