@@ -18,6 +18,7 @@ from gpupool.store import startup
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import StoreError
 
+from . import giveback
 from .agent import Agent, Parts
 from .clock import BootClock
 from .config import Config, ConfigError, default_cgroup, list_images, parse_command, parse_cpus, parse_ids, parse_labels
@@ -111,9 +112,14 @@ Examples:
 @click.option("--scrub-timeout-s", default=600.0, help="Seconds for the scrub command.")
 @click.option("--label", "labels", multiple=True, help="key=value shown with the host; may be repeated.")
 @click.option("--boot-id", hidden=True, help="Stand-in for the kernel's boot id, to rehearse reboots.")
+@click.option(
+    "--give-back",
+    is_flag=True,
+    help="Only give every unit that nobody uses back to the host's drivers. Stop the agent first.",
+)
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.version_option(version("gpupool"), prog_name="gpupool-agent")
-def main(*, log_level: str, **options: Any) -> None:
+def main(*, log_level: str, give_back: bool, **options: Any) -> None:
     """Run the gpupool agent of this KVM host.
 
     It runs the VMs that the scheduler places here, hands them whole GPUs, and proves each GPU clean afterwards. A guard
@@ -129,6 +135,8 @@ def main(*, log_level: str, **options: Any) -> None:
         click.echo(f"error: {exc}", err=True)
         sys.exit(2)
     try:
+        if give_back:
+            sys.exit(not asyncio.run(_give_back(config)))
         asyncio.run(run(config))
     except (StoreError, OSError, GuardError, RuntimeUnavailableError, ValueError) as exc:
         click.echo(f"error: {exc}", err=True)
@@ -166,6 +174,19 @@ def _config(
         scrub_command=parse_command(scrub_command),
         **rest,
     )
+
+
+async def _give_back(config: Config) -> bool:
+    """Whether no unit is left with vfio-pci."""
+    if config.simulate is not None:
+        raise ValueError("--give-back: a simulated host has no devices to give back")
+    sysfs = IsolatedSysfs(RealSysfs())
+    try:
+        units = read_inventory(sysfs, allow=config.gpus).units
+        refuse = partial(holders.refusals, RealSysfs(Path("/")), ours=())
+        return await giveback.give_back(sysfs, units, refuse, click.echo)
+    finally:
+        sysfs.close()
 
 
 async def run(config: Config) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from agent.devices.baseline import BindFailed
 from agent.devices.bind import bind, override, release, unbind
+from agent.giveback import give_back
 from agent.inventory.read import read_inventory
 from agent.simulated.kernel import SimulatedSysfs
 from agent.simulated.tree import HostShape, build_tree
@@ -246,3 +247,15 @@ async def test_a_driver_that_is_not_there(kernel: Kernel) -> None:
     with pytest.raises(BindFailed, match=r"not loaded \(modprobe nouveau\)"):
         await bind(kernel, unit_of(kernel), "nouveau")
     assert state(kernel) == HOSTS
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_a_host_is_given_its_devices_back(kernel: Kernel, *, used: bool) -> None:
+    unit = next(iter(read_inventory(kernel).units))
+    await bind(kernel, unit)
+    told: list[str] = []
+    refuse = lambda addresses: dict.fromkeys(addresses[:1], "pid 7 has it open") if used else {}  # noqa: E731
+    assert await give_back(kernel, [unit], refuse, told.append, run_blocking=inline) != used
+    assert told == [f"{GPU}: left alone: pid 7 has it open" if used else f"{GPU}: back with no driver, snd_hda_intel"]
+    assert state(kernel) == (OURS if used else HOSTS)
+    assert await give_back(kernel, [unit], refuse, told.append, run_blocking=inline) != used, "again"
