@@ -33,7 +33,7 @@ AGENT_OPTIONS = {
     "--ttl-s": "60",
     "--renew-s": "10",
     "--kill-margin-s": "10",
-    "--start-timeout-s": "240",
+    "--start-timeout-s": "150",
     "--reset-timeout-s": "60",
     "--reserved-memory-mib": "512",
 }

@@ -14,7 +14,7 @@ from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 IMAGE = "lab"  # with a kernel that boots fast; "debian-numpy" is there too
 MODEL = "virtio-gpu"
-GUEST_S = 1000.0  # for a guest to boot and end; above the start time-out of the agents
+GUEST_S = 400.0  # for a guest to boot and end; above the start time-out of the agents
 RECLAIM_S = 120.0
 # One line a PCI function of the guest: address, ids, class, NUMA node.
 PCI = "for d in /sys/bus/pci/devices/*; do echo PCI ${d##*/} $(cat $d/vendor $d/device $d/class $d/numa_node); done"

@@ -70,10 +70,8 @@ async def test_without_acs_groups_cannot_be_separated(images: Images) -> None:
         assert {address["gpu-switch0"], address["gpu-switch1"]} & set(finding["units"])
 
         # The same boot, without locked memory for libvirt.
-        restart = (
-            "pkill libvirtd; sleep 2; prlimit --memlock=65536:65536 setpriv --bounding-set -sys_resource libvirtd -d"
-        )
-        await host.run(restart)
+        await host.run("pkill libvirtd; while pgrep -x libvirtd > /dev/null; do sleep 0.2; done")
+        await host.run("prlimit --memlock=65536:65536 setpriv --bounding-set -sys_resource libvirtd -d")
         _, found = await examine(host)
         assert level(found["memlock"]) in (WARNING, PROBLEM), found["memlock"]
 
