@@ -21,7 +21,7 @@ from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import StoreError
 from gpupool.v1 import scheduler_pb2_grpc
 
-from .core.model import Policy
+from .core.policy import Policy
 from .jobs_api import JobsApi
 from .mirror import Mirror
 from .operations_api import OperationsApi

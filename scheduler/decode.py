@@ -63,6 +63,10 @@ def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> model.Jo
         priority=spec.priority,
         max_restarts=restart.max_restarts if restart.HasField("max_restarts") else 10,
         max_start_failures=restart.max_start_failures if restart.HasField("max_start_failures") else 3,
+        name=spec.name,
+        restart_priority=restart.priority,
+        after=tuple(restart.after),
+        max_host_deaths=restart.max_host_deaths if restart.HasField("max_host_deaths") else 3,
     )
 
 
@@ -76,6 +80,7 @@ def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:
     job.exit_code = status.exit_code if status.HasField("exit_code") else None
     job.message = status.message
     job.cancel_reason = (status.message or "cancelled") if status.cancel_requested else None
+    job.hold, job.held_s, job.host_deaths = status.hold, status.held_s, status.host_deaths
 
 
 def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
@@ -104,16 +109,40 @@ def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
     host.session, host.boot_id, host.simulated = record.session, record.boot_id, record.simulated
     host.guard = _guard(record.guard)
     host.since_s = record.since_s
+    host.lost_s = tuple(record.lost_s)
+    host.held_out, host.held_out_s = record.held_out, record.held_out_s
     if record.HasField("last_fence"):
-        fence = record.last_fence
-        host.last_fence = model.FenceRecord(
-            session=fence.session,
-            evidence=_evidence(fence.evidence) or model.Evidence.NOTHING_RAN,
-            detail=fence.detail,
-            lost_s=fence.lost_s,
-            fenced_s=fence.fenced_s,
-            allocations=tuple(fence.allocations),
-        )
+        host.last_fence = _fence(record.last_fence)
+    if record.HasField("power"):
+        power = record.power
+        host.power = model.PowerFencing(
+            power.device, power.session, power.tries, power.last_s, power.next_s, power.error
+        )  # fmt: skip
+
+
+def _fence(wire: records_pb2.FenceRecord) -> model.FenceRecord:
+    return model.FenceRecord(
+        session=wire.session,
+        evidence=_evidence(wire.evidence) or model.Evidence.NOTHING_RAN,
+        detail=wire.detail,
+        lost_s=wire.lost_s,
+        fenced_s=wire.fenced_s,
+        allocations=tuple(wire.allocations),
+    )
+
+
+def failover_of(wire: records_pb2.FailoverRecord) -> model.Failover:
+    """The history of one lost session."""
+    vms = [model.LostVm(v.allocation, v.job, v.host, v.placed_s, v.started_s, v.outcome) for v in wire.vms]
+    return model.Failover(wire.host, _fence(wire.fence), vms, wire.brake, wire.done_s)
+
+
+def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -> None:
+    """Give the cluster what the leader last recorded for all hosts together."""
+    cluster.settled_s = record.settled_s
+    if record.HasField("brake"):
+        brake = record.brake
+        cluster.brake = model.Brake(brake.since_s, brake.until_s, brake.reason, tuple(brake.hosts))
 
 
 def _guard(value: int) -> model.GuardKind:
@@ -137,12 +166,23 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         unit_identities=tuple(wire.unit_identities),
         stop_reason=(wire.stop_reason or "stop") if wire.desired == records_pb2.DESIRED_STOP else "",
         stop_requested_s=wire.stop_requested_s,
+        session_nonce=wire.session_nonce,
+        stop_grace_s=wire.stop_grace_s,
     )
 
 
 def session_of(wire: records_pb2.Session, create_revision: int) -> model.SessionFact:
     """A session fact; its id is the key's create revision."""
-    return model.SessionFact(create_revision, wire.boot_id, _guard(wire.guard), wire.simulated, wire.vms_found_dead)
+    return model.SessionFact(
+        session=create_revision,
+        boot_id=wire.boot_id,
+        guard=_guard(wire.guard),
+        simulated=wire.simulated,
+        vms_found_dead=wire.vms_found_dead,
+        nonce=wire.nonce,
+        unguarded=wire.unguarded,
+        ttl_s=wire.ttl_s,
+    )
 
 
 def inventory_of(wire: inventory_pb2.Inventory) -> model.InventoryFact:
@@ -198,8 +238,25 @@ def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> event
 
 def intent_of(wire: records_pb2.HostIntent) -> model.HostIntent:
     """What an operator wants of a host."""
+    drain = wire.drain
     return model.HostIntent(
-        wire.cordoned, wire.reason, wire.confirmed_dead_session, wire.confirmed_by, wire.confirmed_reason
+        cordoned=wire.cordoned,
+        reason=wire.reason,
+        confirmed_dead_session=wire.confirmed_dead_session,
+        confirmed_by=wire.confirmed_by,
+        confirmed_reason=wire.confirmed_reason,
+        drain=model.Drain(drain.at_s, drain.by, drain.reason, drain.grace_s, drain.at_once, drain.wait)
+        if wire.HasField("drain")
+        else None,
+        maintenance=wire.maintenance,
+        uncordoned_s=wire.uncordoned_s,
+    )
+
+
+def cluster_intent_of(wire: records_pb2.ClusterIntent) -> model.ClusterIntent:
+    """What an operator wants of all hosts together."""
+    return model.ClusterIntent(
+        wire.disarmed, wire.reason, wire.by, wire.at_s, wire.brake_released_s, wire.brake_by, wire.brake_reason
     )
 
 
@@ -235,4 +292,10 @@ def _fact(kind: Kind, ids: tuple[str, ...], kv: KeyValue | None) -> events.Event
         case Kind.HOST_INTENT:
             intent = intent_of(records_pb2.HostIntent.FromString(kv.value)) if kv else model.HostIntent()
             return events.HostIntentChanged(ids[0], intent)
+        case Kind.CLUSTER_INTENT:
+            wanted = cluster_intent_of(records_pb2.ClusterIntent.FromString(kv.value)) if kv else model.ClusterIntent()
+            return events.ClusterIntentChanged(wanted)
+        case Kind.JOB_INTENT:
+            word = records_pb2.JobIntent.FromString(kv.value) if kv else records_pb2.JobIntent()
+            return events.JobIntentChanged(ids[0], model.JobIntent(word.released_s, word.by, word.reason))
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .core.model import Allocation, Attempt, Evidence, Host, Job
+from .core.model import Allocation, Attempt, Cluster, Evidence, Failover, FenceRecord, Host, Job
 
 
 def _evidence(value: Evidence) -> job_pb2.Evidence.ValueType:
@@ -24,6 +24,9 @@ def status(job: Job) -> job_pb2.JobStatus:
         not_before_s=job.not_before_s,
         message=job.message,
         cancel_requested=job.cancel_reason is not None,
+        hold=job.hold,
+        held_s=job.held_s,
+        host_deaths=job.host_deaths,
     )
     if job.exit_code is not None:
         wire.exit_code = job.exit_code
@@ -61,17 +64,59 @@ def host_record(host: Host) -> records_pb2.HostRecord:
     )
     if host.guard.value != "NONE":
         wire.guard = records_pb2.GuardKind.Value(f"GUARD_KIND_{host.guard.value}")
+    wire.lost_s.extend(host.lost_s)
+    wire.held_out, wire.held_out_s = host.held_out, host.held_out_s
     if host.last_fence is not None:
-        fence = host.last_fence
-        wire.last_fence.CopyFrom(
-            records_pb2.FenceRecord(
-                session=fence.session,
-                evidence=_evidence(fence.evidence),
-                detail=fence.detail,
-                lost_s=fence.lost_s,
-                fenced_s=fence.fenced_s,
-                allocations=fence.allocations,
+        wire.last_fence.CopyFrom(_fence(host.last_fence))
+    if (power := host.power) is not None:
+        wire.power.CopyFrom(
+            records_pb2.PowerFencing(
+                device=power.device,
+                tries=power.tries,
+                session=power.session,
+                last_s=power.last_s,
+                next_s=power.next_s,
+                error=power.error,
             )
+        )
+    return wire
+
+
+def _fence(fence: FenceRecord) -> records_pb2.FenceRecord:
+    return records_pb2.FenceRecord(
+        session=fence.session,
+        evidence=_evidence(fence.evidence),
+        detail=fence.detail,
+        lost_s=fence.lost_s,
+        fenced_s=fence.fenced_s,
+        allocations=fence.allocations,
+    )
+
+
+def failover(found: Failover) -> records_pb2.FailoverRecord:
+    """The record of one lost session."""
+    vms = [
+        records_pb2.LostVm(
+            allocation=vm.allocation,
+            job=vm.job,
+            host=vm.host,
+            placed_s=vm.placed_s,
+            started_s=vm.started_s,
+            outcome=vm.outcome,
+        )
+        for vm in found.vms
+    ]
+    return records_pb2.FailoverRecord(
+        host=found.host, fence=_fence(found.fence), vms=vms, brake=found.brake, done_s=found.done_s
+    )
+
+
+def cluster_record(cluster: Cluster) -> records_pb2.ClusterRecord:
+    """The record of what is decided for all hosts together."""
+    wire = records_pb2.ClusterRecord(settled_s=cluster.settled_s)
+    if (brake := cluster.brake) is not None:
+        wire.brake.CopyFrom(
+            records_pb2.Brake(since_s=brake.since_s, until_s=brake.until_s, reason=brake.reason, hosts=brake.hosts)
         )
     return wire
 
@@ -87,6 +132,8 @@ def allocation(decided: Allocation, host: Host, spec: job_pb2.JobSpec) -> record
         session=decided.session,
         units=decided.units,
         unit_identities=decided.unit_identities,
+        session_nonce=decided.session_nonce,
+        stop_grace_s=decided.stop_grace_s,
         pci_addresses=addresses,
         numa_nodes=decided.nodes,
         cores=[inventory_pb2.CpuCore(threads=core) for core in decided.cores],

@@ -19,7 +19,7 @@ from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
 from .core.explain import explain
 from .core.hugepages import size_name
-from .core.model import Policy
+from .core.policy import Policy
 from .core.reasons import Refusal
 from .mirror import FINAL, Arrival, Mirror
 from .submission import Submission, accepted, job_id_of, packed

@@ -20,8 +20,9 @@ from gpupool.v1 import job_pb2, records_pb2
 
 from . import encode
 from .core.invariants import violations
-from .core.model import Allocation, Cluster, Dirty, Policy
+from .core.model import Allocation, Cluster, Dirty
 from .core.place import Placer, retract
+from .core.policy import Policy
 from .core.step import step
 from .core.todo import todo
 from .decode import fact
@@ -197,7 +198,13 @@ class Leader:
 
     def _host_groups(self, dirty: Dirty) -> list[_Group]:
         hosts = [self.cluster.hosts[name] for name in sorted(dirty.hosts)]
-        return [_Group([Put(keys.host(h.name), encode.host_record(h).SerializeToString())]) for h in hosts]
+        groups = [_Group([Put(keys.host(h.name), encode.host_record(h).SerializeToString())]) for h in hosts]
+        for host, session in sorted(dirty.failovers):
+            key, found = keys.failover(host, session), self.cluster.failovers.get((host, session))
+            groups.append(_Group([Put(key, encode.failover(found).SerializeToString()) if found else Delete(key)]))
+        if dirty.cluster:
+            groups.append(_Group([Put(keys.CLUSTER, encode.cluster_record(self.cluster).SerializeToString())]))
+        return groups
 
     def _batches(self, groups: list[_Group]) -> list[list[_Group]]:
         """Pack groups into transactions as large as the store takes."""

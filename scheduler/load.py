@@ -17,7 +17,16 @@ from gpupool.v1 import job_pb2, records_pb2
 from .core import events, model
 from .core.fence import session_changed
 from .core.step import step
-from .decode import UNREADABLE, allocation_of, fact, job_of, restore_host, restore_status
+from .decode import (
+    UNREADABLE,
+    allocation_of,
+    fact,
+    failover_of,
+    job_of,
+    restore_cluster,
+    restore_host,
+    restore_status,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +39,17 @@ class UnreadableDecisionError(StoreError):
 # VMs comes before the inventory, which counts the hugepages that are left beside theirs. An attempt's end comes before
 # the loss of its session, as it did in life; sessions before intents, as what an operator vouched for is weighed with
 # them.
-_ORDER = (Kind.JOB_SPEC, Kind.UNIT, Kind.JOB_CANCEL, Kind.VM, Kind.INVENTORY, Kind.SESSION, Kind.HOST_INTENT)
+_ORDER = (
+    Kind.CLUSTER_INTENT,
+    Kind.JOB_SPEC,
+    Kind.UNIT,
+    Kind.JOB_CANCEL,
+    Kind.VM,
+    Kind.INVENTORY,
+    Kind.SESSION,
+    Kind.HOST_INTENT,
+    Kind.JOB_INTENT,
+)
 
 
 def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
@@ -67,6 +86,13 @@ def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple
     for ids, kv in by_kind[Kind.HOST]:
         with _decision(kv.key):
             restore_host(cluster.host(ids[0]), records_pb2.HostRecord.FromString(kv.value))
+    for _, kv in by_kind[Kind.CLUSTER]:
+        with _decision(kv.key):
+            restore_cluster(cluster, records_pb2.ClusterRecord.FromString(kv.value))
+    for _, kv in by_kind[Kind.FAILOVER]:
+        with _decision(kv.key):
+            found = failover_of(records_pb2.FailoverRecord.FromString(kv.value))
+            cluster.failovers[found.host, found.fence.session] = found
     specs = {ids[0]: kv for ids, kv in by_kind[Kind.JOB_SPEC]}
     aside = set()
     for ids, kv in by_kind[Kind.JOB_STATUS]:

@@ -22,7 +22,8 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Change, KeyValue, Snapshot, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
-from .core.model import Cluster, Policy
+from .core.model import Cluster
+from .core.policy import Policy
 from .load import load
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ _TYPES: dict[Kind, type[Message]] = {
     Kind.ALLOCATION: records_pb2.Allocation,
     Kind.HOST: records_pb2.HostRecord,
     Kind.HOST_INTENT: records_pb2.HostIntent,
+    Kind.JOB_INTENT: records_pb2.JobIntent,
+    Kind.CLUSTER_INTENT: records_pb2.ClusterIntent,
+    Kind.CLUSTER: records_pb2.ClusterRecord,
+    Kind.FAILOVER: records_pb2.FailoverRecord,
     Kind.LEADER: records_pb2.Leader,
 }
 

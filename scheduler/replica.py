@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gpupool.store.port import Store, StoreError
 from gpupool.v1 import records_pb2
 
-from .core.model import Policy
+from .core.policy import Policy
 from .election import TermLostError, lead
 from .leader import Leader
 from .mirror import Mirror

@@ -16,6 +16,9 @@ ALLOCATIONS = ROOT + "allocations/"
 HOSTS = ROOT + "hosts/"
 INTENTS = ROOT + "intents/"
 LEADER = ROOT + "leader"
+CLUSTER = ROOT + "cluster"
+CLUSTER_INTENT = INTENTS + "cluster"
+FAILOVERS = ROOT + "failovers/"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _UNIT = re.compile(r"[a-z0-9][a-z0-9._:-]{0,62}")
@@ -36,6 +39,10 @@ class Kind(Enum):
     HOST = "hosts/{host}"
     HOST_INTENT = "intents/hosts/{host}"
     UNIT_INTENT = "intents/units/{host}/{unit}"
+    JOB_INTENT = "intents/jobs/{job}"
+    CLUSTER_INTENT = "intents/cluster"
+    CLUSTER = "cluster"
+    FAILOVER = "failovers/{host}/{session}"
     LEADER = "leader"
 
 
@@ -106,6 +113,16 @@ def host_intent(name: str) -> str:
 def unit_intent(host_name: str, unit_id: str) -> str:
     """What an operator wants of a unit (release from quarantine ...). Written by the API."""
     return _key(Kind.UNIT_INTENT, host=host_name, unit=unit_id)
+
+
+def job_intent(job: str) -> str:
+    """What an operator wants of a job. Written by the API."""
+    return _key(Kind.JOB_INTENT, job=job)
+
+
+def failover(host_name: str, session_id: int) -> str:
+    """The history of one lost session. Written by the leading scheduler."""
+    return _key(Kind.FAILOVER, host=host_name, session=str(session_id))
 
 
 def agent_prefix(name: str) -> str:

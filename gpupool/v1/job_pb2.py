@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14gpupool/v1/job.proto\x12\ngpupool.v1\">\n\nGpuRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nmemory_mib\x18\x03 \x01(\r\"6\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08size_mib\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\"s\n\rRestartPolicy\x12\x19\n\x0cmax_restarts\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x12max_start_failures\x18\x02 \x01(\rH\x01\x88\x01\x01\x42\x0f\n\r_max_restartsB\x15\n\x13_max_start_failures\"\x82\x01\n\x07Network\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.gpupool.v1.Network.Kind\x12\x0e\n\x06source\x18\x02 \x01(\t\"?\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\x12\n\n\x06\x42RIDGE\x10\x02\x12\x0b\n\x07MACVTAP\x10\x03\"\xab\x01\n\tVmOptions\x12\x19\n\x11hugepage_size_kib\x18\x01 \x01(\r\x12$\n\x07network\x18\x02 \x01(\x0b\x32\x13.gpupool.v1.Network\x12\x11\n\tuser_data\x18\x03 \x01(\t\x12\x13\n\x0bguest_iommu\x18\x04 \x01(\x08\x12\x17\n\x0fhide_hypervisor\x18\x05 \x01(\x08\x12\x1c\n\x14hypervisor_vendor_id\x18\x06 \x01(\t\"\xfe\x03\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\x12)\n\x03\x65nv\x18\x04 \x03(\x0b\x32\x1c.gpupool.v1.JobSpec.EnvEntry\x12$\n\x04gpus\x18\x05 \x01(\x0b\x32\x16.gpupool.v1.GpuRequest\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\x12\x12\n\nmemory_mib\x18\x07 \x01(\r\x12$\n\x04numa\x18\x08 \x01(\x0e\x32\x16.gpupool.v1.NumaPolicy\x12\x10\n\x08priority\x18\t \x01(\x05\x12*\n\x07restart\x18\n \x01(\x0b\x32\x19.gpupool.v1.RestartPolicy\x12#\n\x07volumes\x18\x0b \x03(\x0b\x32\x12.gpupool.v1.Volume\x12\x14\n\x0cstop_grace_s\x18\x0c \x01(\r\x12/\n\x06labels\x18\r \x03(\x0b\x32\x1f.gpupool.v1.JobSpec.LabelsEntry\x12!\n\x02vm\x18\x1a \x01(\x0b\x32\x15.gpupool.v1.VmOptions\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x10\x10\x1a\"\x84\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05units\x18\x03 \x03(\t\x12\x11\n\tcreated_s\x18\x04 \x01(\x01\x12\x11\n\tstarted_s\x18\x05 \x01(\x01\x12\x0f\n\x07\x65nded_s\x18\x06 \x01(\x01\x12$\n\x07outcome\x18\x07 \x01(\x0e\x32\x13.gpupool.v1.Outcome\x12\x16\n\texit_code\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\t \x01(\t\x12&\n\x08\x65vidence\x18\n \x01(\x0e\x32\x14.gpupool.v1.Evidence\x12\x10\n\x08warnings\x18\x0b \x03(\tB\x0c\n\n_exit_code\"\xa8\x02\n\tJobStatus\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.gpupool.v1.JobState\x12%\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x13.gpupool.v1.Attempt\x12\x15\n\rattempt_count\x18\x03 \x01(\r\x12\x10\n\x08restarts\x18\x04 \x01(\r\x12\x16\n\x0estart_failures\x18\x05 \x01(\r\x12\x13\n\x0bsubmitted_s\x18\x06 \x01(\x01\x12\x12\n\nfinished_s\x18\x07 \x01(\x01\x12\x14\n\x0cnot_before_s\x18\x08 \x01(\x01\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\n \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x42\x0c\n\n_exit_code\"[\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.gpupool.v1.JobSpec\x12%\n\x06status\x18\x03 \x01(\x0b\x32\x15.gpupool.v1.JobStatus*t\n\nNumaPolicy\x12\x1b\n\x17NUMA_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14NUMA_POLICY_REQUIRED\x10\x01\x12\x19\n\x15NUMA_POLICY_PREFERRED\x10\x02\x12\x14\n\x10NUMA_POLICY_NONE\x10\x03*\xb9\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x16\n\x12JOB_STATE_STARTING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\"\x04\x08\x07\x10\x07*\x91\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x12\n\x0eOUTCOME_EXITED\x10\x01\x12\x13\n\x0fOUTCOME_STOPPED\x10\x02\x12\x18\n\x14OUTCOME_START_FAILED\x10\x03\x12\x13\n\x0fOUTCOME_CRASHED\x10\x04\x12\x15\n\x11OUTCOME_HOST_LOST\x10\x05*\xba\x01\n\x08\x45vidence\x12\x18\n\x14\x45VIDENCE_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VIDENCE_AGENT_REPORTED_DEAD\x10\x01\x12\x17\n\x13\x45VIDENCE_OTHER_BOOT\x10\x02\x12\"\n\x1e\x45VIDENCE_LEASE_EXPIRED_GUARDED\x10\x03\x12\x15\n\x11\x45VIDENCE_OPERATOR\x10\x04\x12\x18\n\x14\x45VIDENCE_NOTHING_RAN\x10\x05\"\x04\x08\x06\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14gpupool/v1/job.proto\x12\ngpupool.v1\">\n\nGpuRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nmemory_mib\x18\x03 \x01(\r\"6\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08size_mib\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\"\xc6\x01\n\rRestartPolicy\x12\x19\n\x0cmax_restarts\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x1f\n\x12max_start_failures\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x10\n\x08priority\x18\x03 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x04 \x03(\t\x12\x1c\n\x0fmax_host_deaths\x18\x05 \x01(\rH\x02\x88\x01\x01\x42\x0f\n\r_max_restartsB\x15\n\x13_max_start_failuresB\x12\n\x10_max_host_deaths\"\x82\x01\n\x07Network\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.gpupool.v1.Network.Kind\x12\x0e\n\x06source\x18\x02 \x01(\t\"?\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04USER\x10\x01\x12\n\n\x06\x42RIDGE\x10\x02\x12\x0b\n\x07MACVTAP\x10\x03\"\xab\x01\n\tVmOptions\x12\x19\n\x11hugepage_size_kib\x18\x01 \x01(\r\x12$\n\x07network\x18\x02 \x01(\x0b\x32\x13.gpupool.v1.Network\x12\x11\n\tuser_data\x18\x03 \x01(\t\x12\x13\n\x0bguest_iommu\x18\x04 \x01(\x08\x12\x17\n\x0fhide_hypervisor\x18\x05 \x01(\x08\x12\x1c\n\x14hypervisor_vendor_id\x18\x06 \x01(\t\"\xfe\x03\n\x07JobSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\x12)\n\x03\x65nv\x18\x04 \x03(\x0b\x32\x1c.gpupool.v1.JobSpec.EnvEntry\x12$\n\x04gpus\x18\x05 \x01(\x0b\x32\x16.gpupool.v1.GpuRequest\x12\x0c\n\x04\x63pus\x18\x06 \x01(\r\x12\x12\n\nmemory_mib\x18\x07 \x01(\r\x12$\n\x04numa\x18\x08 \x01(\x0e\x32\x16.gpupool.v1.NumaPolicy\x12\x10\n\x08priority\x18\t \x01(\x05\x12*\n\x07restart\x18\n \x01(\x0b\x32\x19.gpupool.v1.RestartPolicy\x12#\n\x07volumes\x18\x0b \x03(\x0b\x32\x12.gpupool.v1.Volume\x12\x14\n\x0cstop_grace_s\x18\x0c \x01(\r\x12/\n\x06labels\x18\r \x03(\x0b\x32\x1f.gpupool.v1.JobSpec.LabelsEntry\x12!\n\x02vm\x18\x1a \x01(\x0b\x32\x15.gpupool.v1.VmOptions\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x10\x10\x1a\"\x84\x02\n\x07\x41ttempt\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\r\n\x05units\x18\x03 \x03(\t\x12\x11\n\tcreated_s\x18\x04 \x01(\x01\x12\x11\n\tstarted_s\x18\x05 \x01(\x01\x12\x0f\n\x07\x65nded_s\x18\x06 \x01(\x01\x12$\n\x07outcome\x18\x07 \x01(\x0e\x32\x13.gpupool.v1.Outcome\x12\x16\n\texit_code\x18\x08 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\t \x01(\t\x12&\n\x08\x65vidence\x18\n \x01(\x0e\x32\x14.gpupool.v1.Evidence\x12\x10\n\x08warnings\x18\x0b \x03(\tB\x0c\n\n_exit_code\"\xdb\x02\n\tJobStatus\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.gpupool.v1.JobState\x12%\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x13.gpupool.v1.Attempt\x12\x15\n\rattempt_count\x18\x03 \x01(\r\x12\x10\n\x08restarts\x18\x04 \x01(\r\x12\x16\n\x0estart_failures\x18\x05 \x01(\r\x12\x13\n\x0bsubmitted_s\x18\x06 \x01(\x01\x12\x12\n\nfinished_s\x18\x07 \x01(\x01\x12\x14\n\x0cnot_before_s\x18\x08 \x01(\x01\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\n \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x0b \x01(\x08\x12\x0c\n\x04hold\x18\x0c \x01(\t\x12\x0e\n\x06held_s\x18\r \x01(\x01\x12\x13\n\x0bhost_deaths\x18\x0e \x01(\rB\x0c\n\n_exit_code\"[\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12!\n\x04spec\x18\x02 \x01(\x0b\x32\x13.gpupool.v1.JobSpec\x12%\n\x06status\x18\x03 \x01(\x0b\x32\x15.gpupool.v1.JobStatus*t\n\nNumaPolicy\x12\x1b\n\x17NUMA_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14NUMA_POLICY_REQUIRED\x10\x01\x12\x19\n\x15NUMA_POLICY_PREFERRED\x10\x02\x12\x14\n\x10NUMA_POLICY_NONE\x10\x03*\xb9\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_PENDING\x10\x01\x12\x16\n\x12JOB_STATE_STARTING\x10\x02\x12\x15\n\x11JOB_STATE_RUNNING\x10\x03\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x04\x12\x14\n\x10JOB_STATE_FAILED\x10\x05\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x06\"\x04\x08\x07\x10\x07*\x91\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x12\n\x0eOUTCOME_EXITED\x10\x01\x12\x13\n\x0fOUTCOME_STOPPED\x10\x02\x12\x18\n\x14OUTCOME_START_FAILED\x10\x03\x12\x13\n\x0fOUTCOME_CRASHED\x10\x04\x12\x15\n\x11OUTCOME_HOST_LOST\x10\x05*\xf1\x01\n\x08\x45vidence\x12\x18\n\x14\x45VIDENCE_UNSPECIFIED\x10\x00\x12 \n\x1c\x45VIDENCE_AGENT_REPORTED_DEAD\x10\x01\x12\x17\n\x13\x45VIDENCE_OTHER_BOOT\x10\x02\x12\"\n\x1e\x45VIDENCE_LEASE_EXPIRED_GUARDED\x10\x03\x12\x15\n\x11\x45VIDENCE_OPERATOR\x10\x04\x12\x18\n\x14\x45VIDENCE_NOTHING_RAN\x10\x05\x12\x16\n\x12\x45VIDENCE_POWER_OFF\x10\x06\x12#\n\x1f\x45VIDENCE_LEASE_EXPIRED_WATCHDOG\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,36 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBSPEC_ENVENTRY']._serialized_options = b'8\001'
   _globals['_JOBSPEC_LABELSENTRY']._loaded_options = None
   _globals['_JOBSPEC_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NUMAPOLICY']._serialized_start=1748
-  _globals['_NUMAPOLICY']._serialized_end=1864
-  _globals['_JOBSTATE']._serialized_start=1867
-  _globals['_JOBSTATE']._serialized_end=2052
-  _globals['_OUTCOME']._serialized_start=2055
-  _globals['_OUTCOME']._serialized_end=2200
-  _globals['_EVIDENCE']._serialized_start=2203
-  _globals['_EVIDENCE']._serialized_end=2389
+  _globals['_NUMAPOLICY']._serialized_start=1883
+  _globals['_NUMAPOLICY']._serialized_end=1999
+  _globals['_JOBSTATE']._serialized_start=2002
+  _globals['_JOBSTATE']._serialized_end=2187
+  _globals['_OUTCOME']._serialized_start=2190
+  _globals['_OUTCOME']._serialized_end=2335
+  _globals['_EVIDENCE']._serialized_start=2338
+  _globals['_EVIDENCE']._serialized_end=2579
   _globals['_GPUREQUEST']._serialized_start=36
   _globals['_GPUREQUEST']._serialized_end=98
   _globals['_VOLUME']._serialized_start=100
   _globals['_VOLUME']._serialized_end=154
-  _globals['_RESTARTPOLICY']._serialized_start=156
-  _globals['_RESTARTPOLICY']._serialized_end=271
-  _globals['_NETWORK']._serialized_start=274
-  _globals['_NETWORK']._serialized_end=404
-  _globals['_NETWORK_KIND']._serialized_start=341
-  _globals['_NETWORK_KIND']._serialized_end=404
-  _globals['_VMOPTIONS']._serialized_start=407
-  _globals['_VMOPTIONS']._serialized_end=578
-  _globals['_JOBSPEC']._serialized_start=581
-  _globals['_JOBSPEC']._serialized_end=1091
-  _globals['_JOBSPEC_ENVENTRY']._serialized_start=996
-  _globals['_JOBSPEC_ENVENTRY']._serialized_end=1038
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=1040
-  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=1085
-  _globals['_ATTEMPT']._serialized_start=1094
-  _globals['_ATTEMPT']._serialized_end=1354
-  _globals['_JOBSTATUS']._serialized_start=1357
-  _globals['_JOBSTATUS']._serialized_end=1653
-  _globals['_JOB']._serialized_start=1655
-  _globals['_JOB']._serialized_end=1746
+  _globals['_RESTARTPOLICY']._serialized_start=157
+  _globals['_RESTARTPOLICY']._serialized_end=355
+  _globals['_NETWORK']._serialized_start=358
+  _globals['_NETWORK']._serialized_end=488
+  _globals['_NETWORK_KIND']._serialized_start=425
+  _globals['_NETWORK_KIND']._serialized_end=488
+  _globals['_VMOPTIONS']._serialized_start=491
+  _globals['_VMOPTIONS']._serialized_end=662
+  _globals['_JOBSPEC']._serialized_start=665
+  _globals['_JOBSPEC']._serialized_end=1175
+  _globals['_JOBSPEC_ENVENTRY']._serialized_start=1080
+  _globals['_JOBSPEC_ENVENTRY']._serialized_end=1122
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_start=1124
+  _globals['_JOBSPEC_LABELSENTRY']._serialized_end=1169
+  _globals['_ATTEMPT']._serialized_start=1178
+  _globals['_ATTEMPT']._serialized_end=1438
+  _globals['_JOBSTATUS']._serialized_start=1441
+  _globals['_JOBSTATUS']._serialized_end=1788
+  _globals['_JOB']._serialized_start=1790
+  _globals['_JOB']._serialized_end=1881
 # @@protoc_insertion_point(module_scope)

@@ -133,6 +133,10 @@ class _EvidenceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Evidence.Val
     """an operator vouched for it"""
     EVIDENCE_NOTHING_RAN: _Evidence.ValueType  # 5
     """no VM was allocated to the session"""
+    EVIDENCE_POWER_OFF: _Evidence.ValueType  # 6
+    """its fence device says that its power is off"""
+    EVIDENCE_LEASE_EXPIRED_WATCHDOG: _Evidence.ValueType  # 7
+    """as 3, behind an armed hardware watchdog"""
 
 class Evidence(_Evidence, metaclass=_EvidenceEnumTypeWrapper):
     """Why we believe that a lost session's VMs are dead. Kept with the decision that rests on it."""
@@ -148,6 +152,10 @@ EVIDENCE_OPERATOR: Evidence.ValueType  # 4
 """an operator vouched for it"""
 EVIDENCE_NOTHING_RAN: Evidence.ValueType  # 5
 """no VM was allocated to the session"""
+EVIDENCE_POWER_OFF: Evidence.ValueType  # 6
+"""its fence device says that its power is off"""
+EVIDENCE_LEASE_EXPIRED_WATCHDOG: Evidence.ValueType  # 7
+"""as 3, behind an armed hardware watchdog"""
 Global___Evidence: _TypeAlias = Evidence  # noqa: Y015
 
 @_typing.final
@@ -218,24 +226,42 @@ class RestartPolicy(_message.Message):
 
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     MAX_START_FAILURES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    MAX_HOST_DEATHS_FIELD_NUMBER: _builtins.int
     max_restarts: _builtins.int
     """after a host failure or a VM crash; default 10"""
     max_start_failures: _builtins.int
     """attempts whose VM did not start; default 3"""
+    priority: _builtins.int
+    """among jobs to be restarted, higher first, before the job's own priority"""
+    max_host_deaths: _builtins.int
+    """held once this many hosts in a row died with it; default 3; 0: never"""
+    @_builtins.property
+    def after(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of jobs: restarts only once each of them runs or is over"""
+
     def __init__(
         self,
         *,
         max_restarts: _builtins.int | None = ...,
         max_start_failures: _builtins.int | None = ...,
+        priority: _builtins.int = ...,
+        after: _abc.Iterable[_builtins.str] | None = ...,
+        max_host_deaths: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "_max_start_failures", b"_max_start_failures", "max_restarts", b"max_restarts", "max_start_failures", b"max_start_failures"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_host_deaths", b"_max_host_deaths", "_max_restarts", b"_max_restarts", "_max_start_failures", b"_max_start_failures", "max_host_deaths", b"max_host_deaths", "max_restarts", b"max_restarts", "max_start_failures", b"max_start_failures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "_max_start_failures", b"_max_start_failures", "max_restarts", b"max_restarts", "max_start_failures", b"max_start_failures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_host_deaths", b"_max_host_deaths", "_max_restarts", b"_max_restarts", "_max_start_failures", b"_max_start_failures", "after", b"after", "max_host_deaths", b"max_host_deaths", "max_restarts", b"max_restarts", "max_start_failures", b"max_start_failures", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_host_deaths: _TypeAlias = _typing.Literal["max_host_deaths"]  # noqa: Y015
+    _WhichOneofArgType__max_host_deaths: _TypeAlias = _typing.Literal["_max_host_deaths", b"_max_host_deaths"]  # noqa: Y015
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
     _WhichOneofReturnType__max_start_failures: _TypeAlias = _typing.Literal["max_start_failures"]  # noqa: Y015
     _WhichOneofArgType__max_start_failures: _TypeAlias = _typing.Literal["_max_start_failures", b"_max_start_failures"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_host_deaths) -> _WhichOneofReturnType__max_host_deaths | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
     @_typing.overload
@@ -529,6 +555,9 @@ class JobStatus(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    HELD_S_FIELD_NUMBER: _builtins.int
+    HOST_DEATHS_FIELD_NUMBER: _builtins.int
     state: Global___JobState.ValueType
     attempt_count: _builtins.int
     """all of them"""
@@ -547,6 +576,12 @@ class JobStatus(_message.Message):
     message: _builtins.str
     """why it is in this state, for people"""
     cancel_requested: _builtins.bool
+    hold: _builtins.str
+    """why it is kept from starting until an operator releases it; empty: it is not"""
+    held_s: _builtins.float
+    """Unix time since when"""
+    host_deaths: _builtins.int
+    """hosts in a row that died with it"""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """oldest first; the last 16 are kept"""
@@ -565,10 +600,13 @@ class JobStatus(_message.Message):
         exit_code: _builtins.int | None = ...,
         message: _builtins.str = ...,
         cancel_requested: _builtins.bool = ...,
+        hold: _builtins.str = ...,
+        held_s: _builtins.float = ...,
+        host_deaths: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt_count", b"attempt_count", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "exit_code", b"exit_code", "finished_s", b"finished_s", "message", b"message", "not_before_s", b"not_before_s", "restarts", b"restarts", "start_failures", b"start_failures", "state", b"state", "submitted_s", b"submitted_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt_count", b"attempt_count", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "exit_code", b"exit_code", "finished_s", b"finished_s", "held_s", b"held_s", "hold", b"hold", "host_deaths", b"host_deaths", "message", b"message", "not_before_s", b"not_before_s", "restarts", b"restarts", "start_failures", b"start_failures", "state", b"state", "submitted_s", b"submitted_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

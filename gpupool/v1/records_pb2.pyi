@@ -31,6 +31,8 @@ class _GuardKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GuardKind.V
     """nothing: expiry proves nothing"""
     GUARD_KIND_SOFT: _GuardKind.ValueType  # 1
     """a guard process"""
+    GUARD_KIND_HARDWARE: _GuardKind.ValueType  # 2
+    """a guard process behind an armed hardware watchdog"""
 
 class GuardKind(_GuardKind, metaclass=_GuardKindEnumTypeWrapper):
     """What would kill the host's VMs if its session could not be renewed."""
@@ -39,6 +41,8 @@ GUARD_KIND_UNSPECIFIED: GuardKind.ValueType  # 0
 """nothing: expiry proves nothing"""
 GUARD_KIND_SOFT: GuardKind.ValueType  # 1
 """a guard process"""
+GUARD_KIND_HARDWARE: GuardKind.ValueType  # 2
+"""a guard process behind an armed hardware watchdog"""
 Global___GuardKind: _TypeAlias = GuardKind  # noqa: Y015
 
 class _UnitState:
@@ -169,6 +173,9 @@ class Session(_message.Message):
     STARTED_S_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     VMS_FOUND_DEAD_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    WATCHDOG_S_FIELD_NUMBER: _builtins.int
+    UNGUARDED_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.str
     address: _builtins.str
     """host:port of the agent's gRPC service"""
@@ -183,6 +190,12 @@ class Session(_message.Message):
     """of the agent"""
     vms_found_dead: _builtins.bool
     """no VM of any earlier session runs here: the agent looked"""
+    nonce: _builtins.str
+    """random, of this session: its id alone could come again in a store that was restored"""
+    watchdog_s: _builtins.int
+    """the hardware watchdog's timeout; 0: none is armed"""
+    unguarded: _builtins.str
+    """why no guard is declared, e.g. by the site's policy or while disarmed; empty: one is"""
     def __init__(
         self,
         *,
@@ -194,10 +207,13 @@ class Session(_message.Message):
         started_s: _builtins.float = ...,
         version: _builtins.str = ...,
         vms_found_dead: _builtins.bool = ...,
+        nonce: _builtins.str = ...,
+        watchdog_s: _builtins.int = ...,
+        unguarded: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "guard", b"guard", "simulated", b"simulated", "started_s", b"started_s", "ttl_s", b"ttl_s", "version", b"version", "vms_found_dead", b"vms_found_dead"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "guard", b"guard", "nonce", b"nonce", "simulated", b"simulated", "started_s", b"started_s", "ttl_s", b"ttl_s", "unguarded", b"unguarded", "version", b"version", "vms_found_dead", b"vms_found_dead", "watchdog_s", b"watchdog_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,6 +336,8 @@ class Allocation(_message.Message):
     STOP_REQUESTED_S_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_PER_NODE_FIELD_NUMBER: _builtins.int
     UNIT_IDENTITIES_FIELD_NUMBER: _builtins.int
+    SESSION_NONCE_FIELD_NUMBER: _builtins.int
+    STOP_GRACE_S_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """<job>.<attempt>"""
     job: _builtins.str
@@ -334,6 +352,10 @@ class Allocation(_message.Message):
     """Unix time"""
     stop_requested_s: _builtins.float
     """Unix time; 0: not"""
+    session_nonce: _builtins.str
+    """the session's; an agent runs nothing that names another"""
+    stop_grace_s: _builtins.int
+    """seconds from stop_requested_s to the VM's end; 0: as the spec says"""
     @_builtins.property
     def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -378,10 +400,12 @@ class Allocation(_message.Message):
         stop_requested_s: _builtins.float = ...,
         memory_mib_per_node: _abc.Iterable[_builtins.int] | None = ...,
         unit_identities: _abc.Iterable[_builtins.str] | None = ...,
+        session_nonce: _builtins.str = ...,
+        stop_grace_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cores", b"cores", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "session", b"session", "spec", b"spec", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "unit_identities", b"unit_identities", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cores", b"cores", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "session", b"session", "session_nonce", b"session_nonce", "spec", b"spec", "stop_grace_s", b"stop_grace_s", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "unit_identities", b"unit_identities", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -493,6 +517,127 @@ class FenceRecord(_message.Message):
 Global___FenceRecord: _TypeAlias = FenceRecord  # noqa: Y015
 
 @_typing.final
+class PowerFencing(_message.Message):
+    """What became of the attempts to switch a lost host off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TRIES_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    LAST_S_FIELD_NUMBER: _builtins.int
+    NEXT_S_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """what switches it off, e.g. "fence_redfish" or "redfish"; never its credentials"""
+    tries: _builtins.int
+    """for `session`"""
+    session: _builtins.int
+    """that it was for"""
+    last_s: _builtins.float
+    """Unix time of the last try's end"""
+    next_s: _builtins.float
+    """Unix time before which no other is made"""
+    error: _builtins.str
+    """of the last try; empty: it worked"""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        tries: _builtins.int = ...,
+        session: _builtins.int = ...,
+        last_s: _builtins.float = ...,
+        next_s: _builtins.float = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "error", b"error", "last_s", b"last_s", "next_s", b"next_s", "session", b"session", "tries", b"tries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PowerFencing: _TypeAlias = PowerFencing  # noqa: Y015
+
+@_typing.final
+class FailoverRecord(_message.Message):
+    """failovers/<h>/<session>: the history of one lost session, for `gpupool failover report`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    VMS_FIELD_NUMBER: _builtins.int
+    BRAKE_FIELD_NUMBER: _builtins.int
+    DONE_S_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    brake: _builtins.str
+    """why nothing was restarted at once; empty: nothing held it up"""
+    done_s: _builtins.float
+    """Unix time at which the last of its jobs ran again, ended, or was given up; 0: not yet"""
+    @_builtins.property
+    def fence(self) -> Global___FenceRecord: ...
+    @_builtins.property
+    def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostVm]:
+        """by allocation"""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        fence: Global___FenceRecord | None = ...,
+        vms: _abc.Iterable[Global___LostVm] | None = ...,
+        brake: _builtins.str = ...,
+        done_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brake", b"brake", "done_s", b"done_s", "fence", b"fence", "host", b"host", "vms", b"vms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailoverRecord: _TypeAlias = FailoverRecord  # noqa: Y015
+
+@_typing.final
+class LostVm(_message.Message):
+    """One VM that was lost with a host, and its job's next life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOCATION_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    PLACED_S_FIELD_NUMBER: _builtins.int
+    STARTED_S_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    allocation: _builtins.str
+    job: _builtins.str
+    host: _builtins.str
+    """where the next attempt is; empty: nowhere yet"""
+    placed_s: _builtins.float
+    """Unix time; 0: not yet"""
+    started_s: _builtins.float
+    """Unix time at which its guest started the command; 0: not yet"""
+    outcome: _builtins.str
+    """for people, once settled: "runs on h2", "cancelled", "held: ...", "no restarts left" """
+    def __init__(
+        self,
+        *,
+        allocation: _builtins.str = ...,
+        job: _builtins.str = ...,
+        host: _builtins.str = ...,
+        placed_s: _builtins.float = ...,
+        started_s: _builtins.float = ...,
+        outcome: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "host", b"host", "job", b"job", "outcome", b"outcome", "placed_s", b"placed_s", "started_s", b"started_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostVm: _TypeAlias = LostVm  # noqa: Y015
+
+@_typing.final
 class HostRecord(_message.Message):
     """hosts/<h>"""
 
@@ -505,6 +650,10 @@ class HostRecord(_message.Message):
     SIMULATED_FIELD_NUMBER: _builtins.int
     SINCE_S_FIELD_NUMBER: _builtins.int
     LAST_FENCE_FIELD_NUMBER: _builtins.int
+    LOST_S_FIELD_NUMBER: _builtins.int
+    HELD_OUT_FIELD_NUMBER: _builtins.int
+    HELD_OUT_S_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
     state: Global___HostState.ValueType
     session: _builtins.int
     """the session that the state speaks of"""
@@ -513,8 +662,18 @@ class HostRecord(_message.Message):
     simulated: _builtins.bool
     since_s: _builtins.float
     """Unix time"""
+    held_out: _builtins.str
+    """why the leader itself keeps it out, e.g. flapping; empty: it does not"""
+    held_out_s: _builtins.float
+    """Unix time; an operator's uncordon after it lets the host in again"""
     @_builtins.property
     def last_fence(self) -> Global___FenceRecord: ...
+    @_builtins.property
+    def lost_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Unix times of its last losses, oldest first; what flapping is judged by"""
+
+    @_builtins.property
+    def power(self) -> Global___PowerFencing: ...
     def __init__(
         self,
         *,
@@ -525,14 +684,153 @@ class HostRecord(_message.Message):
         simulated: _builtins.bool = ...,
         since_s: _builtins.float = ...,
         last_fence: Global___FenceRecord | None = ...,
+        lost_s: _abc.Iterable[_builtins.float] | None = ...,
+        held_out: _builtins.str = ...,
+        held_out_s: _builtins.float = ...,
+        power: Global___PowerFencing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_fence", b"last_fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_fence", b"last_fence", "power", b"power"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "guard", b"guard", "last_fence", b"last_fence", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "guard", b"guard", "held_out", b"held_out", "held_out_s", b"held_out_s", "last_fence", b"last_fence", "lost_s", b"lost_s", "power", b"power", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostRecord: _TypeAlias = HostRecord  # noqa: Y015
+
+@_typing.final
+class ClusterRecord(_message.Message):
+    """cluster: what the leader has decided for all hosts together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRAKE_FIELD_NUMBER: _builtins.int
+    SETTLED_S_FIELD_NUMBER: _builtins.int
+    settled_s: _builtins.float
+    """Unix time at which the last brake ended"""
+    @_builtins.property
+    def brake(self) -> Global___Brake:
+        """absent: it is not on"""
+
+    def __init__(
+        self,
+        *,
+        brake: Global___Brake | None = ...,
+        settled_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["brake", b"brake"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brake", b"brake", "settled_s", b"settled_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterRecord: _TypeAlias = ClusterRecord  # noqa: Y015
+
+@_typing.final
+class Brake(_message.Message):
+    """The mass failure brake: too much failed at once, so nothing is restarted and nothing switched off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_S_FIELD_NUMBER: _builtins.int
+    UNTIL_S_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    since_s: _builtins.float
+    """Unix time"""
+    until_s: _builtins.float
+    """Unix time at which it ends by itself if no other host is lost; 0: an operator must"""
+    reason: _builtins.str
+    """e.g. "5 of 12 hosts were lost within 60 s" """
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """lost, by name"""
+
+    def __init__(
+        self,
+        *,
+        since_s: _builtins.float = ...,
+        until_s: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "reason", b"reason", "since_s", b"since_s", "until_s", b"until_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Brake: _TypeAlias = Brake  # noqa: Y015
+
+@_typing.final
+class ClusterIntent(_message.Message):
+    """intents/cluster: what an operator wants of all hosts together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISARMED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    BRAKE_RELEASED_S_FIELD_NUMBER: _builtins.int
+    BRAKE_BY_FIELD_NUMBER: _builtins.int
+    BRAKE_REASON_FIELD_NUMBER: _builtins.int
+    disarmed: _builtins.bool
+    """no fencing, no restart of what is lost; for planned work on etcd or the network"""
+    reason: _builtins.str
+    """of disarming"""
+    by: _builtins.str
+    at_s: _builtins.float
+    """Unix time"""
+    brake_released_s: _builtins.float
+    """Unix time; a brake since before this is over"""
+    brake_by: _builtins.str
+    brake_reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        disarmed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        brake_released_s: _builtins.float = ...,
+        brake_by: _builtins.str = ...,
+        brake_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "brake_by", b"brake_by", "brake_reason", b"brake_reason", "brake_released_s", b"brake_released_s", "by", b"by", "disarmed", b"disarmed", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterIntent: _TypeAlias = ClusterIntent  # noqa: Y015
+
+@_typing.final
+class JobIntent(_message.Message):
+    """intents/jobs/<id>: an operator's word on a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASED_S_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    released_s: _builtins.float
+    """Unix time; a hold from before this is over"""
+    by: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        released_s: _builtins.float = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "reason", b"reason", "released_s", b"released_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobIntent: _TypeAlias = JobIntent  # noqa: Y015
 
 @_typing.final
 class HostIntent(_message.Message):
@@ -547,6 +845,9 @@ class HostIntent(_message.Message):
     CONFIRMED_DEAD_SESSION_FIELD_NUMBER: _builtins.int
     CONFIRMED_BY_FIELD_NUMBER: _builtins.int
     CONFIRMED_REASON_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_FIELD_NUMBER: _builtins.int
+    UNCORDONED_S_FIELD_NUMBER: _builtins.int
     cordoned: _builtins.bool
     """nothing new is placed here"""
     reason: _builtins.str
@@ -558,6 +859,14 @@ class HostIntent(_message.Message):
     """the operator vouches that no VM of this session is alive"""
     confirmed_by: _builtins.str
     confirmed_reason: _builtins.str
+    maintenance: _builtins.bool
+    """kept out over reboots until this is taken back"""
+    uncordoned_s: _builtins.float
+    """Unix time of the last uncordon: lets a host in that the leader held out before"""
+    @_builtins.property
+    def drain(self) -> Global___Drain:
+        """absent: it is not being drained"""
+
     def __init__(
         self,
         *,
@@ -568,14 +877,57 @@ class HostIntent(_message.Message):
         confirmed_dead_session: _builtins.int = ...,
         confirmed_by: _builtins.str = ...,
         confirmed_reason: _builtins.str = ...,
+        drain: Global___Drain | None = ...,
+        maintenance: _builtins.bool = ...,
+        uncordoned_s: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "by", b"by", "confirmed_by", b"confirmed_by", "confirmed_dead_session", b"confirmed_dead_session", "confirmed_reason", b"confirmed_reason", "cordoned", b"cordoned", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "by", b"by", "confirmed_by", b"confirmed_by", "confirmed_dead_session", b"confirmed_dead_session", "confirmed_reason", b"confirmed_reason", "cordoned", b"cordoned", "drain", b"drain", "maintenance", b"maintenance", "reason", b"reason", "uncordoned_s", b"uncordoned_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostIntent: _TypeAlias = HostIntent  # noqa: Y015
+
+@_typing.final
+class Drain(_message.Message):
+    """VMs of a host stop one after the other and start elsewhere, since they cannot migrate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_S_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    GRACE_S_FIELD_NUMBER: _builtins.int
+    AT_ONCE_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    at_s: _builtins.float
+    """Unix time"""
+    by: _builtins.str
+    reason: _builtins.str
+    grace_s: _builtins.int
+    """from the stop request to a VM's end; 0: as each job says"""
+    at_once: _builtins.int
+    """VMs that may be stopping at once; 0: all"""
+    wait: _builtins.bool
+    """stop a VM only once another host could take it now"""
+    def __init__(
+        self,
+        *,
+        at_s: _builtins.float = ...,
+        by: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        grace_s: _builtins.int = ...,
+        at_once: _builtins.int = ...,
+        wait: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "at_s", b"at_s", "by", b"by", "grace_s", b"grace_s", "reason", b"reason", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drain: _TypeAlias = Drain  # noqa: Y015
 
 @_typing.final
 class UnitIntent(_message.Message):

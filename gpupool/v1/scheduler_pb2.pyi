@@ -45,6 +45,14 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_NUMA_SPLIT: _Reason.ValueType  # 14
     REASON_HUGEPAGES_BUSY: _Reason.ValueType  # 15
     REASON_TOO_FEW_HUGEPAGES: _Reason.ValueType  # 16
+    REASON_HOST_HELD_OUT: _Reason.ValueType  # 17
+    """the leader keeps it out, e.g. because it flaps"""
+    REASON_HOST_DRAINING: _Reason.ValueType  # 18
+    REASON_HOST_IN_MAINTENANCE: _Reason.ValueType  # 19
+    REASON_HOST_STARTS_ENOUGH: _Reason.ValueType  # 20
+    """as many VMs start there as may at once"""
+    REASON_RESERVED_FOR_FAILOVER: _Reason.ValueType  # 21
+    """else not every job of some host could be restarted if it died"""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a host cannot take a job now. Mirrors scheduler.core.reasons.Reason."""
@@ -66,7 +74,49 @@ REASON_TOO_LITTLE_MEMORY: Reason.ValueType  # 13
 REASON_NUMA_SPLIT: Reason.ValueType  # 14
 REASON_HUGEPAGES_BUSY: Reason.ValueType  # 15
 REASON_TOO_FEW_HUGEPAGES: Reason.ValueType  # 16
+REASON_HOST_HELD_OUT: Reason.ValueType  # 17
+"""the leader keeps it out, e.g. because it flaps"""
+REASON_HOST_DRAINING: Reason.ValueType  # 18
+REASON_HOST_IN_MAINTENANCE: Reason.ValueType  # 19
+REASON_HOST_STARTS_ENOUGH: Reason.ValueType  # 20
+"""as many VMs start there as may at once"""
+REASON_RESERVED_FOR_FAILOVER: Reason.ValueType  # 21
+"""else not every job of some host could be restarted if it died"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
+
+class _JobWait:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JobWaitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobWait.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JOB_WAIT_UNSPECIFIED: _JobWait.ValueType  # 0
+    """nothing"""
+    JOB_WAIT_BACKOFF: _JobWait.ValueType  # 1
+    JOB_WAIT_HELD: _JobWait.ValueType  # 2
+    """until an operator releases it"""
+    JOB_WAIT_BRAKE: _JobWait.ValueType  # 3
+    """the mass failure brake is on"""
+    JOB_WAIT_DISARMED: _JobWait.ValueType  # 4
+    """fencing is disarmed, and its last host was lost"""
+    JOB_WAIT_AFTER: _JobWait.ValueType  # 5
+    """a job that must run before it does not yet"""
+
+class JobWait(_JobWait, metaclass=_JobWaitEnumTypeWrapper):
+    """What keeps a job from being placed, whatever hosts there are."""
+
+JOB_WAIT_UNSPECIFIED: JobWait.ValueType  # 0
+"""nothing"""
+JOB_WAIT_BACKOFF: JobWait.ValueType  # 1
+JOB_WAIT_HELD: JobWait.ValueType  # 2
+"""until an operator releases it"""
+JOB_WAIT_BRAKE: JobWait.ValueType  # 3
+"""the mass failure brake is on"""
+JOB_WAIT_DISARMED: JobWait.ValueType  # 4
+"""fencing is disarmed, and its last host was lost"""
+JOB_WAIT_AFTER: JobWait.ValueType  # 5
+"""a job that must run before it does not yet"""
+Global___JobWait: _TypeAlias = JobWait  # noqa: Y015
 
 @_typing.final
 class SubmitRequest(_message.Message):
@@ -384,12 +434,15 @@ class Explanation(_message.Message):
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     state: _job_pb2.JobState.ValueType
     summary: _builtins.str
     """one line for people"""
     queue_position: _builtins.int
     """1 is next; 0: it does not wait"""
+    wait: Global___JobWait.ValueType
+    """what keeps the job itself, whatever hosts there are"""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReasonCount]:
         """most hosts first"""
@@ -407,10 +460,11 @@ class Explanation(_message.Message):
         queue_position: _builtins.int = ...,
         reasons: _abc.Iterable[Global___ReasonCount] | None = ...,
         hosts: _abc.Iterable[Global___HostVerdict] | None = ...,
+        wait: Global___JobWait.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "id", b"id", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "id", b"id", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,6 +647,9 @@ class Cluster(_message.Message):
     UNITS_FREE_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    INTENT_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """the one that answers"""
     version: _builtins.str
@@ -608,6 +665,18 @@ class Cluster(_message.Message):
     def jobs(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by state, e.g. "PENDING" """
 
+    @_builtins.property
+    def record(self) -> _records_pb2.ClusterRecord:
+        """the mass failure brake"""
+
+    @_builtins.property
+    def intent(self) -> _records_pb2.ClusterIntent:
+        """whether it is disarmed"""
+
+    @_builtins.property
+    def reservation(self) -> Global___Reservation:
+        """absent: the site keeps none"""
+
     def __init__(
         self,
         *,
@@ -620,10 +689,13 @@ class Cluster(_message.Message):
         units_free: _builtins.int = ...,
         jobs: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         revision: _builtins.int = ...,
+        record: _records_pb2.ClusterRecord | None = ...,
+        intent: _records_pb2.ClusterIntent | None = ...,
+        reservation: Global___Reservation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "leader", b"leader", "record", b"record", "reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "hosts_ready", b"hosts_ready", "jobs", b"jobs", "leader", b"leader", "replica", b"replica", "revision", b"revision", "units", b"units", "units_free", b"units_free", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "hosts_ready", b"hosts_ready", "intent", b"intent", "jobs", b"jobs", "leader", b"leader", "record", b"record", "replica", b"replica", "reservation", b"reservation", "revision", b"revision", "units", b"units", "units_free", b"units_free", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1012,3 +1084,389 @@ class DoctorReport(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DoctorReport: _TypeAlias = DoctorReport  # noqa: Y015
+
+@_typing.final
+class ReleaseJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    reason: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseJobRequest: _TypeAlias = ReleaseJobRequest  # noqa: Y015
+
+@_typing.final
+class DrainHostRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    @_builtins.property
+    def drain(self) -> _records_pb2.Drain:
+        """at_s is set by the scheduler"""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        drain: _records_pb2.Drain | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainHostRequest: _TypeAlias = DrainHostRequest  # noqa: Y015
+
+@_typing.final
+class UndrainHostRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainHostRequest: _TypeAlias = UndrainHostRequest  # noqa: Y015
+
+@_typing.final
+class SetMaintenanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    on: _builtins.bool
+    reason: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        on: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "host", b"host", "on", b"on", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetMaintenanceRequest: _TypeAlias = SetMaintenanceRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseBrakeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseBrakeRequest: _TypeAlias = ReleaseBrakeRequest  # noqa: Y015
+
+@_typing.final
+class SetArmedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARMED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    armed: _builtins.bool
+    reason: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        armed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["armed", b"armed", "by", b"by", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetArmedRequest: _TypeAlias = SetArmedRequest  # noqa: Y015
+
+@_typing.final
+class Reservation(_message.Message):
+    """Whether every restartable job of any one host (or rack) could restart elsewhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    DOMAIN_LABEL_FIELD_NUMBER: _builtins.int
+    UNCOVERED_FIELD_NUMBER: _builtins.int
+    hosts: _builtins.int
+    """failure domains that may die at once; 0 or 1"""
+    domain_label: _builtins.str
+    """hosts with an equal label die together; empty: each host by itself"""
+    @_builtins.property
+    def uncovered(self) -> _containers.RepeatedCompositeFieldContainer[Global___Uncovered]:
+        """by domain; empty: every loss is covered"""
+
+    def __init__(
+        self,
+        *,
+        hosts: _builtins.int = ...,
+        domain_label: _builtins.str = ...,
+        uncovered: _abc.Iterable[Global___Uncovered] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_label", b"domain_label", "hosts", b"hosts", "uncovered", b"uncovered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reservation: _TypeAlias = Reservation  # noqa: Y015
+
+@_typing.final
+class Uncovered(_message.Message):
+    """A failure domain whose loss is not covered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    domain: _builtins.str
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that could not restart"""
+
+    def __init__(
+        self,
+        *,
+        domain: _builtins.str = ...,
+        jobs: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Uncovered: _TypeAlias = Uncovered  # noqa: Y015
+
+@_typing.final
+class PlanFailoverRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that die together"""
+
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanFailoverRequest: _TypeAlias = PlanFailoverRequest  # noqa: Y015
+
+@_typing.final
+class FailoverPlan(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    VMS_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    BRAKE_FIELD_NUMBER: _builtins.int
+    brake: _builtins.str
+    """why the mass failure brake would hold everything up; empty: it would not"""
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def vms(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedRestart]:
+        """in the order in which they would be placed"""
+
+    @_builtins.property
+    def evidence(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedEvidence]:
+        """What would be taken for evidence, by host, and after how many seconds; see ARCHITECTURE.md."""
+
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        vms: _abc.Iterable[Global___PlannedRestart] | None = ...,
+        evidence: _abc.Iterable[Global___PlannedEvidence] | None = ...,
+        brake: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brake", b"brake", "evidence", b"evidence", "hosts", b"hosts", "vms", b"vms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailoverPlan: _TypeAlias = FailoverPlan  # noqa: Y015
+
+@_typing.final
+class PlannedRestart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALLOCATION_FIELD_NUMBER: _builtins.int
+    FROM_FIELD_NUMBER: _builtins.int
+    TO_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AFTER_S_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    name: _builtins.str
+    """of the job"""
+    allocation: _builtins.str
+    """that would be lost"""
+    to: _builtins.str
+    """host; empty: see reason"""
+    reason: _builtins.str
+    """why it could not restart, or not at once"""
+    after_s: _builtins.float
+    """estimated seconds from the hosts' death to its placement; 0: unknown"""
+    @_builtins.property
+    def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """on `to`"""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        name: _builtins.str = ...,
+        allocation: _builtins.str = ...,
+        to: _builtins.str = ...,
+        units: _abc.Iterable[_builtins.str] | None = ...,
+        reason: _builtins.str = ...,
+        after_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "allocation", b"allocation", "from", b"from", "job", b"job", "name", b"name", "reason", b"reason", "to", b"to", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedRestart: _TypeAlias = PlannedRestart  # noqa: Y015
+
+@_typing.final
+class PlannedEvidence(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    AFTER_S_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    evidence: _job_pb2.Evidence.ValueType
+    """UNSPECIFIED: an operator would have to confirm"""
+    after_s: _builtins.float
+    """estimated seconds from its death"""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        evidence: _job_pb2.Evidence.ValueType = ...,
+        after_s: _builtins.float = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "detail", b"detail", "evidence", b"evidence", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedEvidence: _TypeAlias = PlannedEvidence  # noqa: Y015
+
+@_typing.final
+class ListFailoversRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """empty: all"""
+    last: _builtins.int
+    """this many; 0: all kept"""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFailoversRequest: _TypeAlias = ListFailoversRequest  # noqa: Y015
+
+@_typing.final
+class ListFailoversResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILOVERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def failovers(self) -> _containers.RepeatedCompositeFieldContainer[_records_pb2.FailoverRecord]:
+        """newest first"""
+
+    def __init__(
+        self,
+        *,
+        failovers: _abc.Iterable[_records_pb2.FailoverRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failovers", b"failovers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFailoversResponse: _TypeAlias = ListFailoversResponse  # noqa: Y015

@@ -75,6 +75,11 @@ class JobServiceStub:
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.JobLogsRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.LogChunk.FromString,
                 _registered_method=True)
+        self.ReleaseJob = channel.unary_unary(
+                '/gpupool.v1.JobService/ReleaseJob',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ReleaseJobRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -134,6 +139,13 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseJob(self, request, context):
+        """Lets a held job start again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +188,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.JobLogs,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.JobLogsRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.LogChunk.SerializeToString,
+            ),
+            'ReleaseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseJob,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ReleaseJobRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -404,6 +421,33 @@ class JobService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ReleaseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.JobService/ReleaseJob',
+            gpupool_dot_v1_dot_scheduler__pb2.ReleaseJobRequest.SerializeToString,
+            gpupool_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class OperationsServiceStub:
     """Missing associated documentation comment in .proto file."""
@@ -458,6 +502,41 @@ class OperationsServiceStub:
                 '/gpupool.v1.OperationsService/Doctor',
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.FromString,
+                _registered_method=True)
+        self.DrainHost = channel.unary_unary(
+                '/gpupool.v1.OperationsService/DrainHost',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.DrainHostRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Host.FromString,
+                _registered_method=True)
+        self.UndrainHost = channel.unary_unary(
+                '/gpupool.v1.OperationsService/UndrainHost',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.UndrainHostRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Host.FromString,
+                _registered_method=True)
+        self.SetMaintenance = channel.unary_unary(
+                '/gpupool.v1.OperationsService/SetMaintenance',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.SetMaintenanceRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Host.FromString,
+                _registered_method=True)
+        self.ReleaseBrake = channel.unary_unary(
+                '/gpupool.v1.OperationsService/ReleaseBrake',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ReleaseBrakeRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Cluster.FromString,
+                _registered_method=True)
+        self.SetArmed = channel.unary_unary(
+                '/gpupool.v1.OperationsService/SetArmed',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.SetArmedRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Cluster.FromString,
+                _registered_method=True)
+        self.PlanFailover = channel.unary_unary(
+                '/gpupool.v1.OperationsService/PlanFailover',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.PlanFailoverRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.FailoverPlan.FromString,
+                _registered_method=True)
+        self.ListFailovers = channel.unary_unary(
+                '/gpupool.v1.OperationsService/ListFailovers',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ListFailoversRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ListFailoversResponse.FromString,
                 _registered_method=True)
 
 
@@ -522,6 +601,55 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainHost(self, request, context):
+        """Stops the host's VMs, which start elsewhere; nothing new is placed there. Again with other settings: changes them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainHost(self, request, context):
+        """Ends a drain; what was stopped already stays stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetMaintenance(self, request, context):
+        """Keeps a host out, over reboots, or lets it in again. VMs there run on: drain it first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseBrake(self, request, context):
+        """Ends the mass failure brake.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetArmed(self, request, context):
+        """Stops fencing and restarts of what is lost, for planned work on etcd or the network; or takes them up again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanFailover(self, request, context):
+        """For every VM of these hosts, where it would restart if they all died now. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFailovers(self, request, context):
+        """Past losses of hosts, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperationsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -569,6 +697,41 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.Doctor,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.SerializeToString,
+            ),
+            'DrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainHost,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DrainHostRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Host.SerializeToString,
+            ),
+            'UndrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainHost,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.UndrainHostRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Host.SerializeToString,
+            ),
+            'SetMaintenance': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetMaintenance,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.SetMaintenanceRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Host.SerializeToString,
+            ),
+            'ReleaseBrake': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseBrake,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ReleaseBrakeRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Cluster.SerializeToString,
+            ),
+            'SetArmed': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetArmed,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.SetArmedRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Cluster.SerializeToString,
+            ),
+            'PlanFailover': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanFailover,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.PlanFailoverRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.FailoverPlan.SerializeToString,
+            ),
+            'ListFailovers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFailovers,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ListFailoversRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.ListFailoversResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -814,6 +977,195 @@ class OperationsService:
             '/gpupool.v1.OperationsService/Doctor',
             gpupool_dot_v1_dot_scheduler__pb2.DoctorRequest.SerializeToString,
             gpupool_dot_v1_dot_scheduler__pb2.DoctorReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/DrainHost',
+            gpupool_dot_v1_dot_scheduler__pb2.DrainHostRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/UndrainHost',
+            gpupool_dot_v1_dot_scheduler__pb2.UndrainHostRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetMaintenance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/SetMaintenance',
+            gpupool_dot_v1_dot_scheduler__pb2.SetMaintenanceRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseBrake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/ReleaseBrake',
+            gpupool_dot_v1_dot_scheduler__pb2.ReleaseBrakeRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.Cluster.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetArmed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/SetArmed',
+            gpupool_dot_v1_dot_scheduler__pb2.SetArmedRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.Cluster.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanFailover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/PlanFailover',
+            gpupool_dot_v1_dot_scheduler__pb2.PlanFailoverRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.FailoverPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFailovers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/ListFailovers',
+            gpupool_dot_v1_dot_scheduler__pb2.ListFailoversRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.ListFailoversResponse.FromString,
             options,
             channel_credentials,
             insecure,

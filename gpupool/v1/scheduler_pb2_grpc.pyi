@@ -46,6 +46,8 @@ class JobServiceStub:
     """Why a job waits, host by host."""
     JobLogs: _grpc.UnaryStreamMultiCallable[_scheduler_pb2.JobLogsRequest, _scheduler_pb2.LogChunk]
     """The output of one attempt, fetched from the agent that ran it."""
+    ReleaseJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseJobRequest, _job_pb2.Job]
+    """Lets a held job start again."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -64,6 +66,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """Why a job waits, host by host."""
     JobLogs: _aio.UnaryStreamMultiCallable[_scheduler_pb2.JobLogsRequest, _scheduler_pb2.LogChunk]  # type: ignore[assignment]
     """The output of one attempt, fetched from the agent that ran it."""
+    ReleaseJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Lets a held job start again."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -128,6 +132,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.LogChunk], _abc.AsyncIterator[_scheduler_pb2.LogChunk]]:
         """The output of one attempt, fetched from the agent that ran it."""
 
+    @_abc_1.abstractmethod
+    def ReleaseJob(
+        self,
+        request: _scheduler_pb2.ReleaseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Lets a held job start again."""
+
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class OperationsServiceStub:
@@ -148,6 +160,20 @@ class OperationsServiceStub:
     """What changed lately, as this replica saw it; with follow, what changes from now on too."""
     Doctor: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DoctorRequest, _scheduler_pb2.DoctorReport]
     """Has the host's agent judge its host anew. UNAVAILABLE if the agent does not answer."""
+    DrainHost: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DrainHostRequest, _scheduler_pb2.Host]
+    """Stops the host's VMs, which start elsewhere; nothing new is placed there. Again with other settings: changes them."""
+    UndrainHost: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.UndrainHostRequest, _scheduler_pb2.Host]
+    """Ends a drain; what was stopped already stays stopped."""
+    SetMaintenance: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.SetMaintenanceRequest, _scheduler_pb2.Host]
+    """Keeps a host out, over reboots, or lets it in again. VMs there run on: drain it first."""
+    ReleaseBrake: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseBrakeRequest, _scheduler_pb2.Cluster]
+    """Ends the mass failure brake."""
+    SetArmed: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.SetArmedRequest, _scheduler_pb2.Cluster]
+    """Stops fencing and restarts of what is lost, for planned work on etcd or the network; or takes them up again."""
+    PlanFailover: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.PlanFailoverRequest, _scheduler_pb2.FailoverPlan]
+    """For every VM of these hosts, where it would restart if they all died now. Changes nothing."""
+    ListFailovers: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListFailoversRequest, _scheduler_pb2.ListFailoversResponse]
+    """Past losses of hosts, newest first."""
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
@@ -165,6 +191,20 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """What changed lately, as this replica saw it; with follow, what changes from now on too."""
     Doctor: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DoctorRequest, _scheduler_pb2.DoctorReport]  # type: ignore[assignment]
     """Has the host's agent judge its host anew. UNAVAILABLE if the agent does not answer."""
+    DrainHost: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DrainHostRequest, _scheduler_pb2.Host]  # type: ignore[assignment]
+    """Stops the host's VMs, which start elsewhere; nothing new is placed there. Again with other settings: changes them."""
+    UndrainHost: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.UndrainHostRequest, _scheduler_pb2.Host]  # type: ignore[assignment]
+    """Ends a drain; what was stopped already stays stopped."""
+    SetMaintenance: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.SetMaintenanceRequest, _scheduler_pb2.Host]  # type: ignore[assignment]
+    """Keeps a host out, over reboots, or lets it in again. VMs there run on: drain it first."""
+    ReleaseBrake: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseBrakeRequest, _scheduler_pb2.Cluster]  # type: ignore[assignment]
+    """Ends the mass failure brake."""
+    SetArmed: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.SetArmedRequest, _scheduler_pb2.Cluster]  # type: ignore[assignment]
+    """Stops fencing and restarts of what is lost, for planned work on etcd or the network; or takes them up again."""
+    PlanFailover: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.PlanFailoverRequest, _scheduler_pb2.FailoverPlan]  # type: ignore[assignment]
+    """For every VM of these hosts, where it would restart if they all died now. Changes nothing."""
+    ListFailovers: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListFailoversRequest, _scheduler_pb2.ListFailoversResponse]  # type: ignore[assignment]
+    """Past losses of hosts, newest first."""
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -233,5 +273,61 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.DoctorReport, _abc.Awaitable[_scheduler_pb2.DoctorReport]]:
         """Has the host's agent judge its host anew. UNAVAILABLE if the agent does not answer."""
+
+    @_abc_1.abstractmethod
+    def DrainHost(
+        self,
+        request: _scheduler_pb2.DrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.Host, _abc.Awaitable[_scheduler_pb2.Host]]:
+        """Stops the host's VMs, which start elsewhere; nothing new is placed there. Again with other settings: changes them."""
+
+    @_abc_1.abstractmethod
+    def UndrainHost(
+        self,
+        request: _scheduler_pb2.UndrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.Host, _abc.Awaitable[_scheduler_pb2.Host]]:
+        """Ends a drain; what was stopped already stays stopped."""
+
+    @_abc_1.abstractmethod
+    def SetMaintenance(
+        self,
+        request: _scheduler_pb2.SetMaintenanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.Host, _abc.Awaitable[_scheduler_pb2.Host]]:
+        """Keeps a host out, over reboots, or lets it in again. VMs there run on: drain it first."""
+
+    @_abc_1.abstractmethod
+    def ReleaseBrake(
+        self,
+        request: _scheduler_pb2.ReleaseBrakeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.Cluster, _abc.Awaitable[_scheduler_pb2.Cluster]]:
+        """Ends the mass failure brake."""
+
+    @_abc_1.abstractmethod
+    def SetArmed(
+        self,
+        request: _scheduler_pb2.SetArmedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.Cluster, _abc.Awaitable[_scheduler_pb2.Cluster]]:
+        """Stops fencing and restarts of what is lost, for planned work on etcd or the network; or takes them up again."""
+
+    @_abc_1.abstractmethod
+    def PlanFailover(
+        self,
+        request: _scheduler_pb2.PlanFailoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.FailoverPlan, _abc.Awaitable[_scheduler_pb2.FailoverPlan]]:
+        """For every VM of these hosts, where it would restart if they all died now. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ListFailovers(
+        self,
+        request: _scheduler_pb2.ListFailoversRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.ListFailoversResponse, _abc.Awaitable[_scheduler_pb2.ListFailoversResponse]]:
+        """Past losses of hosts, newest first."""
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model import HostIntent, InventoryFact, Job, Outcome, SessionFact, UnitReport
+from .model import ClusterIntent, HostIntent, InventoryFact, Job, JobIntent, Outcome, SessionFact, UnitReport
 from .tables import AllocationState
 
 
@@ -72,6 +72,21 @@ class HostIntentChanged:
     intent: HostIntent
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterIntentChanged:
+    """What an operator wants of all hosts together is now so."""
+
+    intent: ClusterIntent
+
+
+@dataclass(frozen=True, slots=True)
+class JobIntentChanged:
+    """What an operator wants of a job is now so."""
+
+    job: str
+    intent: JobIntent
+
+
 Event = (
     SessionChanged
     | InventoryChanged
@@ -80,4 +95,6 @@ Event = (
     | JobSubmitted
     | JobCancelRequested
     | HostIntentChanged
+    | ClusterIntentChanged
+    | JobIntentChanged
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .hugepages import HugepagesFact, Pool
+from .policy import Policy
 from .queue import PendingQueue
 from .tables import (
     ALLOCATION,
@@ -41,6 +42,7 @@ class GuardKind(Enum):
 
     NONE = "NONE"
     SOFT = "SOFT"
+    HARDWARE = "HARDWARE"  # behind an armed watchdog
 
 
 class Evidence(Enum):
@@ -50,6 +52,8 @@ class Evidence(Enum):
     AGENT_REPORTED_DEAD = "AGENT_REPORTED_DEAD"
     OTHER_BOOT = "OTHER_BOOT"
     LEASE_EXPIRED_GUARDED = "LEASE_EXPIRED_GUARDED"
+    LEASE_EXPIRED_WATCHDOG = "LEASE_EXPIRED_WATCHDOG"
+    POWER_OFF = "POWER_OFF"
     OPERATOR = "OPERATOR"
 
 
@@ -125,6 +129,13 @@ class Job:
     exit_code: int | None = None
     message: str = ""
     cancel_reason: str | None = None  # not None once cancellation was asked for
+    name: str = ""
+    restart_priority: int = 0  # among jobs to be restarted, before `priority`
+    after: tuple[str, ...] = ()  # names of jobs that must run, or be over, before it restarts
+    max_host_deaths: int = 3  # held once so many hosts in a row died with it; 0: never
+    host_deaths: int = 0
+    hold: str = ""  # why it is kept from starting until an operator releases it
+    held_s: float = 0.0
 
     @property
     def final(self) -> bool:
@@ -159,6 +170,8 @@ class Allocation:
     stop_requested_s: float = 0.0
     state: AllocationState = AllocationState.BOUND
     pages_seen: bool = False  # its hugepages were out of what the host last counted as free
+    session_nonce: str = ""
+    stop_grace_s: int = 0  # 0: as the job's spec says
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +231,9 @@ class SessionFact:
     guard: GuardKind
     simulated: bool
     vms_found_dead: bool
+    nonce: str = ""
+    unguarded: str = ""  # why no guard is declared
+    ttl_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +248,18 @@ class InventoryFact:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """VMs of a host shall stop and start elsewhere. `at_once` 0: all; `wait`: only where there is a place."""
+
+    at_s: float
+    by: str = ""
+    reason: str = ""
+    grace_s: int = 0
+    at_once: int = 0
+    wait: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class HostIntent:
     """What an operator wants of a host."""
 
@@ -240,6 +268,65 @@ class HostIntent:
     confirmed_dead_session: int = 0
     confirmed_by: str = ""
     confirmed_reason: str = ""
+    drain: Drain | None = None
+    maintenance: bool = False
+    uncordoned_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterIntent:
+    """What an operator wants of all hosts together. A brake since before `brake_released_s` is over."""
+
+    disarmed: bool = False
+    reason: str = ""
+    by: str = ""
+    at_s: float = 0.0
+    brake_released_s: float = 0.0
+    brake_by: str = ""
+    brake_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobIntent:
+    """An operator's word on a job: a hold from before `released_s` is over."""
+
+    released_s: float = 0.0
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Brake:
+    """Too much failed at once: nothing is restarted, nothing switched off. `until_s` 0: an operator must end it."""
+
+    since_s: float
+    until_s: float
+    reason: str
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PowerFencing:
+    """Attempts to switch a host off, for its lost `session`. `error` "": the last one worked."""
+
+    device: str
+    session: int
+    tries: int
+    last_s: float
+    next_s: float
+    error: str = ""
+
+
+@dataclass(slots=True)
+class LostVm:
+    """A VM that was lost with a host, and its job's next life. `outcome` is for people, once that is settled."""
+
+    allocation: str
+    job: str
+    host: str = ""
+    placed_s: float = 0.0
+    started_s: float = 0.0
+    outcome: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +342,17 @@ class FenceRecord:
 
 
 @dataclass(slots=True)
+class Failover:
+    """The history of one lost session."""
+
+    host: str
+    fence: FenceRecord
+    vms: list[LostVm]
+    brake: str = ""
+    done_s: float = 0.0
+
+
+@dataclass(slots=True)
 class Host:
     """A host: the record that the leader keeps (`state` .. `last_fence`), the facts, and what is reserved on it."""
 
@@ -266,6 +364,10 @@ class Host:
     simulated: bool = False
     since_s: float = 0.0
     last_fence: FenceRecord | None = None
+    lost_s: tuple[float, ...] = ()  # times of its last losses, oldest first
+    held_out: str = ""  # why the leader itself keeps it out
+    held_out_s: float = 0.0
+    power: PowerFencing | None = None
     fact: SessionFact | None = None
     inventory: InventoryFact | None = None
     intent: HostIntent = field(default_factory=HostIntent)
@@ -303,16 +405,11 @@ class Dirty:
     allocations: set[str] = field(default_factory=set)
     created: set[str] = field(default_factory=set)  # allocations that the store does not have yet
     deleted: dict[str, Allocation] = field(default_factory=dict)
+    failovers: set[tuple[str, int]] = field(default_factory=set)  # host and session
+    cluster: bool = False  # the record of all hosts together
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.hosts or self.allocations or self.deleted)
-
-
-@dataclass(slots=True)
-class Policy:
-    """What the site decides. `soft_guard_is_enough`: a lost lease under a soft guard proves real hosts' VMs dead."""
-
-    soft_guard_is_enough: bool = False
+        return bool(self.jobs or self.hosts or self.allocations or self.deleted or self.failovers or self.cluster)
 
 
 @dataclass(slots=True)
@@ -324,6 +421,10 @@ class Cluster:
     jobs: dict[str, Job] = field(default_factory=dict)
     allocations: dict[str, Allocation] = field(default_factory=dict)
     pending: PendingQueue[Request] = field(default_factory=PendingQueue)
+    failovers: dict[tuple[str, int], Failover] = field(default_factory=dict)  # by host and session
+    intent: ClusterIntent = field(default_factory=ClusterIntent)
+    brake: Brake | None = None
+    settled_s: float = 0.0  # when the last brake ended
     capacity_epoch: int = 0
     dirty: Dirty = field(default_factory=Dirty)
     log: list[Transition] = field(default_factory=list)

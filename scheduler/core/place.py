@@ -126,6 +126,7 @@ def _bind(cluster: Cluster, job: Job, host: Host, found: Fit, now: float) -> Non
         created_s=now,
         hugepage_size_kib=job.request.hugepage_size_kib,
         unit_identities=tuple(host.units[unit].identity for unit in found.units),
+        session_nonce=host.fact.nonce if host.fact is not None else "",
     )
     job.attempts.append(Attempt(job.attempt_count, host.name, found.units, now))
     cluster.reserve(allocation)

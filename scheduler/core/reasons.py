@@ -11,6 +11,10 @@ class Reason(Enum):
 
     HOST_NOT_READY = 1
     HOST_CORDONED = 2
+    HOST_HELD_OUT = 17
+    HOST_DRAINING = 18
+    HOST_IN_MAINTENANCE = 19
+    HOST_STARTS_ENOUGH = 20
     IMAGE_MISSING = 3
     MODEL_MISMATCH = 4
     GPU_MEMORY_TOO_SMALL = 5
@@ -25,6 +29,7 @@ class Reason(Enum):
     HUGEPAGES_BUSY = 15
     TOO_FEW_HUGEPAGES = 16
     NUMA_SPLIT = 14
+    RESERVED_FOR_FAILOVER = 21
 
 
 @dataclass(frozen=True, slots=True)

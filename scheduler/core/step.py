@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .events import (
+    ClusterIntentChanged,
     Event,
     HostIntentChanged,
     InventoryChanged,
     JobCancelRequested,
+    JobIntentChanged,
     JobSubmitted,
     SessionChanged,
     UnitReported,
@@ -43,6 +45,10 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
             _job_submitted(cluster, event, now)
         case JobCancelRequested():
             _cancel_requested(cluster, event, now)
+        case ClusterIntentChanged():
+            cluster.intent = event.intent
+        case JobIntentChanged():
+            _released(cluster, event)
         case HostIntentChanged():
             host = cluster.host(event.host)
             host.intent = event.intent
@@ -186,3 +192,12 @@ def _cancel_requested(cluster: Cluster, event: JobCancelRequested, now: float) -
     allocation.stop_reason = job.cancel_reason
     allocation.stop_requested_s = now
     cluster.dirty.allocations.add(allocation.id)
+
+
+def _released(cluster: Cluster, event: JobIntentChanged) -> None:
+    job = cluster.jobs.get(event.job)
+    if job is None or not job.hold or event.intent.released_s < job.held_s:
+        return
+    job.hold, job.host_deaths = "", 0
+    cluster.dirty.jobs.add(job.id)
+    cluster.enqueue(job)

@@ -20,7 +20,6 @@ from scheduler.core.model import (
     Job,
     NumaPolicy,
     Outcome,
-    Policy,
     Request,
     SessionFact,
     UnitFact,
@@ -28,6 +27,7 @@ from scheduler.core.model import (
     UnitState,
 )
 from scheduler.core.place import Placer
+from scheduler.core.policy import Policy
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState
 from scheduler.core.todo import todo

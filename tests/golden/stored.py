@@ -32,6 +32,9 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
         put(keys.host(host.name), encode.host_record(host))
         for key, message, revision in _facts(host):
             put(key, message, revision)
+    put(keys.CLUSTER, encode.cluster_record(cluster))
+    for (name, session), failover in cluster.failovers.items():
+        put(keys.failover(name, session), encode.failover(failover))
     for event in reports.values():
         put(keys.vm(event.host, event.allocation), _report(event))
     return items
@@ -48,7 +51,14 @@ def spec_of(job: Job) -> job_pb2.JobSpec:
         numa=job_pb2.NumaPolicy.Value(f"NUMA_POLICY_{request.numa.value}"),
         priority=job.priority,
         vm=job_pb2.VmOptions(hugepage_size_kib=request.hugepage_size_kib),
-        restart=job_pb2.RestartPolicy(max_restarts=job.max_restarts, max_start_failures=job.max_start_failures),
+        restart=job_pb2.RestartPolicy(
+            max_restarts=job.max_restarts,
+            max_start_failures=job.max_start_failures,
+            priority=job.restart_priority,
+            after=job.after,
+            max_host_deaths=job.max_host_deaths,
+        ),
+        name=job.name,
     )
 
 
@@ -62,6 +72,9 @@ def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
             ),
             simulated=fact.simulated,
             vms_found_dead=fact.vms_found_dead,
+            nonce=fact.nonce,
+            unguarded=fact.unguarded,
+            ttl_s=fact.ttl_s,
         )
         yield keys.session(host.name), session, fact.session
     if host.inventory is not None:

@@ -17,7 +17,7 @@ from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
 from gpupool.store.port import StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.core.model import Policy
+from scheduler.core.policy import Policy
 from scheduler.jobs_api import ApiError, JobsApi
 from scheduler.mirror import Mirror
 from scheduler.replica import Replica

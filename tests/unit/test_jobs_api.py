@@ -14,7 +14,7 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Change, Put, StoreError, Unavailable
 from gpupool.v1 import job_pb2, scheduler_pb2
-from scheduler.core.model import Policy
+from scheduler.core.policy import Policy
 from scheduler.jobs_api import ApiError, JobsApi
 from scheduler.mirror import Mirror
 from tests.fakes.pool import HookedStore, Pool, spec, wall

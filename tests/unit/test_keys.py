@@ -22,6 +22,10 @@ BUILT = {
     "hosts/h1": (keys.host("h1"), Kind.HOST, ("h1",)),
     "intents/hosts/h1": (keys.host_intent("h1"), Kind.HOST_INTENT, ("h1",)),
     f"intents/units/h1/{GPU}": (keys.unit_intent("h1", GPU), Kind.UNIT_INTENT, ("h1", GPU)),
+    "intents/jobs/j1": (keys.job_intent("j1"), Kind.JOB_INTENT, ("j1",)),
+    "intents/cluster": (keys.CLUSTER_INTENT, Kind.CLUSTER_INTENT, ()),
+    "cluster": (keys.CLUSTER, Kind.CLUSTER, ()),
+    "failovers/h1/17": (keys.failover("h1", 17), Kind.FAILOVER, ("h1", "17")),
     "leader": (keys.LEADER, Kind.LEADER, ()),
 }
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True)

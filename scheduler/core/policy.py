@@ -1,0 +1,57 @@
+"""What the site decides about failures: read from the policy file, validated there; the core only looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class BrakePolicy:
+    """When too much has failed at once. `hosts` 0 or `share` 0: that bound is off; both off: there is no brake.
+
+    It goes on when, within `window_s`, at least `hosts` hosts were lost, or `share` of all known ones and no fewer than
+    `at_least`; and off after `cooldown_s` without another loss (0: only an operator ends it).
+    """
+
+    hosts: int = 0
+    share: float = 0.34
+    at_least: int = 3
+    window_s: float = 120.0
+    cooldown_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class FlapPolicy:
+    """A host that was lost `losses` times within `window_s` is held out until an operator uncordons it; 0: never."""
+
+    losses: int = 3
+    window_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationPolicy:
+    """Room kept free so that all restartable jobs of any one failure domain can restart; `hosts` 0: none is kept.
+
+    `domain_label` names the host label whose equal values die together; "": each host by itself. With `warn` a job that
+    would break it is placed all the same, and the gap shown.
+    """
+
+    hosts: int = 0
+    domain_label: str = ""
+    warn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the site decides.
+
+    `soft_guard_is_enough`: a lost lease under a soft guard proves real hosts' VMs dead. `powered`: hosts that a fence
+    device can switch off. `starts_at_once`: VMs that may be starting on one host; 0: any number.
+    """
+
+    soft_guard_is_enough: bool = False
+    powered: frozenset[str] = frozenset()
+    starts_at_once: int = 8
+    brake: BrakePolicy = field(default_factory=BrakePolicy)
+    flap: FlapPolicy = field(default_factory=FlapPolicy)
+    reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
