@@ -9,7 +9,7 @@ import grpc
 from gpupool.store.keys import Kind
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, records_pb2, scheduler_pb2
 
-from .jobs_api import ApiError
+from .intents import ApiError
 from .mirror import Mirror
 from .operations_api import OperationsApi
 

@@ -21,6 +21,7 @@ from .core.explain import explain
 from .core.hugepages import size_name
 from .core.policy import Policy
 from .core.reasons import Refusal
+from .intents import ApiError, change_intent
 from .mirror import FINAL, Arrival, Mirror
 from .submission import Submission, accepted, job_id_of, packed
 from .subscribe import Subscription
@@ -31,15 +32,6 @@ VERDICTS_MAX = 1000
 _AtHand = tuple[frozenset[str], frozenset[str], frozenset[int]]
 _JOB_ID = re.compile(r"j[a-z2-7]{13}")  # as `_job_id` makes them
 _TOKEN = re.compile(r"([0-9]{1,19})\.([a-z0-9._-]*)")
-
-
-class ApiError(Exception):
-    """A request that was not carried out. `message` is for people."""
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class JobsApi:
@@ -230,7 +222,7 @@ class JobsApi:
             hosts=[_verdict(host, refusal) for host, refusal in found.verdicts[:VERDICTS_MAX]],
         )
 
-    # Cancelling
+    # Cancelling and releasing
 
     async def cancel(self, request: scheduler_pb2.CancelJobRequest) -> job_pb2.Job:
         """Ask for the end of a job; asking twice, or too late, changes nothing."""
@@ -244,10 +236,27 @@ class JobsApi:
             await self._mirror.reached(done.revision)
         return await self.get(request.id)
 
+    async def release(self, request: scheduler_pb2.ReleaseJobRequest) -> job_pb2.Job:
+        """Let a held job start again. ApiError FAILED_PRECONDITION where nothing holds it."""
+        job = await self.get(request.id)
+        if not job.status.hold:
+            state = _state_name(job.status.state)
+            message = f"job {request.id} is not held, it is {state}; only a held job is released"
+            raise ApiError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+        def change(intent: records_pb2.JobIntent) -> None:
+            intent.released_s, intent.by, intent.reason = self._wall(), request.by or "operator", request.reason
+
+        await change_intent(self._store, self._mirror, keys.job_intent(request.id), records_pb2.JobIntent, change)
+        return await self.get(request.id)
+
 
 def _in_words(status: job_pb2.JobStatus) -> str:
-    state = job_pb2.JobState.Name(status.state).removeprefix("JOB_STATE_")
-    return f"{state}: {status.message or 'nothing to add'}"
+    return f"{_state_name(status.state)}: {status.message or 'nothing to add'}"
+
+
+def _state_name(state: job_pb2.JobState.ValueType) -> str:
+    return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
 
 
 def _verdict(host: str, refusal: Refusal | None) -> scheduler_pb2.HostVerdict:

@@ -1,6 +1,6 @@
-"""What operators ask: hosts, units, events; cordon, confirm a death, retry a unit. Answered by any replica.
+"""What operators ask to see: hosts, units, failovers, events; and the retry of a unit. Answered by any replica.
 
-It writes intents, which the leader and the agents turn into decisions; it never changes a state itself.
+What they want of hosts is in `host_intents`, of all together in `cluster_intents`. Nothing here changes a state itself.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import grpc
 
 from gpupool.store import keys
 from gpupool.store.keys import Kind
-from gpupool.store.port import Put, Store, Unmodified
+from gpupool.store.port import Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
-from .jobs_api import ApiError
+from .cluster_intents import ClusterIntents
+from .host_intents import HostIntents
+from .intents import ApiError
 from .mirror import EVENTS_KEPT, Mirror
 from .subscribe import Subscription
 
-WRITE_TRIES = 5
 _Used = defaultdict[str, list[records_pb2.Allocation]]  # by host
 
 
@@ -32,6 +33,8 @@ class OperationsApi:
         self._replica = replica
         self._version = version
         self._wall = wall
+        self.host_intents = HostIntents(store, mirror, self.host, wall)
+        self.cluster_intents = ClusterIntents(store, mirror, wall)
 
     def cluster(self) -> scheduler_pb2.Cluster:
         """A summary."""
@@ -48,6 +51,8 @@ class OperationsApi:
             units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
             jobs=dict(sorted(states.items())),
             revision=self._mirror.revision,
+            record=self._mirror.get(Kind.CLUSTER, records_pb2.ClusterRecord),
+            intent=self._mirror.get(Kind.CLUSTER_INTENT, records_pb2.ClusterIntent),
         )
 
     def _state_of(self, job_id: str) -> str:
@@ -130,56 +135,18 @@ class OperationsApi:
             host=host, unit=unit, state=state, allocation=allocation, report=report, current=current
         )
 
-    # Intents
+    # Failovers
 
-    async def cordon(self, host: str, reason: str, by: str) -> scheduler_pb2.Host:
-        """Nothing new is placed on the host."""
+    def failovers(self, request: scheduler_pb2.ListFailoversRequest) -> scheduler_pb2.ListFailoversResponse:
+        """Past losses of hosts, newest first. ApiError NOT_FOUND for a host that is not known."""
+        if request.host:
+            self.host(request.host)
+        known = self._mirror.all(Kind.FAILOVER, records_pb2.FailoverRecord)
+        found = [record for ids, record in sorted(known.items()) if request.host in ("", ids[0])]
+        found.sort(key=lambda record: (-record.fence.fenced_s, record.host, record.fence.session))
+        return scheduler_pb2.ListFailoversResponse(failovers=found[: request.last] if request.last else found)
 
-        def change(intent: records_pb2.HostIntent) -> None:
-            intent.cordoned, intent.reason, intent.by, intent.at_s = True, reason, by, self._wall()
-
-        return await self._intend(host, change)
-
-    async def uncordon(self, host: str, by: str) -> scheduler_pb2.Host:
-        """The host takes jobs again."""
-
-        def change(intent: records_pb2.HostIntent) -> None:
-            intent.cordoned, intent.reason, intent.by, intent.at_s = False, "", by, self._wall()
-
-        return await self._intend(host, change)
-
-    async def confirm_dead(self, host: str, reason: str, by: str) -> scheduler_pb2.Host:
-        """An operator vouches that no VM of the host's lost session is alive."""
-        shown = self.host(host)
-        if shown.record.state not in (records_pb2.HOST_STATE_SUSPECT, records_pb2.HOST_STATE_FENCING):
-            state = records_pb2.HostState.Name(shown.record.state).removeprefix("HOST_STATE_")
-            raise ApiError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"host {host} is {state}; a death is confirmed only for a host in SUSPECT or FENCING",
-            )
-        if not reason:
-            raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "reason is missing: say how you know that it is dead")
-
-        def change(intent: records_pb2.HostIntent) -> None:
-            intent.confirmed_dead_session = shown.record.session
-            intent.confirmed_by, intent.confirmed_reason, intent.at_s = by or "operator", reason, self._wall()
-
-        return await self._intend(host, change)
-
-    async def _intend(self, host: str, change: Callable[[records_pb2.HostIntent], None]) -> scheduler_pb2.Host:
-        """Change the host's intent, keeping what others wrote meanwhile."""
-        self.host(host)
-        key = keys.host_intent(host)
-        for _ in range(WRITE_TRIES):
-            kv = await self._store.get(key)
-            intent = records_pb2.HostIntent.FromString(kv.value) if kv is not None else records_pb2.HostIntent()
-            change(intent)
-            guard = Unmodified(key, kv.mod_revision if kv is not None else 0)
-            done = await self._store.commit([guard], [Put(key, intent.SerializeToString())])
-            if done.succeeded:
-                await self._mirror.reached(done.revision)
-                return self.host(host)
-        raise ApiError(grpc.StatusCode.ABORTED, f"the intent of host {host} kept changing; try again")
+    # Units
 
     async def retry_unit(self, request: scheduler_pb2.RetryUnitRequest) -> scheduler_pb2.UnitView:
         """Ask the agent to reset and prove a quarantined unit once more."""

@@ -15,7 +15,8 @@ from gpupool.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 from .agent_doctor import doctor
 from .agent_logs import job_logs
-from .jobs_api import ApiError, JobsApi
+from .intents import ApiError
+from .jobs_api import JobsApi
 from .mirror import Mirror
 from .operations_api import OperationsApi
 from .submission import SUBMIT_BATCH
@@ -119,6 +120,9 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
     async def CancelJob(self, request: scheduler_pb2.CancelJobRequest, context: Context) -> job_pb2.Job:
         return await _unary(context, self._api.cancel(request))
 
+    async def ReleaseJob(self, request: scheduler_pb2.ReleaseJobRequest, context: Context) -> job_pb2.Job:
+        return await _unary(context, self._api.release(request))
+
     async def ExplainJob(self, request: scheduler_pb2.ExplainJobRequest, context: Context) -> scheduler_pb2.Explanation:
         return await _unary(context, self._api.explain(request.id))
 
@@ -154,15 +158,44 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
         return scheduler_pb2.ListUnitsResponse(units=await _unary(context, _call(self._api.units, request.host)))
 
     async def CordonHost(self, request: scheduler_pb2.CordonHostRequest, context: Context) -> scheduler_pb2.Host:
-        return await _unary(context, self._api.cordon(request.host, request.reason, request.by))
+        return await _unary(context, self._api.host_intents.cordon(request.host, request.reason, request.by))
 
     async def UncordonHost(self, request: scheduler_pb2.UncordonHostRequest, context: Context) -> scheduler_pb2.Host:
-        return await _unary(context, self._api.uncordon(request.host, request.by))
+        return await _unary(context, self._api.host_intents.uncordon(request.host, request.by))
 
     async def ConfirmHostDead(
         self, request: scheduler_pb2.ConfirmHostDeadRequest, context: Context
     ) -> scheduler_pb2.Host:
-        return await _unary(context, self._api.confirm_dead(request.host, request.reason, request.by))
+        return await _unary(context, self._api.host_intents.confirm_dead(request.host, request.reason, request.by))
+
+    async def DrainHost(self, request: scheduler_pb2.DrainHostRequest, context: Context) -> scheduler_pb2.Host:
+        return await _unary(context, self._api.host_intents.drain(request.host, request.drain))
+
+    async def UndrainHost(self, request: scheduler_pb2.UndrainHostRequest, context: Context) -> scheduler_pb2.Host:
+        return await _unary(context, self._api.host_intents.undrain(request.host, request.by))
+
+    async def SetMaintenance(
+        self, request: scheduler_pb2.SetMaintenanceRequest, context: Context
+    ) -> scheduler_pb2.Host:
+        return await _unary(context, self._api.host_intents.maintenance(request))
+
+    async def ReleaseBrake(self, request: scheduler_pb2.ReleaseBrakeRequest, context: Context) -> scheduler_pb2.Cluster:
+        await _unary(context, self._api.cluster_intents.release_brake(request))
+        return await _unary(context, _call(self._api.cluster))
+
+    async def SetArmed(self, request: scheduler_pb2.SetArmedRequest, context: Context) -> scheduler_pb2.Cluster:
+        await _unary(context, self._api.cluster_intents.set_armed(request))
+        return await _unary(context, _call(self._api.cluster))
+
+    async def PlanFailover(
+        self, request: scheduler_pb2.PlanFailoverRequest, context: Context
+    ) -> scheduler_pb2.FailoverPlan:
+        raise NotImplementedError(await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not there yet"))
+
+    async def ListFailovers(
+        self, request: scheduler_pb2.ListFailoversRequest, context: Context
+    ) -> scheduler_pb2.ListFailoversResponse:
+        return await _unary(context, _call(self._api.failovers, request))
 
     async def RetryUnit(self, request: scheduler_pb2.RetryUnitRequest, context: Context) -> scheduler_pb2.UnitView:
         return await _unary(context, self._api.retry_unit(request))

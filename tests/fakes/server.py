@@ -40,6 +40,10 @@ class FakeScheduler:
         self.asked: list[Any] = []
         self.calls: Counter[str] = Counter()
         self.doctor_s = 0.0
+        self.record = records_pb2.ClusterRecord()
+        self.intent = records_pb2.ClusterIntent()
+        self.failovers: list[records_pb2.FailoverRecord] = []
+        self.plan = scheduler_pb2.FailoverPlan()
         self.address = ""
 
     def fail(self, method: str, *codes: grpc.StatusCode, details: str = "injected") -> None:
@@ -154,6 +158,12 @@ class _Jobs(scheduler_pb2_grpc.JobServiceServicer):
         found.status.cancel_requested = True
         return found
 
+    async def ReleaseJob(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("ReleaseJob", request, context)
+        found = await self.fake.job(request.id, context)
+        found.status.hold = ""
+        return found
+
     async def ExplainJob(self, request: Any, context: Any) -> Any:
         await self.fake.answer("ExplainJob", request, context)
         found = await self.fake.job(request.id, context)
@@ -179,7 +189,15 @@ class _Operations(scheduler_pb2_grpc.OperationsServiceServicer):
     async def GetCluster(self, request: Any, context: Any) -> Any:
         await self.fake.answer("GetCluster", request, context)
         leader = records_pb2.Leader(id="s1", address="10.0.0.1:50151", since_s=1.0)
-        return scheduler_pb2.Cluster(leader=leader, replica="s2", version="0.1.0", hosts=2, hosts_ready=1)
+        return scheduler_pb2.Cluster(
+            leader=leader,
+            replica="s2",
+            version="0.1.0",
+            hosts=2,
+            hosts_ready=1,
+            record=self.fake.record,
+            intent=self.fake.intent,
+        )
 
     async def ListHosts(self, request: Any, context: Any) -> Any:
         await self.fake.answer("ListHosts", request, context)
@@ -201,6 +219,45 @@ class _Operations(scheduler_pb2_grpc.OperationsServiceServicer):
         host = await self.fake.host(request.host, context)
         host.intent.cordoned = False
         return host
+
+    async def DrainHost(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("DrainHost", request, context)
+        host = await self.fake.host(request.host, context)
+        host.intent.drain.CopyFrom(request.drain)
+        host.intent.drain.at_s = 1.0
+        return host
+
+    async def UndrainHost(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("UndrainHost", request, context)
+        host = await self.fake.host(request.host, context)
+        host.intent.ClearField("drain")
+        return host
+
+    async def SetMaintenance(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("SetMaintenance", request, context)
+        host = await self.fake.host(request.host, context)
+        host.intent.maintenance = request.on
+        return host
+
+    async def ReleaseBrake(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("ReleaseBrake", request, context)
+        self.fake.record.ClearField("brake")
+        return await self.GetCluster(request, context)
+
+    async def SetArmed(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("SetArmed", request, context)
+        self.fake.intent.disarmed = not request.armed
+        self.fake.intent.reason, self.fake.intent.by = request.reason, request.by
+        return await self.GetCluster(request, context)
+
+    async def PlanFailover(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("PlanFailover", request, context)
+        return self.fake.plan
+
+    async def ListFailovers(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("ListFailovers", request, context)
+        found = [record for record in self.fake.failovers if request.host in {"", record.host}]
+        return scheduler_pb2.ListFailoversResponse(failovers=found[: request.last or None])
 
     async def ConfirmHostDead(self, request: Any, context: Any) -> Any:
         await self.fake.answer("ConfirmHostDead", request, context)

@@ -18,7 +18,8 @@ from gpupool.store import keys
 from gpupool.store.port import StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.core.policy import Policy
-from scheduler.jobs_api import ApiError, JobsApi
+from scheduler.intents import ApiError
+from scheduler.jobs_api import JobsApi
 from scheduler.mirror import Mirror
 from scheduler.replica import Replica
 from tests.fakes.agent_rig import inline

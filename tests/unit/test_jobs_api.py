@@ -15,7 +15,8 @@ from gpupool.store import keys
 from gpupool.store.port import Change, Put, StoreError, Unavailable
 from gpupool.v1 import job_pb2, scheduler_pb2
 from scheduler.core.policy import Policy
-from scheduler.jobs_api import ApiError, JobsApi
+from scheduler.intents import ApiError
+from scheduler.jobs_api import JobsApi
 from scheduler.mirror import Mirror
 from tests.fakes.pool import HookedStore, Pool, spec, wall
 from tests.fakes.virtual_time import until, virtual_time

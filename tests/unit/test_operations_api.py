@@ -12,7 +12,7 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Delete, Put
 from gpupool.v1 import inventory_pb2, records_pb2, scheduler_pb2
-from scheduler.jobs_api import ApiError
+from scheduler.intents import ApiError
 from scheduler.mirror import Mirror
 from scheduler.operations_api import OperationsApi
 from tests.fakes.pool import Pool, wall
@@ -40,13 +40,13 @@ async def test_cordon_and_uncordon_keep_the_rest() -> None:
     await pool.join("h1")
     await pool.put(Put(keys.host_intent("h1"), records_pb2.HostIntent(confirmed_dead_session=9).SerializeToString()))
     async with serving(pool) as (api, _):
-        host = await api.cordon("h1", "fans", "ann")
+        host = await api.host_intents.cordon("h1", "fans", "ann")
         assert (host.intent.cordoned, host.intent.reason, host.intent.by) == (True, "fans", "ann")
         assert host.intent.confirmed_dead_session == 9
-        host = await api.uncordon("h1", "bob")
+        host = await api.host_intents.uncordon("h1", "bob")
         assert (host.intent.cordoned, host.intent.confirmed_dead_session) == (False, 9)
         with pytest.raises(ApiError, match="no host 'h9'; known hosts: none"):
-            await api.cordon("h9", "", "")
+            await api.host_intents.cordon("h9", "", "")
 
 
 @pytest.mark.parametrize("state", ["JOINING", "READY", "FENCED"])
@@ -57,7 +57,7 @@ async def test_a_host_that_lives_is_not_confirmed_dead(state: str) -> None:
     await record(pool, records_pb2.HostState.Value(f"HOST_STATE_{state}"))
     async with serving(pool) as (api, _):
         with pytest.raises(ApiError, match=f"host h1 is {state}; a death is confirmed only") as caught:
-            await api.confirm_dead("h1", "unplugged", "ann")
+            await api.host_intents.confirm_dead("h1", "unplugged", "ann")
     assert caught.value.code is grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -67,8 +67,8 @@ async def test_a_death_is_confirmed_for_the_session_that_was_lost() -> None:
     await record(pool, records_pb2.HOST_STATE_FENCING)
     async with serving(pool) as (api, _):
         with pytest.raises(ApiError, match="reason is missing"):
-            await api.confirm_dead("h1", "", "ann")
-        host = await api.confirm_dead("h1", "unplugged", "ann")
+            await api.host_intents.confirm_dead("h1", "", "ann")
+        host = await api.host_intents.confirm_dead("h1", "unplugged", "ann")
     assert (host.intent.confirmed_dead_session, host.intent.confirmed_by) == (5, "ann")
 
 

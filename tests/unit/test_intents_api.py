@@ -1,0 +1,159 @@
+"""What operators ask for: every wish is written beside the others, with a name and a time, and changes no state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from gpupool.store import keys
+from gpupool.store.port import Put
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from scheduler.core.policy import Policy
+from scheduler.intents import ApiError
+from scheduler.jobs_api import JobsApi
+from scheduler.mirror import Mirror
+from scheduler.operations_api import OperationsApi
+from tests.fakes.pool import Pool, wall
+from tests.fakes.virtual_time import virtual_time
+
+
+@asynccontextmanager
+async def serving(pool: Pool) -> AsyncIterator[tuple[OperationsApi, JobsApi]]:
+    mirror = Mirror(pool.store, wall)
+    task = asyncio.create_task(mirror.run())
+    await mirror.synced.wait()
+    yield (
+        OperationsApi(pool.store, mirror, replica="s1", version="1", wall=wall),
+        JobsApi(pool.store, mirror, policy=Policy(), wall=wall, token=lambda: b"x"),
+    )
+    task.cancel()
+
+
+def drain(**fields: object) -> records_pb2.Drain:
+    return records_pb2.Drain(**fields)  # type: ignore[arg-type]
+
+
+@virtual_time
+async def test_a_drain_keeps_its_beginning_and_the_rest_of_the_intent() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    async with serving(pool) as (api, _):
+        await api.host_intents.cordon("h1", "fans", "ann")
+        first = await api.host_intents.drain("h1", drain(by="ann", at_once=2, at_s=1.0))
+        assert first.intent.drain.at_s > 1.0  # the scheduler's time, not the client's
+        await asyncio.sleep(10)
+        again = await api.host_intents.drain("h1", drain(by="bob", grace_s=60, wait=True))
+        assert again.intent.drain == drain(by="bob", grace_s=60, wait=True, at_s=first.intent.drain.at_s)
+        assert again.intent.cordoned
+        over = await api.host_intents.undrain("h1", "ann")
+        assert (over.intent.HasField("drain"), over.intent.cordoned) == (False, True)
+
+
+@virtual_time
+async def test_a_grace_of_a_fortnight_is_a_slip_of_the_finger() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    async with serving(pool) as (api, _):
+        with pytest.raises(ApiError, match=r"drain.grace_s 1209600 is more than 604800 \(7 days\)") as caught:
+            await api.host_intents.drain("h1", drain(grace_s=14 * 24 * 3600))
+        with pytest.raises(ApiError, match="no host 'h9'"):
+            await api.host_intents.drain("h9", drain())
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@virtual_time
+async def test_maintenance_takes_no_cordon_with_it() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    async with serving(pool) as (api, _):
+        on = await api.host_intents.maintenance(
+            scheduler_pb2.SetMaintenanceRequest(host="h1", on=True, reason="new fans", by="ann")
+        )
+        assert (on.intent.maintenance, on.intent.reason) == (True, "new fans")
+        await api.host_intents.cordon("h1", "fans", "ann")
+        off = await api.host_intents.maintenance(scheduler_pb2.SetMaintenanceRequest(host="h1"))
+        assert (off.intent.maintenance, off.intent.cordoned, off.intent.reason) == (False, True, "fans")
+
+
+@virtual_time
+async def test_an_uncordon_has_a_time_so_that_it_outdates_what_the_leader_decided_before() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    async with serving(pool) as (api, _):
+        before = wall()
+        assert (await api.host_intents.uncordon("h1", "ann")).intent.uncordoned_s >= before
+
+
+@virtual_time
+async def test_only_a_brake_that_is_on_is_released() -> None:
+    pool = Pool()
+    async with serving(pool) as (api, _):
+        with pytest.raises(ApiError, match="the mass failure brake is not on"):
+            await api.cluster_intents.release_brake(scheduler_pb2.ReleaseBrakeRequest(reason="fine"))
+        record = records_pb2.ClusterRecord(brake=records_pb2.Brake(since_s=wall(), reason="5 of 12 hosts"))
+        await pool.put(Put(keys.CLUSTER, record.SerializeToString()))
+        await asyncio.sleep(1)
+        with pytest.raises(ApiError, match="reason is missing"):
+            await api.cluster_intents.release_brake(scheduler_pb2.ReleaseBrakeRequest(reason=" "))
+        await api.cluster_intents.release_brake(scheduler_pb2.ReleaseBrakeRequest(reason="a switch", by="ann"))
+        shown = api.cluster()
+        assert shown.record.brake.reason == "5 of 12 hosts"  # the leader ends it, not the wish
+        assert shown.intent.brake_released_s >= shown.record.brake.since_s
+        assert (shown.intent.brake_by, shown.intent.brake_reason) == ("ann", "a switch")
+
+
+@virtual_time
+async def test_disarming_wants_a_reason_arming_none_and_neither_forgets_a_released_brake() -> None:
+    pool = Pool()
+    await pool.put(Put(keys.CLUSTER_INTENT, records_pb2.ClusterIntent(brake_released_s=7.0).SerializeToString()))
+    async with serving(pool) as (api, _):
+        with pytest.raises(ApiError, match="say what the work is"):
+            await api.cluster_intents.set_armed(scheduler_pb2.SetArmedRequest(armed=False))
+        await api.cluster_intents.set_armed(scheduler_pb2.SetArmedRequest(armed=False, reason="etcd upgrade", by="ann"))
+        assert (api.cluster().intent.disarmed, api.cluster().intent.reason) == (True, "etcd upgrade")
+        await api.cluster_intents.set_armed(scheduler_pb2.SetArmedRequest(armed=True))
+        assert (api.cluster().intent.disarmed, api.cluster().intent.brake_released_s) == (False, 7.0)
+
+
+@virtual_time
+async def test_only_a_held_job_is_released() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    job = "a"
+    await pool.submit(job)
+    async with serving(pool) as (_, jobs):
+        with pytest.raises(ApiError, match=f"job {job} is not held, it is PENDING"):
+            await jobs.release(scheduler_pb2.ReleaseJobRequest(id=job))
+        held = job_pb2.JobStatus(state=job_pb2.JOB_STATE_PENDING, hold="3 hosts died with it", held_s=1.0)
+        await pool.put(Put(keys.job_status(job), held.SerializeToString()))
+        await asyncio.sleep(1)
+        await jobs.release(scheduler_pb2.ReleaseJobRequest(id=job, reason="bad riser", by="ann"))
+        kv = await pool.store.get(keys.job_intent(job))
+    assert kv is not None
+    word = records_pb2.JobIntent.FromString(kv.value)
+    assert (word.released_s > 1.0, word.by, word.reason) == (True, "ann", "bad riser")
+
+
+@virtual_time
+async def test_failovers_are_listed_newest_first() -> None:
+    pool = Pool()
+    await pool.join("h1")
+    for host, session, fenced_s in (("h1", 3, 10.0), ("h2", 4, 30.0), ("h1", 9, 20.0)):
+        fence = records_pb2.FenceRecord(session=session, fenced_s=fenced_s)
+        record = records_pb2.FailoverRecord(host=host, fence=fence)
+        await pool.put(Put(keys.failover(host, session), record.SerializeToString()))
+    async with serving(pool) as (api, _):
+
+        def listed(**request: object) -> list[int]:
+            answer = api.failovers(scheduler_pb2.ListFailoversRequest(**request))  # type: ignore[arg-type]
+            return [record.fence.session for record in answer.failovers]
+
+        assert listed() == [4, 9, 3]
+        assert listed(last=1) == [4]
+        assert listed(host="h1") == [9, 3]
+        with pytest.raises(ApiError, match="no host 'h7'"):
+            listed(host="h7")
