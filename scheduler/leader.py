@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
@@ -23,10 +23,13 @@ from .core.invariants import violations
 from .core.model import Allocation, Cluster, Dirty
 from .core.place import Placer, retract
 from .core.policy import Policy
+from .core.power import PowerOff, next_power_s
 from .core.step import step
-from .core.todo import todo
+from .core.todo import EvidenceWanted, todo
 from .decode import fact
 from .election import Term, TermLostError
+from .fencing.acting import Acting
+from .fencing.port import FenceDevice
 from .load import load
 
 _log = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ class Leader:
         wall: Callable[[], float],
         policy: Policy,
         on_loaded: Callable[[], None] = lambda: None,
+        power: Mapping[str, FenceDevice] | None = None,
     ) -> None:
         self.cluster = Cluster(policy=policy)
         self._store = store
@@ -79,6 +83,7 @@ class Leader:
         self._inbox: list[Sequence[Change]] = []
         self._news = asyncio.Event()
         self._alarmed: dict[str, float] = {}
+        self._power = Acting(power or {}, why_not=self._why_not_off, wall=wall, news=self._news)
 
     async def run(self) -> None:
         """Lead until cancelled. Raises StoreError or TermLostError when this state can no longer be trusted."""
@@ -94,6 +99,8 @@ class Leader:
                 tasks.create_task(self._decide(), name="leader: decide")
         except* (StoreError, TermLostError) as errors:
             raise errors.exceptions[0] from None
+        finally:
+            await self._power.close()
 
     def _counts(self) -> tuple[int, int]:
         return len(self.cluster.hosts), len(self.cluster.jobs)
@@ -128,6 +135,8 @@ class Leader:
                 if change.kv is not None:
                     self._note_spec(change.key, change.kv.value)
                 step(self.cluster, event, now)
+        for result in self._power.take():
+            step(self.cluster, result, now)
 
     def _note_spec(self, key: str, value: bytes) -> None:
         parsed = keys.parse(key)
@@ -136,8 +145,8 @@ class Leader:
                 self._specs[parsed[1][0]] = records_pb2.JobRecord.FromString(value).spec
 
     async def _sleep(self, now: float) -> None:
-        due = self.cluster.pending.next_due_s()
-        timeout_s = IDLE_S if due is None else min(IDLE_S, max(0.0, due - now))
+        dues = (self.cluster.pending.next_due_s(), next_power_s(self.cluster, now))
+        timeout_s = min((IDLE_S, *(max(0.0, due - now) for due in dues if due is not None)))
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._news.wait()
@@ -148,16 +157,32 @@ class Leader:
             _log.log(level, "%s", transition)
 
     def _act(self, now: float) -> None:
-        owed = todo(self.cluster)
-        for wanted in owed:
+        owed = todo(self.cluster, now)
+        self._power.begin([effect for effect in owed if isinstance(effect, PowerOff)])
+        alarms = [effect for effect in owed if isinstance(effect, EvidenceWanted)]
+        for wanted in alarms:
             if now - self._alarmed.get(wanted.host, -ALARM_EVERY_S) >= ALARM_EVERY_S:
                 self._alarmed[wanted.host] = now
                 _log.error(
-                    "host %s: no evidence that the VMs of session %d are dead; %d jobs wait. Look at the host, then: "
+                    "host %s: no evidence that the VMs of session %d are dead; %d jobs wait. %sLook at the host, then: "
                     "gpupool confirm-dead %s --reason ...",
-                    wanted.host, wanted.session, len(wanted.jobs), wanted.host,
+                    wanted.host, wanted.session, len(wanted.jobs), wanted.power and f"Power fencing: {wanted.power}. ",
+                    wanted.host,
                 )  # fmt: skip
-        self._alarmed = {w.host: self._alarmed[w.host] for w in owed}
+        self._alarmed = {w.host: self._alarmed[w.host] for w in alarms}
+
+    async def _why_not_off(self, effect: PowerOff) -> str:
+        """Why this host must not be switched off after all, by what the store says at this moment; "": it may."""
+        try:
+            await self._still_leading()
+            session = await self._store.get(keys.session(effect.host))
+        except (StoreError, TermLostError) as exc:
+            return str(exc)
+        host = self.cluster.hosts[effect.host]
+        known = host.fact.session if host.fact is not None else 0
+        if (session.create_revision if session is not None else 0) != known:
+            return "news of its session is on the way"
+        return "" if effect in todo(self.cluster, self._wall()) else "it is no longer to be switched off"
 
     # Committing
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gpupool.store.port import Store, StoreError
 from gpupool.v1 import records_pb2
 
 from .core.policy import Policy
 from .election import TermLostError, lead
+from .fencing.port import FenceDevice
 from .leader import Leader
 from .mirror import Mirror
 
@@ -33,6 +34,7 @@ class Replica:
     wall: Callable[[], float]
     leader_ttl_s: int = 3
     leader: Leader | None = None
+    power: Mapping[str, FenceDevice] = field(default_factory=dict)  # by host; their names are policy.powered
 
     async def run(self) -> None:
         """Serve until cancelled. What comes out of here, in a group, is a bug: InvariantBrokenError above all."""
@@ -52,7 +54,7 @@ class Replica:
         me = records_pb2.Leader(id=self.name, address=self.address, since_s=self.wall())
         async with lead(self.store, me, ttl_s=self.leader_ttl_s) as term:
             _log.info("%s leads, term %d", self.name, term.revision)
-            self.leader = Leader(self.store, term, wall=self.wall, policy=self.policy)
+            self.leader = Leader(self.store, term, wall=self.wall, policy=self.policy, power=self.power)
             try:
                 await self.leader.run()
             finally:

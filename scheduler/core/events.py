@@ -87,6 +87,18 @@ class JobIntentChanged:
     intent: JobIntent
 
 
+@dataclass(frozen=True, slots=True)
+class PowerFenced:
+    """A try to switch a host off has ended at `at_s`; `off`: its power was seen to be off. No fact of the store."""
+
+    host: str
+    session: int  # the lost one that it was for
+    device: str
+    at_s: float
+    off: bool
+    detail: str = ""
+
+
 Event = (
     SessionChanged
     | InventoryChanged
@@ -97,4 +109,5 @@ Event = (
     | HostIntentChanged
     | ClusterIntentChanged
     | JobIntentChanged
+    | PowerFenced
 )

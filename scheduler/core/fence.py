@@ -7,6 +7,7 @@ waiting is safe, guessing is a job that runs twice.
 from __future__ import annotations
 
 from .model import Cluster, Evidence, FenceRecord, GuardKind, Host, Outcome, SessionFact
+from .power import seen_off
 from .retry import end_attempt
 from .tables import AllocationEvent, AllocationState, HostEvent, HostState
 
@@ -51,6 +52,8 @@ def evidence(cluster: Cluster, host: Host) -> tuple[Evidence, str] | None:
         return Evidence.OTHER_BOOT, f"it is back with boot id {back.boot_id}"
     if back is not None and back.vms_found_dead:
         return Evidence.AGENT_REPORTED_DEAD, f"session {back.session} of the same boot found no VM alive"
+    if off := seen_off(host):
+        return Evidence.POWER_OFF, off
     if 0 < host.intent.confirmed_dead_session == host.session:
         return Evidence.OPERATOR, f"{host.intent.confirmed_by}: {host.intent.confirmed_reason}"
     trusted = host.simulated or cluster.policy.soft_guard_is_enough

@@ -307,7 +307,7 @@ class Brake:
 
 @dataclass(frozen=True, slots=True)
 class PowerFencing:
-    """Attempts to switch a host off, for its lost `session`. `error` "": the last one worked."""
+    """Attempts to switch a host off, for its lost `session`. `error` "": the last one worked. `detail`: not stored."""
 
     device: str
     session: int
@@ -315,6 +315,7 @@ class PowerFencing:
     last_s: float
     next_s: float
     error: str = ""
+    detail: str = ""
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from .events import (
     JobCancelRequested,
     JobIntentChanged,
     JobSubmitted,
+    PowerFenced,
     SessionChanged,
     UnitReported,
     VmReported,
@@ -23,6 +24,7 @@ from .events import (
 from .fence import advance, session_changed
 from .hugepages import MAY_HAVE_PAGES, pool_of
 from .model import Allocation, Cluster, Host, InventoryFact, Job, Node, Outcome, UnitFact, UnitState
+from .power import power_fenced
 from .retry import end_attempt
 from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState
 
@@ -49,6 +51,11 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
             cluster.intent = event.intent
         case JobIntentChanged():
             _released(cluster, event)
+        case PowerFenced():
+            host = cluster.host(event.host)
+            power_fenced(cluster, host, event)
+            advance(cluster, host, now)
+            _inventory_ready(cluster, host, now)
         case HostIntentChanged():
             host = cluster.host(event.host)
             host.intent = event.intent

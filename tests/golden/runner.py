@@ -216,7 +216,7 @@ class Player:
         self.log += [f"    {host}: {r.reason.name} {r.detail}" for host, r in found.verdicts if r is not None]
 
     def do_owed(self) -> None:
-        self.log += [f"  owed: {effect}" for effect in todo(self.cluster)] or ["  nothing is owed"]
+        self.log += [f"  owed: {effect}" for effect in todo(self.cluster, self.now)] or ["  nothing is owed"]
 
     def do_wait(self, seconds: str) -> None:
         self.now += float(seconds)

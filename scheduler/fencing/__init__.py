@@ -1,0 +1,1 @@
+"""Power fencing: what switches hosts off, and what is made of the answers."""
