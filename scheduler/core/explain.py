@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from .fit import fit
 from .model import Cluster, Job
+from .power import told
 from .reasons import Reason, Refusal
-from .tables import JobState
+from .tables import HostState, JobState
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Explanation:
 def explain(cluster: Cluster, job: Job, now: float) -> Explanation:
     """Explain the job's state at `now`; hosts are judged only while it is pending."""
     if job.state is not JobState.PENDING:
-        return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}", 0, (), ())
+        return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}{_lost(cluster, job, now)}", 0, (), ())
     verdicts = []
     for name in sorted(cluster.hosts):
         outcome = fit(cluster.hosts[name], job.request)
@@ -33,6 +34,17 @@ def explain(cluster: Cluster, job: Job, now: float) -> Explanation:
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
     summary = _summary(cluster, job, now, ranked, verdicts)
     return Explanation(summary, cluster.pending.position(job.id), ranked, tuple(verdicts))
+
+
+def _lost(cluster: Cluster, job: Job, now: float) -> str:
+    """What is known of the job's host, if it is lost; "": it is not."""
+    allocation = cluster.allocations.get(job.allocation_id or "")
+    host = cluster.hosts.get(allocation.host) if allocation is not None else None
+    if host is None or host.state is not HostState.FENCING:
+        return ""
+    power = told(cluster, host, now)
+    doing = f"; power fencing: {power}" if power else ""
+    return f"; {host.name} is lost, and nothing proves yet that its VMs are dead{doing}"
 
 
 def _summary(

@@ -68,7 +68,9 @@ def seen_off(host: Host) -> str:
     power = _tried(host)
     if power is None or power.error:
         return ""
-    return f"{power.device} saw its power off at {power.last_s:.0f}" + (f": {power.detail}" if power.detail else "")
+    after_s = max(0.0, power.last_s - host.since_s)
+    more = f" ({power.detail})" if power.detail else ""
+    return f"{power.device} saw its power off, {after_s:.0f} s after the loss{more}"
 
 
 def told(cluster: Cluster, host: Host, now: float) -> str:
@@ -76,7 +78,8 @@ def told(cluster: Cluster, host: Host, now: float) -> str:
     if host.name not in cluster.policy.powered:
         return ""
     power = _tried(host)
-    failed = f"{power.device} failed {power.tries} times: {power.error}" if power is not None and power.error else ""
+    tries = "" if power is None or power.tries == 1 else f" {power.tries} times"
+    failed = f"{power.device} failed{tries}: {power.error}" if power is not None and power.error else ""
     if why := withheld(cluster):
         return f"it is not switched off, as {why}" + (f" ({failed})" if failed else "")
     if not failed:

@@ -13,7 +13,9 @@ from scheduler.core.explain import explain
 from scheduler.core.hugepages import HugepagesFact
 from scheduler.core.invariants import violations
 from scheduler.core.model import (
+    Brake,
     Cluster,
+    ClusterIntent,
     GuardKind,
     HostIntent,
     InventoryFact,
@@ -28,8 +30,9 @@ from scheduler.core.model import (
 )
 from scheduler.core.place import Placer
 from scheduler.core.policy import Policy
+from scheduler.core.power import told
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState
+from scheduler.core.tables import AllocationState, HostState
 from scheduler.core.todo import todo
 from scheduler.load import load
 from tests.golden.stored import stored
@@ -217,6 +220,29 @@ class Player:
 
     def do_owed(self) -> None:
         self.log += [f"  owed: {effect}" for effect in todo(self.cluster, self.now)] or ["  nothing is owed"]
+
+    def do_powered(self, *hosts: str) -> None:
+        """These hosts, and no others, can be switched off."""
+        self.policy = self.cluster.policy = replace(self.policy, powered=frozenset(hosts))
+
+    def do_power(self, host: str, what: str, *, session: str = "", said: str = "") -> None:
+        """A try to switch the host off ends: `off`, or `failed`. For its session, unless another is named."""
+        of = int(session) if session else self.cluster.hosts[host].session
+        self.tell(events.PowerFenced(host, of, "fence_x", self.now, what == "off", said.replace("_", " ")))
+        found = self.cluster.hosts[host]
+        if found.state is HostState.FENCING:
+            self.log.append(f"  {host}: {told(self.cluster, found, self.now) or 'nothing can switch it off'}")
+
+    def do_disarm(self) -> None:
+        wanted = ClusterIntent(disarmed=True, reason="etcd gets new disks", by="ann", at_s=self.now)
+        self.tell(events.ClusterIntentChanged(wanted))
+
+    def do_arm(self) -> None:
+        self.tell(events.ClusterIntentChanged(ClusterIntent()))
+
+    def do_braked(self, until: str = "") -> None:
+        """The mass failure brake is on; `no`: it is not."""
+        self.cluster.brake = None if until == "no" else Brake(self.now, 0.0, "too many hosts were lost", ())
 
     def do_wait(self, seconds: str) -> None:
         self.now += float(seconds)
