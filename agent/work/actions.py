@@ -154,6 +154,8 @@ class Actions:
 
     def _misfit(self, want: Allocation) -> str:
         """Why the allocation cannot start here, though the units' records would let it; "": it can."""
+        if full := self._ledger.no_room():
+            return full
         if want.spec.image not in (images := self._images()):
             have = ", ".join(images) or "none"
             return f"image {want.spec.image!r} is not on this host (have: {have})"

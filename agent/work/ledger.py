@@ -44,6 +44,10 @@ class Ledger:
         self.vms = {name: _load(VmRecord, data) for name, data in records.load("vms").items()}
         self.units = {name: _load(UnitRecord, data) for name, data in records.load("units").items()}
 
+    def no_room(self) -> str:
+        """Why no VM may begin here, as nothing new can be put on record; "": it may."""
+        return self._records.no_room()
+
     # VMs
 
     def prepare(self, want: Allocation, deadline: float) -> None:

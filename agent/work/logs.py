@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import logging
+import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from io import RawIOBase
 from pathlib import Path
 from typing import Protocol
 
 from ..ports import Clock
+from .records import FULL
+
+_log = logging.getLogger(__name__)
 
 LogLine = tuple[float, str, str]
 """Unix time, stream ("stdout", "stderr", "system"), text."""
@@ -40,30 +47,39 @@ class LogStore:
         self._cap = cap_bytes
         self._open: dict[str, asyncio.Event] = {}  # allocations whose output may grow; set at each growth
         self._full: set[str] = set()
+        self._lossy: set[str] = set()  # of which lines were lost, and told so
         directory.mkdir(parents=True, exist_ok=True)
 
     def append(self, allocation: str, lines: Iterable[tuple[str, str]]) -> None:
         """See LogSink."""
         if allocation in self._full:
             return
-        now = self._clock.wall()
-        file = self._file(allocation)
-        with file.open("a") as output:
-            room = self._cap - output.tell()
-            for stream, text in lines:
-                entry = json.dumps([now, stream, text]) + "\n"
-                room -= len(entry)
-                if room < 0:
-                    note = f"output limit of {self._cap} bytes reached; the rest is dropped"
-                    output.write(json.dumps([now, "system", note]) + "\n")
-                    self._full.add(allocation)
-                    break
-                output.write(entry)
+        try:
+            _append_whole(self._file(allocation), lambda size: self._entries(allocation, lines, self._cap - size))
+        except OSError as exc:
+            if allocation not in self._lossy:  # a guest that fills the disk with its output must not stop the agent
+                _log.warning("output of %s is lost: %s", allocation, exc)
+                self._lossy.add(allocation)
         self._grown(allocation)
+
+    def _entries(self, allocation: str, lines: Iterable[tuple[str, str]], room: int) -> bytes:
+        now = self._clock.wall()
+        entries = []
+        for stream, text in lines:
+            entry = json.dumps([now, stream, text]) + "\n"
+            room -= len(entry)
+            if room < 0:
+                note = f"output limit of {self._cap} bytes reached; the rest is dropped"
+                entries.append(json.dumps([now, "system", note]) + "\n")
+                self._full.add(allocation)
+                break
+            entries.append(entry)
+        return "".join(entries).encode()
 
     def close(self, allocation: str) -> None:
         """See LogSink."""
         self._full.discard(allocation)
+        self._lossy.discard(allocation)
         event = self._open.pop(allocation, None)
         if event:
             event.set()
@@ -110,6 +126,26 @@ class LogStore:
         if "/" in allocation or allocation in ("", ".", ".."):
             raise FileNotFoundError(allocation)
         return self._directory / f"{allocation}.log"
+
+
+def _append_whole(file: Path, data: Callable[[int], bytes]) -> None:
+    """Add what `data` gives for the file's present size: all of it, or nothing and an OSError."""
+    with file.open("ab", buffering=0) as output:
+        size = output.tell()
+        wanted = data(size)
+        if _write(output, wanted) != len(wanted):
+            output.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _write(output: RawIOBase, data: bytes) -> int:
+    """How many bytes were written before the disk was full."""
+    try:
+        return output.write(data) or 0
+    except OSError as exc:
+        if exc.errno not in FULL:
+            raise
+        return 0
 
 
 def _lines_from(file: Path, offset: int) -> tuple[list[LogLine], int]:

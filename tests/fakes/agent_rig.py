@@ -36,6 +36,7 @@ class MemoryRecords:
 
     def __init__(self) -> None:
         self.kinds: dict[str, dict[str, dict[str, Any]]] = {}
+        self.full = ""
 
     def load(self, kind: str) -> dict[str, dict[str, Any]]:
         return copy.deepcopy(self.kinds.get(kind, {}))
@@ -45,6 +46,9 @@ class MemoryRecords:
 
     def remove(self, kind: str, name: str) -> None:
         self.kinds.get(kind, {}).pop(name, None)
+
+    def no_room(self) -> str:
+        return self.full
 
 
 class FakeDevices:

@@ -94,6 +94,16 @@ async def test_missing_image_and_unknown_unit() -> None:
 
 
 @virtual_time
+async def test_a_full_state_directory_is_a_start_failure() -> None:
+    async with ready() as rig:
+        rig.records.full = "the state directory /run/gpupool takes no new records"
+        rig.allocate()
+        report = await rig.ended()
+        assert (report.outcome, report.message) == (job_pb2.OUTCOME_START_FAILED, rig.records.full)
+        assert not await rig.vms.running()
+
+
+@virtual_time
 async def test_bind_failure_is_a_start_failure() -> None:
     async with ready() as rig:
         rig.devices.unbindable[UNIT] = "nvidia"
