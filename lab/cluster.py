@@ -22,7 +22,7 @@ from gpupool.v1 import records_pb2, scheduler_pb2
 
 from .host import Host, HostError
 from .images import Images, Tell
-from .machine import AGENT_PORT, GATEWAY, Machine, Ports
+from .machine import ACCELERATOR_IDS, AGENT_PORT, GATEWAY, Machine, Ports
 from .shell import LOOPBACK, ShellError
 
 READY_S = 240.0
@@ -36,6 +36,7 @@ AGENT_OPTIONS = {
     "--start-timeout-s": "150",
     "--reset-timeout-s": "60",
     "--reserved-memory-mib": "512",
+    "--gpu": ACCELERATOR_IDS,
 }
 SETTLED = frozenset(
     {records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED, records_pb2.UNIT_STATE_HELD}

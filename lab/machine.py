@@ -14,6 +14,7 @@ from typing import Literal
 
 VIRTIO = "iommu_platform=on,disable-legacy=on"  # else its DMA would pass by the IOMMU
 WATCHDOG = "i6300esb"
+ACCELERATOR_IDS = "1234:11e8"  # of QEMU's edu device
 CORES_PER_NODE = 2
 # PCI buses of a node's expander begin here; a node can have that many of them.
 _BUSES_PER_NODE = 64
@@ -33,14 +34,27 @@ class Device:
     options: str = ""
 
     @property
+    def model(self) -> str:
+        """What the agent calls it, if it is a GPU."""
+        return f"pci-{ACCELERATOR_IDS.replace(':', '-')}" if self.driver == "edu" else "virtio-gpu"
+
+    @property
     def is_gpu(self) -> bool:
-        """Whether the agent takes its class for a GPU."""
-        return self.class_code >> 16 == 0x03
+        """Whether the agent takes it for a GPU."""
+        return self.class_code >> 16 == 0x03 or self.driver == "edu"
 
 
 def gpu(name: str, *, flr: bool = True) -> Device:
     """A stand-in for a GPU: display class, no VGA. Without FLR it can be reset by its bus or by power management."""
     return Device(name, "virtio-gpu-pci", 0x038000, flr, f"{VIRTIO},x-pcie-flr-init={'on' if flr else 'off'}")
+
+
+def accelerator(name: str) -> Device:
+    """A stand-in for a GPU whose class does not tell, so that agents must be told its ids. No FLR.
+
+    It can be pulled out and plugged in again: QEMU does not let anybody do that to a virtio-gpu.
+    """
+    return Device(name, "edu", 0x00FF00, flr=False)
 
 
 def vga(name: str) -> Device:
@@ -180,6 +194,7 @@ SMALL = Machine(
     topology=(
         Slot(0, ((gpu("gpu-flr"),),)),
         Slot(1, ((gpu("gpu-far"),),)),
+        Slot(1, ((accelerator("gpu-pulled"),),)),
         Slot(1, ((vga("vga0"),),)),
     ),
     memory_mib=2048,

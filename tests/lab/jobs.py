@@ -20,10 +20,10 @@ RECLAIM_S = 120.0
 PCI = "for d in /sys/bus/pci/devices/*; do echo PCI ${d##*/} $(cat $d/vendor $d/device $d/class $d/numa_node); done"
 
 
-def job(script: str, *, gpus: int = 1, **fields: Any) -> job_pb2.JobSpec:
+def job(script: str, *, gpus: int = 1, model: str = MODEL, **fields: Any) -> job_pb2.JobSpec:
     """A job that runs a shell script in a guest with that many GPUs."""
     given = {"image": IMAGE, "command": ["sh", "-c", script], "cpus": 1, "memory_mib": 192, "stop_grace_s": 20}
-    return job_pb2.JobSpec(**{**given, **fields}, gpus=job_pb2.GpuRequest(count=gpus, model=MODEL))
+    return job_pb2.JobSpec(**{**given, **fields}, gpus=job_pb2.GpuRequest(count=gpus, model=model))
 
 
 async def ends(client: AsyncClient, job_id: str, *, within_s: float = GUEST_S) -> job_pb2.Job:

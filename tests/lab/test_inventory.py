@@ -7,7 +7,7 @@ import asyncio
 from gpupool.client import AsyncClient
 from gpupool.v1.inventory_pb2 import PciFunction
 from lab.cluster import Cluster
-from tests.lab.jobs import MODEL, Stopwatch, units
+from tests.lab.jobs import Stopwatch, units
 
 NEWS_S = 30.0  # an inventory is read, judged and stored in an emulated host
 
@@ -21,7 +21,7 @@ async def test_units_are_those_that_qemu_was_told(cluster: Cluster, client: Asyn
             view = found.pop(min(address[gpu] for gpu in expected.gpus))
             functions = {function.address: function for function in view.unit.functions}
             assert set(functions) == {address[device] for device in expected.gpus + expected.others}
-            assert (view.unit.model, view.unit.numa_node) == (MODEL, expected.node)
+            assert (view.unit.model, view.unit.numa_node) == (devices[expected.gpus[0]].model, expected.node)
             assert len({function.iommu_group for function in functions.values()}) == 1
             assert ("boot VGA" in view.unit.unfit) == expected.boot_vga, view.unit.unfit
             assert bool(view.unit.unfit) == expected.boot_vga, view.unit.unfit

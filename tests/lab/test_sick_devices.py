@@ -16,6 +16,7 @@ from tests.lab.jobs import ends, job, only, reaches, unit_is, units
 FREE, QUARANTINED = records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED
 VM_S = 120.0  # until QEMU runs
 HANG_S = 200.0  # above the agents' --reset-timeout-s
+PULLED = "gpu-pulled"
 USERS_S = 120.0  # until the agent has looked for users of its devices again
 FOREIGN = """<domain type='qemu'><name>somebody-else</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type></os><devices><hostdev mode='subsystem' type='pci' managed='no'>
@@ -122,25 +123,24 @@ async def test_a_device_that_another_vm_has_is_left_alone(cluster: Cluster, clie
 async def test_a_device_pulled_while_a_guest_has_it(cluster: Cluster, client: AsyncClient) -> None:
     """The slot's button is pressed. The job is told; the device is offered to nobody until it is back and proven."""
     host = cluster.hosts["h2"]
-    far = (await host.addresses())["gpu-far"]
+    pulled = (await host.addresses())[PULLED]
+    model = host.machine.devices()[PULLED].model
     async with only(client, "h2"):
-        job_id = (await client.submit(job("sleep 1000", gpus=2, cpus=2))).id
+        job_id = (await client.submit(job("sleep 1000", model=model))).id
         await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
-    await host.unplug("gpu-far")
+    await host.unplug(PULLED)
     async with asyncio.timeout(USERS_S):
         while not (found := await client.get(job_id)).status.attempts[-1].warnings:
             await asyncio.sleep(0.5)
-    assert any(far in warning for warning in found.status.attempts[-1].warnings)
+    assert any(pulled in warning for warning in found.status.attempts[-1].warnings)
     await client.cancel(job_id)
     await ends(client, job_id)
-    await _gone(client, "h2", far)
-    near = (await host.addresses())["gpu-flr"]
-    await unit_is(client, "h2", near, FREE)
-    await host.qmp("device_add", **plug(host.machine, "gpu-far"))
-    view = await _view(client, "h2", far, lambda view: view.state in (FREE, QUARANTINED), USERS_S)
+    await _gone(client, "h2", pulled)
+    await host.qmp("device_add", **plug(host.machine, PULLED))
+    view = await _view(client, "h2", pulled, lambda view: view.state in (FREE, QUARANTINED), USERS_S)
     if view.state == QUARANTINED:  # it fell sick in use: an operator must have a look first
-        await client.retry_unit("h2", far, "plugged in again", by="lab")
-    await unit_is(client, "h2", far, FREE)
+        await client.retry_unit("h2", pulled, "plugged in again", by="lab")
+    await unit_is(client, "h2", pulled, FREE)
 
 
 async def _view(client: AsyncClient, host: str, unit: str, wanted: object, within_s: float) -> scheduler_pb2.UnitView:
