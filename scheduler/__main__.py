@@ -21,6 +21,7 @@ from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import StoreError
 from gpupool.v1 import scheduler_pb2_grpc
 
+from . import deathwatch
 from .core.policy import Policy
 from .jobs_api import JobsApi
 from .mirror import Mirror
@@ -103,7 +104,7 @@ async def serve(config: Config) -> None:
     scheduler_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(operations, mirror), server)
     port = _bind(server, config.listen)
     address = config.advertise or f"{config.listen.rpartition(':')[0]}:{port}"
-    replica = Replica(config.name, address, store, mirror, policy, time.time, config.leader_ttl_s)
+    replica = Replica(config.name, address, store, mirror, policy, time.time, config.leader_ttl_s, gone=deathwatch.gone)
     running = asyncio.create_task(run_until(replica, stop))
     await asyncio.wait({running, asyncio.create_task(mirror.synced.wait())}, return_when=asyncio.FIRST_COMPLETED)
     await server.start()

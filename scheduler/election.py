@@ -1,6 +1,8 @@
 """Which replica leads: a leased key, and the fencing token that its create revision is.
 
-Every commit of a leader is guarded by that revision, so a paused leader that wakes up too late cannot write.
+Every commit of a leader is guarded by that revision, so a paused leader that wakes up too late cannot write. For the
+same reason it is always safe to delete the key, in the life in which it was seen: a standby does so when the leader's
+process is gone (deathwatch.py), rather than wait for the lease to end. It must never delete a later life of the key.
 """
 
 from __future__ import annotations
@@ -10,10 +12,15 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Self
+
+from google.protobuf.message import DecodeError
 
 from gpupool.store.keys import LEADER
-from gpupool.store.port import Created, LeaseNotFound, Put, Store, StoreError, Unavailable
+from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError, Unavailable
 from gpupool.v1 import records_pb2
+
+from .deathwatch import Gone, never
 
 _log = logging.getLogger(__name__)
 
@@ -39,13 +46,17 @@ class TermLostError(Exception):
 
 
 @asynccontextmanager
-async def lead(store: Store, me: records_pb2.Leader, *, ttl_s: int) -> AsyncIterator[Term]:
-    """Wait to be the leader, and stay it for the body.
+async def lead(
+    store: Store, me: records_pb2.Leader, *, ttl_s: int, gone: Gone = never, first: bool = False
+) -> AsyncIterator[Term]:
+    """Wait to be the leader, and stay it for the body. `first`: the process has just begun, so that a leader with our
+    name and address is an earlier life of us, which nobody need wait for.
 
     The body is cancelled, and TermLostError raised, when the lease cannot be renewed in time. On a clean exit the key
     goes at once, so that a standby need not wait for the lease to run out.
     """
-    term = await _win(store, me, ttl_s)
+    async with _Watch(store, gone) as watch:
+        term = await _win(store, me, ttl_s, watch, first=first)
     body = asyncio.current_task()
     assert body is not None
     asked_to_stop = body.cancelling()
@@ -73,7 +84,65 @@ async def lead(store: Store, me: records_pb2.Leader, *, ttl_s: int) -> AsyncIter
                 await store.revoke(term.lease)
 
 
-async def _win(store: Store, me: records_pb2.Leader, ttl_s: int) -> Term:
+class _Watch:
+    """Waits for the end of another's leadership: of the key, or of the process that the key names."""
+
+    def __init__(self, store: Store, gone: Gone) -> None:
+        self._store = store
+        self._gone = gone
+        self._life = 0  # of the leader key, which the task below is about
+        self._death: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._death is not None:
+            self._death.cancel()
+
+    async def ended(self, leader: KeyValue, timeout_s: float) -> None:
+        """Return once the leader key is gone, or after `timeout_s`. Raises StoreError."""
+        key = asyncio.create_task(_key_gone(self._store, leader.mod_revision))
+        try:
+            await asyncio.wait({key, self._process(leader)}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if key.done():
+                key.result()
+            elif self._process(leader).done():
+                await self.depose(leader)
+        finally:
+            key.cancel()
+
+    async def depose(self, leader: KeyValue) -> None:
+        """End this life of the leader key, if it has not ended yet."""
+        await self._store.commit([Created(LEADER, leader.create_revision)], [Delete(LEADER)])
+
+    def _process(self, leader: KeyValue) -> asyncio.Task[None]:
+        """Ends when the process of this term does. One task a term: it remembers that the process was once there."""
+        if self._death is None or self._life != leader.create_revision:
+            if self._death is not None:
+                self._death.cancel()
+            self._life = leader.create_revision
+            self._death = asyncio.create_task(_process_gone(self._gone, leader), name="election: death watch")
+        return self._death
+
+
+async def _process_gone(gone: Gone, leader: KeyValue) -> None:
+    try:
+        await gone(records_pb2.Leader.FromString(leader.value).address)
+    except Exception:  # noqa: BLE001 - an address that makes no sense is no death: then the lease tells
+        _log.exception("cannot watch the leader's process")
+        await asyncio.Event().wait()
+
+
+def _earlier_self(leader: KeyValue, me: records_pb2.Leader) -> bool:
+    try:
+        found = records_pb2.Leader.FromString(leader.value)
+    except DecodeError:
+        return False
+    return (found.id, found.address) == (me.id, me.address)
+
+
+async def _win(store: Store, me: records_pb2.Leader, ttl_s: int, watch: _Watch, *, first: bool) -> Term:
     loop = asyncio.get_running_loop()
     lease, renewed = 0, 0.0
     while True:
@@ -87,8 +156,13 @@ async def _win(store: Store, me: records_pb2.Leader, ttl_s: int) -> Term:
             leader = await store.get(LEADER)
             if leader is not None and leader.lease == lease:
                 return Term(leader.create_revision, lease)  # a commit whose answer was lost has made us leader
-            if leader is not None:
-                await _leader_gone(store, leader.mod_revision, timeout_s=ttl_s / 3)
+            if leader is not None and first and _earlier_self(leader, me):
+                first = (
+                    False  # once: of two replicas that share a name by mistake, each would depose the other for ever
+                )
+                await watch.depose(leader)
+            elif leader is not None:
+                await watch.ended(leader, timeout_s=ttl_s / 3)
         except LeaseNotFound:
             lease = 0
         except Unavailable as exc:
@@ -104,14 +178,12 @@ async def _standby_lease(store: Store, lease: int, ttl_s: int) -> int:
     return await store.grant(ttl_s)
 
 
-async def _leader_gone(store: Store, seen_revision: int, timeout_s: float) -> None:
-    """Return once the leader key, last seen at a revision, is gone, or after `timeout_s`."""
-    with suppress(TimeoutError):
-        watch = store.watch(LEADER, after_revision=seen_revision)
-        async with asyncio.timeout(timeout_s), aclosing(watch):
-            async for changes in watch:
-                if any(change.key == LEADER and change.kv is None for change in changes):
-                    return
+async def _key_gone(store: Store, seen_revision: int) -> None:
+    """Return once the leader key, last seen at a revision, is gone."""
+    async with aclosing(store.watch(LEADER, after_revision=seen_revision)) as changes_of:
+        async for changes in changes_of:
+            if any(change.key == LEADER and change.kv is None for change in changes):
+                return
 
 
 async def _keep(store: Store, term: Term, ttl_s: int) -> None:

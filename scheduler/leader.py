@@ -129,6 +129,7 @@ class Leader:
         now = self._wall()
         for changes in inbox:
             for change in changes:
+                self._still_mine(change)
                 event = fact(change.key, change.kv)
                 if event is None:
                     continue
@@ -137,6 +138,11 @@ class Leader:
                 step(self.cluster, event, now)
         for result in self._power.take():
             step(self.cluster, result, now)
+
+    def _still_mine(self, change: Change) -> None:
+        """A leader that has nothing to write must hear of its end too. Raises TermLostError."""
+        if change.key == keys.LEADER and (change.kv is None or change.kv.create_revision != self._term.revision):
+            raise TermLostError("the leader key of this term is gone")
 
     def _note_spec(self, key: str, value: bytes) -> None:
         parsed = keys.parse(key)

@@ -12,6 +12,7 @@ from gpupool.store.port import Store, StoreError
 from gpupool.v1 import records_pb2
 
 from .core.policy import Policy
+from .deathwatch import Gone, never
 from .election import TermLostError, lead
 from .fencing.port import FenceDevice
 from .leader import Leader
@@ -35,6 +36,7 @@ class Replica:
     leader_ttl_s: int = 3
     leader: Leader | None = None
     power: Mapping[str, FenceDevice] = field(default_factory=dict)  # by host; their names are policy.powered
+    gone: Gone = never  # how a standby learns that the leader's process has died, before the lease says so
 
     async def run(self) -> None:
         """Serve until cancelled. What comes out of here, in a group, is a bug: InvariantBrokenError above all."""
@@ -43,16 +45,18 @@ class Replica:
             tasks.create_task(self._campaign(), name=f"{self.name}: campaign")
 
     async def _campaign(self) -> None:
+        first = True
         while True:
             try:
-                await self._term()
+                await self._term(first=first)
             except (StoreError, TermLostError) as exc:
                 _log.warning("%s leads no longer: %s", self.name, exc)
+            first = False
             await asyncio.sleep(PAUSE_S)
 
-    async def _term(self) -> None:
+    async def _term(self, *, first: bool) -> None:
         me = records_pb2.Leader(id=self.name, address=self.address, since_s=self.wall())
-        async with lead(self.store, me, ttl_s=self.leader_ttl_s) as term:
+        async with lead(self.store, me, ttl_s=self.leader_ttl_s, gone=self.gone, first=first) as term:
             _log.info("%s leads, term %d", self.name, term.revision)
             self.leader = Leader(self.store, term, wall=self.wall, policy=self.policy, power=self.power)
             try:

@@ -62,6 +62,16 @@ async def test_a_job_from_end_to_end() -> None:
 
 
 @virtual_time
+async def test_a_leader_with_nothing_to_write_hears_of_its_end() -> None:
+    pool = Pool()
+    async with leading(pool, pool.store) as task:
+        await asyncio.sleep(1)
+        await new_term(pool)
+        await until(task.done, within_s=1)
+        assert isinstance(task.exception(), TermLostError)
+
+
+@virtual_time
 async def test_the_identity_of_a_card_is_that_of_the_decision() -> None:
     """An allocation that is written again, to stop it, names the card that was chosen, though another sits there."""
     pool = Pool()
