@@ -108,7 +108,7 @@ def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
     host.state = HostState[_HOST_STATE[record.state]]
     host.session, host.boot_id, host.simulated = record.session, record.boot_id, record.simulated
     host.guard = _guard(record.guard)
-    host.since_s = record.since_s
+    host.since_s, host.boot_s = record.since_s, record.boot_s
     host.lost_s = tuple(record.lost_s)
     host.held_out, host.held_out_s = record.held_out, record.held_out_s
     if record.HasField("last_fence"):
@@ -245,7 +245,7 @@ def intent_of(wire: records_pb2.HostIntent) -> model.HostIntent:
         confirmed_dead_session=wire.confirmed_dead_session,
         confirmed_by=wire.confirmed_by,
         confirmed_reason=wire.confirmed_reason,
-        drain=model.Drain(drain.at_s, drain.by, drain.reason, drain.grace_s, drain.at_once, drain.wait)
+        drain=model.Drain(drain.at_s, drain.by, drain.reason, drain.grace_s, drain.at_once, drain.wait, drain.paused)
         if wire.HasField("drain")
         else None,
         maintenance=wire.maintenance,

@@ -61,6 +61,7 @@ def host_record(host: Host) -> records_pb2.HostRecord:
         boot_id=host.boot_id,
         simulated=host.simulated,
         since_s=host.since_s,
+        boot_s=host.boot_s,
     )
     if host.guard.value != "NONE":
         wire.guard = records_pb2.GuardKind.Value(f"GUARD_KIND_{host.guard.value}")

@@ -19,6 +19,7 @@ from gpupool.store.port import Change, Created, Delete, Guard, Op, Put, Store, S
 from gpupool.v1 import job_pb2, records_pb2
 
 from . import encode
+from .core.drain import drain
 from .core.invariants import violations
 from .core.model import Allocation, Cluster, Dirty
 from .core.place import Placer, retract
@@ -118,6 +119,7 @@ class Leader:
             self._drain()
             now = self._wall()
             self._placer.place(self.cluster, now)
+            drain(self.cluster, self._placer, now)
             self._log_transitions()
             await self._commit(now)
             self._act(now)

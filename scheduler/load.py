@@ -130,5 +130,7 @@ def _load_allocation(cluster: model.Cluster, wire: records_pb2.Allocation) -> No
     allocation = allocation_of(wire)
     cluster.reserve(allocation)
     job = cluster.jobs.get(allocation.job)
-    if job is not None and job.allocation_id == allocation.id and allocation.stop_reason:
+    if job is None or job.allocation_id != allocation.id or job.cancel_reason is None:
+        return  # what stops it, if anything does, is not that the user wants its end
+    if allocation.stop_reason:
         job.cancel_reason = allocation.stop_reason

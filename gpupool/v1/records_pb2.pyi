@@ -654,6 +654,7 @@ class HostRecord(_message.Message):
     HELD_OUT_FIELD_NUMBER: _builtins.int
     HELD_OUT_S_FIELD_NUMBER: _builtins.int
     POWER_FIELD_NUMBER: _builtins.int
+    BOOT_S_FIELD_NUMBER: _builtins.int
     state: Global___HostState.ValueType
     session: _builtins.int
     """the session that the state speaks of"""
@@ -666,6 +667,8 @@ class HostRecord(_message.Message):
     """why the leader itself keeps it out, e.g. flapping; empty: it does not"""
     held_out_s: _builtins.float
     """Unix time; an operator's uncordon after it lets the host in again"""
+    boot_s: _builtins.float
+    """Unix time at which boot_id was first seen"""
     @_builtins.property
     def last_fence(self) -> Global___FenceRecord: ...
     @_builtins.property
@@ -688,10 +691,11 @@ class HostRecord(_message.Message):
         held_out: _builtins.str = ...,
         held_out_s: _builtins.float = ...,
         power: Global___PowerFencing | None = ...,
+        boot_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_fence", b"last_fence", "power", b"power"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "guard", b"guard", "held_out", b"held_out", "held_out_s", b"held_out_s", "last_fence", b"last_fence", "lost_s", b"lost_s", "power", b"power", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "boot_s", b"boot_s", "guard", b"guard", "held_out", b"held_out", "held_out_s", b"held_out_s", "last_fence", b"last_fence", "lost_s", b"lost_s", "power", b"power", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -901,6 +905,7 @@ class Drain(_message.Message):
     GRACE_S_FIELD_NUMBER: _builtins.int
     AT_ONCE_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     at_s: _builtins.float
     """Unix time"""
     by: _builtins.str
@@ -911,6 +916,8 @@ class Drain(_message.Message):
     """VMs that may be stopping at once; 0: all"""
     wait: _builtins.bool
     """stop a VM only once another host could take it now"""
+    paused: _builtins.bool
+    """stop nothing yet; but nothing new is placed there"""
     def __init__(
         self,
         *,
@@ -920,10 +927,11 @@ class Drain(_message.Message):
         grace_s: _builtins.int = ...,
         at_once: _builtins.int = ...,
         wait: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "at_s", b"at_s", "by", b"by", "grace_s", b"grace_s", "reason", b"reason", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_once", b"at_once", "at_s", b"at_s", "by", b"by", "grace_s", b"grace_s", "paused", b"paused", "reason", b"reason", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

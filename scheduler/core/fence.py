@@ -87,6 +87,8 @@ def _adopt(cluster: Cluster, host: Host, fact: SessionFact, now: float) -> None:
     """A new session begins on a host that is new, or fenced."""
     if host.state is HostState.FENCED:
         cluster.change_host(host, HostEvent.SESSION_BEGAN, now, f"session {fact.session}")
+    if host.boot_id != fact.boot_id:
+        host.boot_s = now
     host.session, host.boot_id = fact.session, fact.boot_id
     host.guard, host.simulated = fact.guard, fact.simulated
     host.since_s = now

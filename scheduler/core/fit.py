@@ -46,6 +46,10 @@ def _host_refusal(host: Host, request: Request) -> Refusal | None:
         return Refusal(Reason.HOST_NOT_READY, f"it is {host.state.value}")
     if host.intent.cordoned:
         return Refusal(Reason.HOST_CORDONED, host.intent.reason or "cordoned")
+    if (drain := host.intent.drain) is not None:
+        return Refusal(Reason.HOST_DRAINING, drain.reason or "draining")
+    if host.intent.maintenance:
+        return Refusal(Reason.HOST_IN_MAINTENANCE, host.intent.reason or "in maintenance")
     if request.image not in host.inventory.images:
         return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
     return None

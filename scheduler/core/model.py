@@ -249,7 +249,10 @@ class InventoryFact:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """VMs of a host shall stop and start elsewhere. `at_once` 0: all; `wait`: only where there is a place."""
+    """VMs of a host shall stop and start elsewhere. `at_once` 0: all; `wait`: only where there is a place.
+
+    `paused`: it stops nothing yet, only takes nothing new.
+    """
 
     at_s: float
     by: str = ""
@@ -257,6 +260,7 @@ class Drain:
     grace_s: int = 0
     at_once: int = 0
     wait: bool = False
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +373,7 @@ class Host:
     held_out: str = ""  # why the leader itself keeps it out
     held_out_s: float = 0.0
     power: PowerFencing | None = None
+    boot_s: float = 0.0  # when `boot_id` was first seen
     fact: SessionFact | None = None
     inventory: InventoryFact | None = None
     intent: HostIntent = field(default_factory=HostIntent)
@@ -426,6 +431,7 @@ class Cluster:
     intent: ClusterIntent = field(default_factory=ClusterIntent)
     brake: Brake | None = None
     settled_s: float = 0.0  # when the last brake ended
+    draining: set[str] = field(default_factory=set)  # hosts whose intent has a drain
     capacity_epoch: int = 0
     dirty: Dirty = field(default_factory=Dirty)
     log: list[Transition] = field(default_factory=list)

@@ -70,6 +70,10 @@ class Placer:
                 break
         return placed
 
+    def takers(self, cluster: Cluster, request: Request) -> list[str]:
+        """The hosts that have room for the shape now, the best first."""
+        return [rank[3] for rank, _ in sorted(self._ranking(cluster, request).fits.values(), key=itemgetter(0))]
+
     def _best_host(self, cluster: Cluster, job: Job) -> tuple[Host, Fit] | None:
         """The best host for the job, with what it would take there."""
         fits = self._ranking(cluster, job.request).fits

@@ -33,6 +33,10 @@ class PendingQueue(Generic[Shape]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __iter__(self) -> Iterator[str]:
+        """The ids of all that wait, in no order that matters."""
+        return iter(self._entries)
+
     def add(self, job: str, shape: Shape, key: Key, not_before_s: float = 0.0) -> None:
         """Queue `job`; it is offered from `not_before_s` (Unix time) on."""
         self.discard(job)

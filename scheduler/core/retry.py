@@ -31,13 +31,15 @@ def end_attempt(
     exit_code: int | None = None,
     message: str = "",
     evidence: Evidence | None = None,
+    moved: str = "",
 ) -> None:
-    """Close the job's current attempt and decide what follows."""
+    """Close the job's current attempt and decide what follows. `moved`: why it was asked to stop, or ""."""
     attempt = job.attempts[-1]
     attempt.ended_s, attempt.outcome, attempt.exit_code = now, outcome, exit_code
     attempt.message, attempt.evidence = message, evidence
     del job.attempts[:-ATTEMPTS_KEPT]
-    if outcome is not Outcome.START_FAILED:
+    move = outcome is Outcome.STOPPED and bool(moved)
+    if outcome is not Outcome.START_FAILED and not move:
         job.start_failures = 0
     if outcome is Outcome.EXITED and exit_code is not None:
         job.exit_code = exit_code
@@ -45,6 +47,8 @@ def end_attempt(
         cluster.change_job(job, event, now, f"exit code {exit_code}")
     elif job.cancel_reason is not None:
         cluster.change_job(job, JobEvent.CANCELLED, now, job.cancel_reason)
+    elif move:  # our doing: it costs no restart, and nothing that must be waited out has failed
+        cluster.change_job(job, JobEvent.MOVED, now, moved)
     elif outcome is Outcome.START_FAILED:
         _start_failed(cluster, job, now, message)
     else:

@@ -59,6 +59,7 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
         case HostIntentChanged():
             host = cluster.host(event.host)
             host.intent = event.intent
+            (cluster.draining.discard if event.intent.drain is None else cluster.draining.add)(host.name)
             cluster.touch(host)
             advance(cluster, host, now)
             _inventory_ready(cluster, host, now)
@@ -129,7 +130,7 @@ def _vm_reported(cluster: Cluster, event: VmReported, now: float) -> None:
         cluster.pages_returned(allocation)
     job = cluster.jobs.get(allocation.job)
     if job is not None and job.allocation_id == allocation.id:
-        _attempt_reported(cluster, job, event, now)
+        _attempt_reported(cluster, job, event, now, moved=allocation.stop_reason)
     _release_if_clean(cluster, cluster.host(event.host), allocation)
 
 
@@ -144,14 +145,14 @@ def _warned(cluster: Cluster, allocation: Allocation, event: VmReported) -> None
     cluster.dirty.jobs.add(job.id)
 
 
-def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float) -> None:
+def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float, *, moved: str) -> None:
     attempt = job.attempts[-1]
     attempt.started_s = attempt.started_s or event.started_s
     if event.state is AllocationState.RUNNING and job.state is JobState.STARTING:
         cluster.change_job(job, JobEvent.STARTED, now, f"runs on {event.host}")
     if event.state is AllocationState.ENDED:
         outcome = event.outcome or Outcome.CRASHED
-        end_attempt(cluster, job, outcome, now, exit_code=event.exit_code, message=event.message)
+        end_attempt(cluster, job, outcome, now, exit_code=event.exit_code, message=event.message, moved=moved)
 
 
 def _release_if_clean(cluster: Cluster, host: Host, allocation: Allocation) -> None:
@@ -197,7 +198,7 @@ def _cancel_requested(cluster: Cluster, event: JobCancelRequested, now: float) -
         cluster.change_job(job, JobEvent.CANCELLED, now, job.cancel_reason)
         return
     allocation.stop_reason = job.cancel_reason
-    allocation.stop_requested_s = now
+    allocation.stop_requested_s = allocation.stop_requested_s or now  # a drain may have asked before
     cluster.dirty.allocations.add(allocation.id)
 
 

@@ -72,6 +72,7 @@ class JobEvent(Enum):
     EXITED_OK = "exited with 0"
     EXITED_BAD = "exited with another code"
     ATTEMPT_FAILED = "attempt failed, another will follow"
+    MOVED = "stopped to start elsewhere"
     GIVEN_UP = "no attempts left"
     CANCELLED = "cancelled"
 
@@ -111,11 +112,13 @@ JOB: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.STARTING, JobEvent.EXITED_OK): JobState.SUCCEEDED,
     (JobState.STARTING, JobEvent.EXITED_BAD): JobState.FAILED,
     (JobState.STARTING, JobEvent.ATTEMPT_FAILED): JobState.PENDING,
+    (JobState.STARTING, JobEvent.MOVED): JobState.PENDING,
     (JobState.STARTING, JobEvent.GIVEN_UP): JobState.FAILED,
     (JobState.STARTING, JobEvent.CANCELLED): JobState.CANCELLED,
     (JobState.RUNNING, JobEvent.EXITED_OK): JobState.SUCCEEDED,
     (JobState.RUNNING, JobEvent.EXITED_BAD): JobState.FAILED,
     (JobState.RUNNING, JobEvent.ATTEMPT_FAILED): JobState.PENDING,
+    (JobState.RUNNING, JobEvent.MOVED): JobState.PENDING,
     (JobState.RUNNING, JobEvent.GIVEN_UP): JobState.FAILED,
     (JobState.RUNNING, JobEvent.CANCELLED): JobState.CANCELLED,
 }

@@ -49,11 +49,13 @@ LEGAL = {
         STARTING + exited with 0 -> SUCCEEDED
         STARTING + exited with another code -> FAILED
         STARTING + attempt failed, another will follow -> PENDING
+        STARTING + stopped to start elsewhere -> PENDING
         STARTING + no attempts left -> FAILED
         STARTING + cancelled -> CANCELLED
         RUNNING + exited with 0 -> SUCCEEDED
         RUNNING + exited with another code -> FAILED
         RUNNING + attempt failed, another will follow -> PENDING
+        RUNNING + stopped to start elsewhere -> PENDING
         RUNNING + no attempts left -> FAILED
         RUNNING + cancelled -> CANCELLED
     """,
