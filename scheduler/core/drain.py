@@ -1,8 +1,8 @@
 """Planned work on a host: which of its VMs are asked to stop now, so that their jobs start elsewhere.
 
 It only asks. What was asked stands in the allocation's own record, and all else is derived from the operator's intent
-and what is committed, so that a drain goes on under another leader, can be changed and can be called off. A job whose VM
-has stopped for a drain goes back to the queue for nothing: no restart is counted, none is waited for (`retry.py`).
+and what is committed, so that a drain goes on under another leader, can be changed and can be called off. A job whose
+VM has stopped for a drain goes back to the queue for nothing: no restart is counted, none is waited for (`retry.py`).
 
 It must never stop a VM of a host that is lost (that is fencing's), nor anything while the mass failure brake is on:
 what it stops must be able to start again.

@@ -35,6 +35,7 @@ from scheduler.core.step import step
 from scheduler.core.tables import AllocationState, HostState
 from scheduler.core.todo import todo
 from scheduler.load import load
+from tests.golden.planned import Planned
 from tests.golden.stored import stored
 
 CORES_PER_NODE, NODE_MIB = 8, 65536
@@ -51,7 +52,7 @@ def inventory(session: int, gpus: dict[str, int], nodes: int = 2) -> InventoryFa
     return InventoryFact(session, units, tuple((n, cores[n], NODE_MIB) for n in range(nodes)), frozenset({"img"}))
 
 
-class Player:
+class Player(Planned):
     """Commands: host, submit, cancel, report, clean, sick, pages, unfit, lost, back, cordon, uncordon, confirm, place,
     leader, explain, attempts, owed, wait."""
 
@@ -118,6 +119,7 @@ class Player:
 
     def do_place(self) -> None:
         self.placer.place(self.cluster, self.now)
+        self.ask_to_stop()
         for allocation_id in sorted(self.cluster.dirty.created):
             a = self.cluster.allocations[allocation_id]
             units = ",".join(u[5:7] for u in a.units)

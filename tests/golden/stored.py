@@ -11,7 +11,7 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import encode
 from scheduler.core.events import VmReported
-from scheduler.core.model import Cluster, Host, Job
+from scheduler.core.model import Cluster, Host, HostIntent, Job
 
 
 def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
@@ -30,6 +30,7 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
         put(keys.allocation(host.name, allocation.id), wire)
     for host in cluster.hosts.values():
         put(keys.host(host.name), encode.host_record(host))
+        put(keys.host_intent(host.name), _intent(host.intent))
         for key, message, revision in _facts(host):
             put(key, message, revision)
     put(keys.CLUSTER, encode.cluster_record(cluster))
@@ -59,6 +60,30 @@ def spec_of(job: Job) -> job_pb2.JobSpec:
             max_host_deaths=job.max_host_deaths,
         ),
         name=job.name,
+    )
+
+
+def _intent(intent: HostIntent) -> records_pb2.HostIntent:
+    drain = intent.drain
+    return records_pb2.HostIntent(
+        cordoned=intent.cordoned,
+        reason=intent.reason,
+        confirmed_dead_session=intent.confirmed_dead_session,
+        confirmed_by=intent.confirmed_by,
+        confirmed_reason=intent.confirmed_reason,
+        maintenance=intent.maintenance,
+        uncordoned_s=intent.uncordoned_s,
+        drain=None
+        if drain is None
+        else records_pb2.Drain(
+            at_s=drain.at_s,
+            by=drain.by,
+            reason=drain.reason,
+            grace_s=drain.grace_s,
+            at_once=drain.at_once,
+            wait=drain.wait,
+            paused=drain.paused,
+        ),
     )
 
 

@@ -1,0 +1,66 @@
+"""The commands of a scenario that are about planned work: drain, undrain, maintenance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scheduler.core import events
+from scheduler.core.drain import drain, stopping
+from scheduler.core.model import Cluster, Drain
+from scheduler.core.place import Placer
+
+
+class Planned:
+    """Mixed into the player of scenarios."""
+
+    cluster: Cluster
+    placer: Placer
+    now: float
+    log: list[str]
+
+    def tell(self, event: events.Event) -> None:
+        raise NotImplementedError
+
+    def intend(self, host: str, **wanted: object) -> None:
+        """Change some of what an operator wants of a host; the rest stays, as the API sees to."""
+        before = self.cluster.hosts[host].intent
+        self.tell(events.HostIntentChanged(host, replace(before, **wanted)))  # type: ignore[arg-type]
+
+    def do_drain(
+        self, host: str, *, at_once: str = "0", grace: str = "0", wait: str = "no", paused: str = "no",
+        reason: str = "new_fans",
+    ) -> None:  # fmt: skip
+        wanted = Drain(
+            self.now, "ann", reason.replace("_", " "), int(grace), int(at_once), wait == "yes", paused == "yes"
+        )  # fmt: skip
+        self.intend(host, drain=wanted)
+
+    def do_undrain(self, host: str) -> None:
+        self.intend(host, drain=None)
+
+    def do_maintenance(self, switch: str, host: str) -> None:
+        self.intend(host, maintenance=switch == "on", reason="new board" if switch == "on" else "")
+
+    def ask_to_stop(self) -> None:
+        """What the leader does after placing."""
+        before = {a.id for a in self.cluster.allocations.values() if a.stop_reason}
+        drain(self.cluster, self.placer, self.now)
+        for allocation_id in sorted(self.cluster.allocations):
+            a = self.cluster.allocations[allocation_id]
+            if a.stop_reason and a.id not in before:
+                grace = f", within {a.stop_grace_s} s" if a.stop_grace_s else ""
+                self.log.append(f"  {a.id} on {a.host} shall stop: {a.stop_reason}{grace}")
+
+    def do_vms(self, host: str) -> None:
+        """As `gpupool host` counts them."""
+        h = self.cluster.hosts[host]
+        drained = " (drained)" if h.intent.drain is not None and not h.allocations else ""
+        self.log.append(f"  {host}: {len(h.allocations)} VMs, {stopping(self.cluster, h)} stopping{drained}")
+
+    def do_jobs(self) -> None:
+        for job_id in sorted(self.cluster.jobs):
+            job = self.cluster.jobs[job_id]
+            self.log.append(
+                f"  {job_id}: {job.state.value}, attempt {job.attempt_count}, {job.restarts} restarts, "
+                f"{job.start_failures} start failures"
+            )
