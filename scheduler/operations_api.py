@@ -91,7 +91,13 @@ class OperationsApi:
             units_total=len(units),
             units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
             vms=len(used[name]),
+            vms_stopping=sum(self._stopping(allocation) for allocation in used[name]),
         )
+
+    def _stopping(self, allocation: records_pb2.Allocation) -> bool:
+        report = self._mirror.get(Kind.VM, records_pb2.VmReport, allocation.host, allocation.id)
+        ended = report is not None and report.state == records_pb2.ALLOCATION_STATE_ENDED
+        return allocation.desired == records_pb2.DESIRED_STOP and not ended
 
     def units(self, host: str) -> list[scheduler_pb2.UnitView]:
         """Units of one host, or of all ("")."""

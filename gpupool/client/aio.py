@@ -9,13 +9,13 @@ from gpupool.errors import DeadlineExceeded
 from gpupool.v1 import job_pb2, scheduler_pb2
 
 from . import requests
-from .aio_transport import AsyncTransport
+from .aio_operations import AsyncOperations
 from .policy import Deadline
 from .requests import KeyedSpec
 from .streams import Events, JobChanges, LogLines
 
 
-class AsyncClient(AsyncTransport):
+class AsyncClient(AsyncOperations):
     """Talks to a scheduler from asyncio.
 
     `address` is "host:port"; several, with commas, are replicas of one scheduler: the next is asked when one is down.

@@ -12,10 +12,10 @@ from . import requests
 from .policy import Deadline
 from .requests import KeyedSpec
 from .streams import Events, JobChanges, LogLines
-from .sync_transport import SyncTransport
+from .sync_operations import Operations
 
 
-class Client(SyncTransport):
+class Client(Operations):
     """Talks to a scheduler; threads may share it.
 
     `address` is "host:port"; several, with commas, are replicas of one scheduler: the next is asked when one is down.

@@ -275,3 +275,33 @@ def test_import_is_light() -> None:
     code = "import sys, gpupool.client; print(sorted({'click', 'rich', 'yaml', 'aetcd'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_wishes_of_operators_are_repeated_but_a_release_is_not(fake: FakeScheduler, client: Client) -> None:
+    fake.hosts = [scheduler_pb2.Host(name="h1")]
+    fake.jobs = {"j1": job("j1", hold="3 hosts died with it")}
+    for method in ("DrainHost", "UndrainHost", "SetMaintenance", "SetArmed", "ListFailovers", "PlanFailover"):
+        fake.fail(method, Status.UNAVAILABLE)
+    drained = client.drain("h1", "fans", grace_s=60, at_once=2, wait=True, by="ann").intent.drain
+    assert (drained.reason, drained.grace_s, drained.at_once, drained.wait) == ("fans", 60, 2, True)
+    assert not client.undrain("h1").intent.HasField("drain")
+    assert client.maintenance("h1", on=True, reason="board").intent.maintenance
+    assert client.disarm("etcd", by="ann").intent.disarmed
+    assert not client.arm().intent.disarmed
+    assert list(client.failovers("h1", last=3)) == []
+    assert list(client.plan_failover(["h1"]).vms) == []
+    for method, call in (
+        ("ReleaseJob", lambda: client.release("j1")),
+        ("ReleaseBrake", lambda: client.release_brake("a switch")),
+    ):
+        fake.fail(method, Status.UNAVAILABLE)
+        with pytest.raises(Unreachable):
+            call()
+        assert fake.calls[method] == 1
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    def methods(of: type) -> set[str]:
+        return {name for name in dir(of) if not name.startswith("_")} - {"close", "aclose"}
+
+    assert methods(Client) == methods(AsyncClient)

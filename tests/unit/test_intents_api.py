@@ -157,3 +157,18 @@ async def test_failovers_are_listed_newest_first() -> None:
         assert listed(host="h1") == [9, 3]
         with pytest.raises(ApiError, match="no host 'h7'"):
             listed(host="h7")
+
+
+@virtual_time
+async def test_a_host_counts_who_is_stopping_until_it_has_ended() -> None:
+    pool = Pool()
+    session = await pool.join("h1")
+    runs = records_pb2.Allocation(id="a.1", job="a", host="h1", session=session, desired=records_pb2.DESIRED_RUN)
+    stops = records_pb2.Allocation(id="b.1", job="b", host="h1", session=session, desired=records_pb2.DESIRED_STOP)
+    for each in (runs, stops):
+        await pool.put(Put(keys.allocation("h1", each.id), each.SerializeToString()))
+    async with serving(pool) as (api, _):
+        assert (api.host("h1").vms, api.host("h1").vms_stopping) == (2, 1)
+        await pool.report(stops, records_pb2.ALLOCATION_STATE_ENDED, job_pb2.OUTCOME_STOPPED)
+        await asyncio.sleep(1)
+        assert (api.host("h1").vms, api.host("h1").vms_stopping) == (2, 0)  # its units are not clean yet
