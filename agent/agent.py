@@ -150,7 +150,7 @@ class Agent:
 
     async def _serve(self, session: int) -> None:
         await self._surveyed.wait()
-        await self.worker.serve(session)
+        await self.worker.serve(session, self.keeper.nonce)
 
     async def _watch_inventory(self) -> NoReturn:
         while True:

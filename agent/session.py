@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -54,6 +55,7 @@ class SessionKeeper:
         self._retry_s = min(1.0, timing.renew_s / 4)
         self._session = 0
         self._lease = 0
+        self._nonce = ""
         self._started_s = 0.0
         self._kill_at = 0.0  # the guard's deadline, on the boot clock
         self._renew_at = 0.0
@@ -66,6 +68,11 @@ class SessionKeeper:
     def session(self) -> int:
         """The session's id, which is its key's create_revision; 0: none."""
         return self._session
+
+    @property
+    def nonce(self) -> str:
+        """What tells this session from any other that ever had its id; empty if an agent without nonces began it."""
+        return self._nonce
 
     def left_s(self) -> float:
         """Seconds until the guard kills, if no renewal follows."""
@@ -139,6 +146,7 @@ class SessionKeeper:
             return 0
         self._had_session = bool(saved["had_session"])
         self._lease, self._started_s = int(saved["lease"]), float(saved["started_s"])
+        self._nonce = str(saved.get("nonce", ""))
         if not self._lease:
             return 0
         session = await self._insist(lambda: self._resumed(int(saved["session"])))
@@ -201,7 +209,7 @@ class SessionKeeper:
             with contextlib.suppress(LeaseNotFound):
                 return sent, await self._store.renew(self._lease)
         self._lease = await self._store.grant(self._timing.ttl_s)
-        self._started_s = self._clock.wall()
+        self._started_s, self._nonce = self._clock.wall(), secrets.token_hex(8)
         self._save(0)
         return sent, self._timing.ttl_s
 
@@ -240,7 +248,8 @@ class SessionKeeper:
         self._guard.extend(self._kill_at)
 
     def _ours(self, kv: KeyValue) -> bool:
-        return kv.lease == self._lease and records_pb2.Session.FromString(kv.value).boot_id == self._me.boot_id
+        found = records_pb2.Session.FromString(kv.value)
+        return (kv.lease, found.boot_id, found.nonce) == (self._lease, self._me.boot_id, self._nonce)
 
     def _put(self) -> Put:
         soft = records_pb2.GUARD_KIND_SOFT if self._armed else records_pb2.GUARD_KIND_UNSPECIFIED
@@ -253,12 +262,13 @@ class SessionKeeper:
             started_s=self._started_s,
             version=self._me.version,
             vms_found_dead=True,
+            nonce=self._nonce,
         )
         return Put(self._key, record.SerializeToString(deterministic=True), self._lease)
 
     def _save(self, session: int) -> None:
         self._had_session = self._had_session or session != 0
-        record = {"lease": self._lease, "session": session, "started_s": self._started_s}
+        record = {"lease": self._lease, "session": session, "started_s": self._started_s, "nonce": self._nonce}
         self._records.save(_RECORD, _RECORD, {**record, "had_session": self._had_session})
 
     def _forget(self) -> None:

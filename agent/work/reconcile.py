@@ -62,11 +62,19 @@ class View:
     may_start: bool
     intents: Mapping[str, UnitIntent] = field(default_factory=dict)
     busy: Collection[str] = ()
+    nonce: str = ""
 
     def wants(self, allocation: str) -> Allocation | None:
-        """The allocation, if it is one of this session."""
+        """The allocation, if it is one of this session: its id alone could come again in a store that was restored."""
         want = self.desired.get(allocation)
-        return want if want is not None and want.session == self.session else None
+        ours = want is not None and want.session == self.session and want.session_nonce == self.nonce
+        return want if ours else None
+
+    def unnamed(self, allocation: str) -> Allocation | None:
+        """The allocation, if it may be of this session but does not say so: its scheduler is older than nonces."""
+        want = self.desired.get(allocation)
+        ours = want is not None and want.session == self.session and self.nonce and not want.session_nonce
+        return want if ours else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +211,7 @@ def _never_here(view: View, unit: UnitRecord) -> str:
     for name, want in sorted(view.desired.items()):
         if name != unit.allocation and unit.unit in want.units and name not in view.busy:
             have = view.vms.get(name)
-            if have.state == VmIs.ENDED if have else want.session != view.session:
+            if have.state == VmIs.ENDED if have else view.wants(name) is None:
                 return name
     return ""
 
@@ -213,9 +221,17 @@ def _vm_actions(view: View) -> Iterator[Action]:
         if name in view.busy:
             continue
         have, want = view.vms.get(name), view.wants(name)
-        action = _existing(view, have, want) if have else _missing(view, want) if want else None
+        action = _existing(view, have, want) if have else _missing(view, want) if want else _unnamed(view, name)
         if action:
             yield action
+
+
+def _unnamed(view: View, name: str) -> Action | None:
+    """Refuse what an old scheduler decided. Nothing of it ever ran here, as all that ran before this session ended."""
+    if view.unnamed(name) is None:
+        return None
+    message = "it does not name the session's nonce: its scheduler is older than this agent; upgrade schedulers first"
+    return End(name, job_pb2.OUTCOME_START_FAILED, message)
 
 
 def _missing(view: View, want: Allocation) -> Action | None:

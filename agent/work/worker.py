@@ -67,6 +67,7 @@ class Worker:
         self.wishes = Wishes(store, host, self.kick, self._vouch_for_unseen)
         self._kick = asyncio.Event()
         self._session = 0
+        self._nonce = ""
         self._busy: dict[str, asyncio.Task[None]] = {}
         actions.attach(self)
 
@@ -97,12 +98,12 @@ class Worker:
 
     # A session
 
-    async def serve(self, session: int) -> None:
+    async def serve(self, session: int, nonce: str = "") -> None:
         """Run what the allocations of this session ask for, until cancelled; then no action is left running."""
         try:
             await self.wishes.known.wait()
             stored = await self.reporter.load()
-            self._session = session
+            self._session, self._nonce = session, nonce
             self._ledger.doubt_units()
             self._meet_units(stored)
             async with asyncio.TaskGroup() as group:
@@ -134,6 +135,7 @@ class Worker:
         """All that a decision rests on now; `without` names an action that asks for itself."""
         return View(
             session=self._session,
+            nonce=self._nonce,
             desired=self.wishes.allocations,
             vms=self._ledger.vms,
             units=self._ledger.units,

@@ -215,12 +215,19 @@ class Rig:
         return kv.create_revision if kv and self.agent.keeper.session == kv.create_revision else 0
 
     def allocate(
-        self, name: str = "j1.1", units: Sequence[str] = (UNIT,), session: int | None = None, **spec: Any
+        self,
+        name: str = "j1.1",
+        units: Sequence[str] = (UNIT,),
+        session: int | None = None,
+        nonce: str | None = None,
+        **spec: Any,
     ) -> None:
-        """As the scheduler does."""
+        """As the scheduler does; `nonce` None: the session's."""
         allocation = records_pb2.Allocation(
             id=name, job=name.partition(".")[0], attempt=1, host=HOST, units=units, pci_addresses=units,
-            session=self.session if session is None else session, memory_mib=1024, desired=records_pb2.DESIRED_RUN,
+            session=self.session if session is None else session,
+            session_nonce=self.agent.keeper.nonce if nonce is None else nonce,
+            memory_mib=1024, desired=records_pb2.DESIRED_RUN,
             spec=job_pb2.JobSpec(**{"image": "ubuntu", "command": ["true"], "cpus": 2, **spec}),
         )  # fmt: skip
         self.put(keys.allocation(HOST, name), allocation)

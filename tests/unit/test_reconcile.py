@@ -73,6 +73,22 @@ def test_what_cannot_start_ends() -> None:
     assert plan(view(want(desired=STOP))) == [End("j.1", job_pb2.OUTCOME_STOPPED, "cancelled")]
 
 
+def test_a_session_id_that_came_again_in_a_restored_store_starts_nothing() -> None:
+    named, unnamed, other = want(), want(), want()
+    named.session_nonce, other.session_nonce = "n", "x"
+    assert plan(view(named, nonce="n")) == [Start("j.1")]
+    assert Start("j.1") not in plan(view(other, nonce="n"))
+    assert audit(view(other, nonce="n"), ["j.1"], agent_is_new=True) == [Destroy("j.1", "it is no VM of this session")]
+    assert plan(view(other, vms=(vm(VmIs.RUNNING),), unit=UnitIs.HELD, nonce="n")) == [
+        Destroy("j.1", "its allocation is gone")
+    ]
+    assert plan(view(want())) == [Start("j.1")], "a session that an agent without nonces began"
+    refused = [action for action in plan(view(unnamed, nonce="n")) if isinstance(action, End)]
+    assert [(end.outcome, "upgrade schedulers first" in end.message) for end in refused] == [
+        (job_pb2.OUTCOME_START_FAILED, True)
+    ]
+
+
 HELD: dict[str, Any] = {"unit": UnitIs.HELD}
 
 

@@ -68,6 +68,53 @@ async def test_record_and_deadline() -> None:
 
 
 @virtual_time
+async def test_nonce_is_of_the_session_and_outlives_the_agent() -> None:
+    rig = Rig()
+    await rig.boot()
+    first = rig.session_record().nonce
+    assert first
+    assert first == rig.agent.keeper.nonce
+    await rig.kill_agent()
+    await rig.boot()
+    assert (rig.session_record().nonce, rig.agent.keeper.nonce) == (first, first)
+    rig.backend.commit([], [Delete(keys.session(HOST))])
+    rig.agent.keeper.doubt()
+    await until(lambda: rig.session)
+    assert rig.session_record().nonce not in ("", first)
+    await rig.close()
+
+
+@virtual_time
+async def test_allocation_of_another_nonce_is_not_run() -> None:
+    """Its session has our id, in a history that the store has lost since."""
+    rig = Rig()
+    await rig.ready()
+    rig.allocate(nonce="another")
+    await asyncio.sleep(30)
+    assert not rig.vms.history
+    rig.allocate("j2.1")
+    await rig.running("j2.1")
+    await rig.close()
+
+
+@virtual_time
+async def test_session_of_an_agent_without_nonces_goes_on() -> None:
+    """The agent was upgraded while its VMs ran: their allocations name no nonce, and nor does the session."""
+    rig = Rig()
+    await rig.ready()
+    rig.agent.keeper._nonce = ""
+    rig.agent.keeper._save(rig.session)
+    kv = rig.backend.get(keys.session(HOST))
+    assert kv
+    rig.backend.commit([], [Put(kv.key, rig.agent.keeper._put().value, kv.lease)])
+    await rig.kill_agent()
+    await rig.boot()
+    rig.allocate(nonce="")
+    await rig.running()
+    await rig.close()
+
+
+@virtual_time
 async def test_deadline_counts_from_the_sending() -> None:
     """An acknowledgement that takes two seconds must not move the deadline by them."""
     rig = Rig()
