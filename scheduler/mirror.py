@@ -25,6 +25,7 @@ from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 from .core.model import Cluster
 from .core.policy import Policy
 from .load import load
+from .wishes_told import drained, told
 
 _log = logging.getLogger(__name__)
 
@@ -192,8 +193,8 @@ class Mirror:
             self._records[kind][ids] = after
         if kind is Kind.JOB_SPEC:
             self._note_arrival(ids[0], old, change.kv)
-        if kind in _TOLD and not quiet:
-            for event in _events(_TOLD[kind], ids, before, after):
+        if not quiet:
+            for event in self._happened(kind, ids, before, after):
                 event.at_s, event.revision = self._wall(), change.revision
                 self.history.append(event)
                 for tell in list(self._event_listeners):
@@ -201,11 +202,31 @@ class Mirror:
         for listener in list(self._listeners):
             listener(kind, ids)
 
+    def _happened(
+        self, kind: Kind, ids: Ids, before: Message | None, after: Message | None
+    ) -> Iterator[scheduler_pb2.Event]:
+        if kind in _TOLD:
+            yield from _events(_TOLD[kind], ids, before, after)
+        yield from told(ids, before, after)
+        if (kind is Kind.ALLOCATION and after is None) or kind is Kind.HOST_INTENT:
+            yield from self._drained(ids[0], before)
+
+    def _drained(self, host: str, before: Message | None) -> Iterator[scheduler_pb2.Event]:
+        intent = self.get(Kind.HOST_INTENT, records_pb2.HostIntent, host)
+        if not _drains(intent) or _drains(before):
+            return
+        if not any(ids[0] == host for ids in self._records[Kind.ALLOCATION]):
+            yield drained(host)
+
     def _note_arrival(self, job_id: str, old: KeyValue | None, new: KeyValue | None) -> None:
         if old is not None:
             del self._arrivals[bisect_right(self._arrivals, (old.create_revision, job_id)) - 1]
         if new is not None:
             insort(self._arrivals, (new.create_revision, job_id))
+
+
+def _drains(intent: Message | None) -> bool:
+    return isinstance(intent, records_pb2.HostIntent) and intent.HasField("drain") and not intent.drain.paused
 
 
 def _state_name(record: Message | None) -> str:
