@@ -249,6 +249,7 @@ def intent_of(wire: records_pb2.HostIntent) -> model.HostIntent:
         if wire.HasField("drain")
         else None,
         maintenance=wire.maintenance,
+        maintenance_reason=wire.maintenance_reason,
         uncordoned_s=wire.uncordoned_s,
     )
 

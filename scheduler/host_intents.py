@@ -73,10 +73,8 @@ class HostIntents:
         """The host is kept out, over reboots, until this is taken back."""
 
         def change(intent: records_pb2.HostIntent) -> None:
-            intent.maintenance = request.on
-            intent.by, intent.at_s = request.by, self._wall()
-            if not intent.cordoned:  # else the reason is the cordon's
-                intent.reason = request.reason if request.on else ""
+            intent.maintenance, intent.maintenance_by = request.on, request.by
+            intent.maintenance_reason = request.reason if request.on else ""
 
         return await self._intend(request.host, change)
 

@@ -16,7 +16,7 @@ def told(ids: tuple[str, ...], before: Message | None, after: Message | None) ->
     """What happened between two versions of a record, in words of its own; nothing where only a state changed."""
     match before, after:
         case records_pb2.HostIntent() | None, records_pb2.HostIntent():
-            yield from _changed("host", ids[-1], _wishes(before), _wishes(after), _wisher(after))
+            yield from _changed("host", ids[-1], _wishes(before), _wishes(after), _wisher(before, after))
         case records_pb2.HostRecord(), records_pb2.HostRecord():
             yield from _changed("host", ids[-1], _held_out(before), _held_out(after), after.held_out or "let in again")
         case records_pb2.ClusterIntent() | None, records_pb2.ClusterIntent():
@@ -56,10 +56,13 @@ def _wishes(intent: records_pb2.HostIntent | None) -> str:
     return ",".join(wanted) or "OPEN"
 
 
-def _wisher(intent: records_pb2.HostIntent) -> str:
-    if intent.HasField("drain"):
-        return _who(intent.drain.by, intent.drain.reason)
-    return _who(intent.by, intent.reason)
+def _wisher(before: records_pb2.HostIntent | None, after: records_pb2.HostIntent) -> str:
+    """Whose wish it is that is new, and why."""
+    if after.maintenance != (before is not None and before.maintenance):
+        return _who(after.maintenance_by, after.maintenance_reason)
+    if after.HasField("drain") and (before is None or before.drain != after.drain):
+        return _who(after.drain.by, after.drain.reason)
+    return _who(after.by, after.reason)
 
 
 def _who(by: str, reason: str) -> str:

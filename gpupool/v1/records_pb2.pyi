@@ -851,6 +851,8 @@ class HostIntent(_message.Message):
     CONFIRMED_REASON_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     MAINTENANCE_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_REASON_FIELD_NUMBER: _builtins.int
+    MAINTENANCE_BY_FIELD_NUMBER: _builtins.int
     UNCORDONED_S_FIELD_NUMBER: _builtins.int
     cordoned: _builtins.bool
     """nothing new is placed here"""
@@ -865,6 +867,8 @@ class HostIntent(_message.Message):
     confirmed_reason: _builtins.str
     maintenance: _builtins.bool
     """kept out over reboots until this is taken back"""
+    maintenance_reason: _builtins.str
+    maintenance_by: _builtins.str
     uncordoned_s: _builtins.float
     """Unix time of the last uncordon: lets a host in that the leader held out before"""
     @_builtins.property
@@ -883,11 +887,13 @@ class HostIntent(_message.Message):
         confirmed_reason: _builtins.str = ...,
         drain: Global___Drain | None = ...,
         maintenance: _builtins.bool = ...,
+        maintenance_reason: _builtins.str = ...,
+        maintenance_by: _builtins.str = ...,
         uncordoned_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "by", b"by", "confirmed_by", b"confirmed_by", "confirmed_dead_session", b"confirmed_dead_session", "confirmed_reason", b"confirmed_reason", "cordoned", b"cordoned", "drain", b"drain", "maintenance", b"maintenance", "reason", b"reason", "uncordoned_s", b"uncordoned_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "by", b"by", "confirmed_by", b"confirmed_by", "confirmed_dead_session", b"confirmed_dead_session", "confirmed_reason", b"confirmed_reason", "cordoned", b"cordoned", "drain", b"drain", "maintenance", b"maintenance", "maintenance_by", b"maintenance_by", "maintenance_reason", b"maintenance_reason", "reason", b"reason", "uncordoned_s", b"uncordoned_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

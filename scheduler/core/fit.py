@@ -49,7 +49,7 @@ def _host_refusal(host: Host, request: Request) -> Refusal | None:
     if (drain := host.intent.drain) is not None:
         return Refusal(Reason.HOST_DRAINING, drain.reason or "draining")
     if host.intent.maintenance:
-        return Refusal(Reason.HOST_IN_MAINTENANCE, host.intent.reason or "in maintenance")
+        return Refusal(Reason.HOST_IN_MAINTENANCE, host.intent.maintenance_reason or "in maintenance")
     if request.image not in host.inventory.images:
         return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
     return None

@@ -274,6 +274,7 @@ class HostIntent:
     confirmed_reason: str = ""
     drain: Drain | None = None
     maintenance: bool = False
+    maintenance_reason: str = ""
     uncordoned_s: float = 0.0
 
 

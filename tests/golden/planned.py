@@ -39,7 +39,7 @@ class Planned:
         self.intend(host, drain=None)
 
     def do_maintenance(self, switch: str, host: str) -> None:
-        self.intend(host, maintenance=switch == "on", reason="new board" if switch == "on" else "")
+        self.intend(host, maintenance=switch == "on", maintenance_reason="new board" if switch == "on" else "")
 
     def ask_to_stop(self) -> None:
         """What the leader does after placing."""

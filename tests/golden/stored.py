@@ -72,6 +72,7 @@ def _intent(intent: HostIntent) -> records_pb2.HostIntent:
         confirmed_by=intent.confirmed_by,
         confirmed_reason=intent.confirmed_reason,
         maintenance=intent.maintenance,
+        maintenance_reason=intent.maintenance_reason,
         uncordoned_s=intent.uncordoned_s,
         drain=None
         if drain is None

@@ -73,10 +73,11 @@ async def test_maintenance_takes_no_cordon_with_it() -> None:
         on = await api.host_intents.maintenance(
             scheduler_pb2.SetMaintenanceRequest(host="h1", on=True, reason="new fans", by="ann")
         )
-        assert (on.intent.maintenance, on.intent.reason) == (True, "new fans")
+        assert (on.intent.maintenance, on.intent.maintenance_reason) == (True, "new fans")
         await api.host_intents.cordon("h1", "fans", "ann")
         off = await api.host_intents.maintenance(scheduler_pb2.SetMaintenanceRequest(host="h1"))
-        assert (off.intent.maintenance, off.intent.cordoned, off.intent.reason) == (False, True, "fans")
+        assert (off.intent.maintenance, off.intent.maintenance_reason) == (False, "")
+        assert (off.intent.cordoned, off.intent.reason) == (True, "fans")
 
 
 @virtual_time

@@ -37,12 +37,12 @@ async def test_wishes_about_a_host() -> None:
         Pool(),
         intent(cordoned=True, by="bob", reason="loud"),
         intent(cordoned=True, by="bob", reason="loud", confirmed_dead_session=3),  # no other wish
-        intent(maintenance=True, by="bob"),
-        intent(by="bob"),
+        intent(maintenance=True, maintenance_by="cid", by="bob"),
+        intent(maintenance_by="dot", by="bob"),
     ) == [
         "host h1: OPEN -> CORDONED (bob: loud)",
-        "host h1: CORDONED -> MAINTENANCE (bob)",
-        "host h1: MAINTENANCE -> OPEN (bob)",
+        "host h1: CORDONED -> MAINTENANCE (cid)",
+        "host h1: MAINTENANCE -> OPEN (dot)",
     ]
 
 
