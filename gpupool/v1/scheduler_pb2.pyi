@@ -1276,7 +1276,10 @@ class Uncovered(_message.Message):
 
     DOMAIN_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     domain: _builtins.str
+    detail: _builtins.str
+    """for people, e.g. that the search was given up, so that there might be room after all"""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """that could not restart"""
@@ -1286,10 +1289,11 @@ class Uncovered(_message.Message):
         *,
         domain: _builtins.str = ...,
         jobs: _abc.Iterable[_builtins.str] | None = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "jobs", b"jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "domain", b"domain", "jobs", b"jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1365,6 +1369,7 @@ class PlannedRestart(_message.Message):
     UNITS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     AFTER_S_FIELD_NUMBER: _builtins.int
+    RESTARTABLE_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     name: _builtins.str
     """of the job"""
@@ -1375,7 +1380,9 @@ class PlannedRestart(_message.Message):
     reason: _builtins.str
     """why it could not restart, or not at once"""
     after_s: _builtins.float
-    """estimated seconds from the hosts' death to its placement; 0: unknown"""
+    """estimated seconds from the hosts' death to its VM's start; 0: unknown"""
+    restartable: _builtins.bool
+    """it has a restart left, so it is one that should find a place"""
     @_builtins.property
     def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """on `to`"""
@@ -1390,10 +1397,11 @@ class PlannedRestart(_message.Message):
         units: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
         after_s: _builtins.float = ...,
+        restartable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "allocation", b"allocation", "from", b"from", "job", b"job", "name", b"name", "reason", b"reason", "to", b"to", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_s", b"after_s", "allocation", b"allocation", "from", b"from", "job", b"job", "name", b"name", "reason", b"reason", "restartable", b"restartable", "to", b"to", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
