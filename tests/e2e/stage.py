@@ -1,0 +1,77 @@
+"""What happens behind the scenes of a runbook: the trouble that its reader is called to."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from gpupool.client.requests import finished
+from gpupool.v1 import records_pb2
+from tests.e2e.fleet import Fleet, job, until
+
+FOREVER = "echo up; while :; do sleep 1; done"
+
+
+class Stage:
+    """`names` are what the page calls by capitals, such as JOB, and what they stand for."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.names: dict[str, str] = {}
+        self._fleet = fleet
+
+    async def do(self, words: str) -> None:
+        """One line such as "runs job on h2". Raises AttributeError for a word that it does not know."""
+        name, *arguments = words.split()
+        act: Callable[..., Awaitable[None]] = getattr(self, f"do_{name.replace('-', '_')}")
+        await act(*arguments)
+
+    async def do_runs(self, name: str, host: str) -> None:
+        """A job of this name runs, on that host, until it is stopped."""
+        others = [other for other in self._fleet.hosts if other != host]
+        for other in others:
+            await self._fleet.client.cordon(other, "stage", by="stage")
+        spec = job(FOREVER, name=name)
+        self.names[name] = (await self._fleet.client.submit(spec)).id
+        await self._fleet.runs(self.names[name])
+        for other in others:
+            await self._fleet.client.uncordon(other, by="stage")
+
+    async def do_power_cut(self, *hosts: str) -> None:
+        """These hosts lose their power, at once."""
+        for host in hosts:
+            await self._fleet.hosts[host].power_cut()
+
+    async def do_power_on(self, *hosts: str) -> None:
+        """Somebody switches these hosts on."""
+        for host in hosts:
+            self._fleet.hosts[host].power_on()
+
+    async def do_reset_fails(self, host: str) -> None:
+        """The GPU of a host does not come back from its reset, from now on."""
+        for unit in await self._fleet.units(self._fleet.hosts[host]):
+            self._fleet.inject(self._fleet.hosts[host], unit, "reset-fails")
+            self.names["unit"] = unit
+
+    async def do_reset_works(self, host: str) -> None:
+        """It does again: somebody has reseated it."""
+        for unit in await self._fleet.units(self._fleet.hosts[host]):
+            self._fleet.inject(self._fleet.hosts[host], unit, None)
+
+    async def do_ends(self, name: str) -> None:
+        """A job is cancelled, and over."""
+        await self._fleet.client.cancel(self.names[name])
+        await self._fleet.ends(self.names[name])
+
+    async def do_quarantined(self, host: str) -> None:
+        """Wait until a unit of the host is quarantined."""
+
+        async def some() -> bool:
+            views = (await self._fleet.units(self._fleet.hosts[host])).values()
+            return any(view.state == records_pb2.UNIT_STATE_QUARANTINED for view in views)
+
+        await until(some)
+
+    async def do_calm(self) -> None:
+        """No job is left."""
+        left = [found.id async for found in self._fleet.client.list() if not finished(found)]
+        for job_id in left:
+            await self._fleet.client.cancel(job_id)

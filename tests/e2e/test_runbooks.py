@@ -1,0 +1,80 @@
+"""Each page of docs/runbooks, carried out on a real cluster in the trouble that it is about."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from gpupool.client import AsyncClient
+from gpupool.embedded.cluster import EmbeddedCluster
+from gpupool.store.etcd import EtcdStore
+from tests.e2e.fleet import Fleet
+from tests.e2e.runbook import PATIENCE_S, Shell, matches, perform, rewritten, steps
+from tests.e2e.stage import Stage
+
+pytestmark = [
+    pytest.mark.etcd,
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
+    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
+]
+
+SETTLED_S = 10.0  # when rewriting: nobody knows what a command should print in the end
+PAGES = Path(__file__).parents[2] / "docs" / "runbooks"
+TIMES = {"--ttl-s": "6", "--renew-s": "1.5", "--kill-margin-s": "1.5"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The cluster that a page needs."""
+
+    hosts: dict[str, str] = field(default_factory=lambda: dict.fromkeys(("h1", "h2"), "1xnvidia-a100-80gb"))
+    agent_options: dict[str, str] = field(default_factory=dict)
+
+
+SETTINGS = {"gpu-quarantined": Setting()}
+
+
+def test_every_page_is_carried_out() -> None:
+    assert {page.stem for page in PAGES.glob("*.md")} - {"README"} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+async def test_page(name: str, images: Path, short_folder: Path, request: pytest.FixtureRequest) -> None:
+    setting, file = SETTINGS[name], PAGES / f"{name}.md"
+    page = file.read_text()
+    cluster = EmbeddedCluster(
+        short_folder, images=images, hosts=setting.hosts, agent_options={**TIMES, **setting.agent_options}
+    )
+    rewrite = bool(request.config.getoption("--rewrite"))
+    patience_s = SETTLED_S if rewrite else PATIENCE_S
+    wrong: list[str] = []
+    outputs: dict[int, list[str]] = {}
+    try:
+        await cluster.start()
+        store = EtcdStore([cluster.etcd.endpoint])
+        async with AsyncClient(cluster.server, timeout_s=30) as client:
+            stage = Stage(Fleet(cluster, client, store))
+            shell = Shell({"GPUPOOL_SERVER": cluster.server, "XDG_RUNTIME_DIR": str(short_folder)})
+            for step in steps(page):
+                if step.stage:
+                    await stage.do(step.stage)
+                    continue
+                printed = outputs[step.line] = await perform(
+                    step, shell, stage.names, SETTLED_S if rewrite else PATIENCE_S
+                )
+                if not matches(step.expected, printed):
+                    wrong.append(f"{file}:{step.line}: $ {step.command}\n" + "\n".join(printed))
+        await store.close()
+    finally:
+        await asyncio.shield(cluster.stop())
+    if rewrite:
+        file.write_text(rewritten(page, outputs))
+    else:
+        assert not wrong, "\n".join(wrong)
