@@ -66,9 +66,7 @@ async def test_page(name: str, images: Path, short_folder: Path, request: pytest
                 if step.stage:
                     await stage.do(step.stage)
                     continue
-                printed = outputs[step.line] = await perform(
-                    step, shell, stage.names, SETTLED_S if rewrite else PATIENCE_S
-                )
+                printed = outputs[step.line] = await perform(step, shell, stage.names, patience_s)
                 if not matches(step.expected, printed):
                     wrong.append(f"{file}:{step.line}: $ {step.command}\n" + "\n".join(printed))
         await store.close()
