@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from gpupool.v1 import scheduler_pb2_grpc
 
 from . import deathwatch
 from .core.policy import Policy
+from .fencing import check
+from .fencing.config import PowerFileError, load_power
+from .fencing.port import FenceDevice
 from .jobs_api import JobsApi
 from .mirror import Mirror
 from .operations_api import OperationsApi
@@ -43,6 +47,7 @@ class Config:
     leader_ttl_s: int
     soft_guard_is_enough: bool
     announce: Path | None
+    power: Mapping[str, FenceDevice]
 
 
 EXAMPLES = """\b
@@ -65,10 +70,14 @@ Example:
 @click.option(
     "--announce", type=click.Path(path_type=Path), help="Write the API's address to this file once it serves."
 )
+@click.option("--power", type=click.Path(path_type=Path), help="What switches hosts off: a file, see docs/failover.md.")
+@click.option("--check-power", is_flag=True, help="Ask every device in the --power file for its state, and end.")
+@click.option("-o", "--output", default="table", type=click.Choice(["table", "json"]), help="Of --check-power.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.version_option(version("gpupool"), prog_name="gpupool-scheduler")
 def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int, soft_guard_is_enough: bool,
-         announce: Path | None, log_level: str) -> None:  # fmt: skip
+         announce: Path | None, power: Path | None, check_power: bool, output: str,
+         log_level: str) -> None:  # fmt: skip
     """Run a gpupool scheduler replica.
 
     Any number of replicas may run; one leads and decides, all answer the API. Each option can be given in the
@@ -77,12 +86,35 @@ def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
     )
-    config = Config(name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, soft_guard_is_enough, announce)
+    devices = _devices(power)
+    if check_power:
+        sys.exit(_check(devices, output))
+    config = Config(
+        name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, soft_guard_is_enough, announce, devices
+    )  # fmt: skip
     try:
         asyncio.run(serve(config))
     except (StoreError, OSError) as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(1)
+
+
+def _devices(power: Path | None) -> Mapping[str, FenceDevice]:
+    """What the file names; ends the program with every fault if there are any."""
+    try:
+        return load_power(power) if power is not None else {}
+    except PowerFileError as exc:
+        for violation in exc.violations:
+            click.echo(f"error: {violation}", err=True)
+        sys.exit(2)
+
+
+def _check(devices: Mapping[str, FenceDevice], output: str) -> int:
+    if not devices:
+        raise click.UsageError("--check-power needs the file that names the devices: --power FILE")
+    answers = asyncio.run(check.ask(devices))
+    click.echo(check.as_json(answers) if output == "json" else check.as_table(answers))
+    return check.exit_code(answers)
 
 
 async def serve(config: Config) -> None:
@@ -94,6 +126,7 @@ async def serve(config: Config) -> None:
     await startup.answers(store, config.etcd)
     mirror = Mirror(store, time.time)
     policy = Policy(soft_guard_is_enough=config.soft_guard_is_enough)
+    policy = replace(policy, powered=frozenset(config.power))
     jobs = JobsApi(store, mirror, policy=policy, wall=time.time, token=lambda: os.urandom(16))
     operations = OperationsApi(store, mirror, replica=config.name, version=version("gpupool"), wall=time.time)
     # Clients ping idle watches, to notice a frozen replica; gRPC's default takes that for abuse.
@@ -105,6 +138,7 @@ async def serve(config: Config) -> None:
     port = _bind(server, config.listen)
     address = config.advertise or f"{config.listen.rpartition(':')[0]}:{port}"
     replica = Replica(config.name, address, store, mirror, policy, time.time, config.leader_ttl_s, gone=deathwatch.gone)
+    replica.power = config.power
     running = asyncio.create_task(run_until(replica, stop))
     await asyncio.wait({running, asyncio.create_task(mirror.synced.wait())}, return_when=asyncio.FIRST_COMPLETED)
     await server.start()

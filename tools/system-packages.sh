@@ -16,6 +16,7 @@ need gcc gcc
 need mke2fs e2fsprogs
 need cpio cpio
 need openssl openssl
+need fence_redfish fence-agents  # for the tests of power fencing
 [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] || want="$want ovmf"  # firmware for guests that boot by UEFI
 ls /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so >/dev/null 2>&1 || want="$want libvirt-daemon-driver-qemu"
 pkg-config --exists libvirt 2>/dev/null || want="$want libvirt-dev"
