@@ -146,7 +146,7 @@ def _inflict(world: World, fault: Fault) -> Callable[[], None]:
             world.link(target).reset()
             return lambda: None
         case Kind.PARTITION:
-            impairment = Impairment(cut=True)
+            impairment = Impairment(cut_out=True, cut_in=True)
         case Kind.SLOW:
             impairment = Impairment(slow=amount)
         case Kind.REQUEST_LOSS:

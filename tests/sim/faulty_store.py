@@ -148,9 +148,9 @@ class FaultyStore:
             inner = self._inner.watch(prefix, after_revision=last)
             try:
                 async with aclosing(inner):
-                    while not self._link.partitioned and (batch := await self._next(inner, broken)) is not None:
+                    while not self._link.deaf and (batch := await self._next(inner, broken)) is not None:
                         await asyncio.sleep(self._link.delay_s())
-                        if broken.done():
+                        if broken.done() or self._link.deaf:
                             break
                         last = batch[-1].revision
                         out.put_nowait(batch)

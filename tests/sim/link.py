@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tests.sim.loop import VirtualLoop
 from tests.sim.nodes import Incarnation
@@ -18,11 +18,23 @@ from tests.sim.nodes import Incarnation
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Letter(Generic[T]):
+    """A request under way."""
+
+    server: Incarnation
+    request: Callable[[], Coroutine[Any, Any, T]]
+    reply: asyncio.Future[T]
+    lost: Callable[[str], Exception]
+    inbound: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Impairment:
     """Something wrong with a link, from `Link.impair` to `Link.mend`; the worst of those in force counts."""
 
-    cut: bool = False
+    cut_out: bool = False  # nothing that this node says gets through
+    cut_in: bool = False  # nothing that is said to it does
     request_loss: float = 0.0
     reply_loss: float = 0.0
     slow: float = 1.0
@@ -41,13 +53,18 @@ class Link:
 
     @property
     def partitioned(self) -> bool:
-        """Whether nothing gets through."""
-        return any(impairment.cut for impairment in self._impairments)
+        """Whether nothing gets through, in one direction at least: no connection can be made."""
+        return any(i.cut_out or i.cut_in for i in self._impairments)
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing that is said to this node gets through."""
+        return any(i.cut_in for i in self._impairments)
 
     def impair(self, impairment: Impairment) -> None:
         """Put `impairment` in force."""
         self._impairments.append(impairment)
-        if impairment.cut:
+        if impairment.cut_out and impairment.cut_in:
             self.reset()
 
     def mend(self, impairment: Impairment) -> None:
@@ -59,7 +76,7 @@ class Link:
 
     def partition(self) -> None:
         """Cut the link until `heal`."""
-        self.impair(Impairment(cut=True))
+        self.impair(Impairment(cut_out=True, cut_in=True))
 
     def heal(self) -> None:
         """End all impairments."""
@@ -72,7 +89,9 @@ class Link:
 
     def delay_s(self) -> float:
         """A latency for one way."""
-        return self._rng.uniform(*self.latency_s) * max([1.0, *(i.slow for i in self._impairments)])
+        low, high = self.latency_s
+        delay_s = low + (high - low) * self._rng.random()
+        return delay_s * max(1.0, self._worst("slow")) if self._impairments else delay_s
 
     def coin(self) -> bool:
         """True half of the time."""
@@ -96,8 +115,14 @@ class Link:
         waiters.add(future)
         return future
 
-    def _lost(self, chance: float) -> bool:
-        return self.partitioned or (chance > 0 and self._rng.random() < chance)
+    def _cut(self, *, out: bool) -> bool:
+        return any(i.cut_out if out else i.cut_in for i in self._impairments)
+
+    def _worst(self, loss: str) -> float:
+        return max((getattr(i, loss) for i in self._impairments), default=0.0)
+
+    def _lost(self, cut: bool, chance: float) -> bool:
+        return cut or (chance > 0 and self._rng.random() < chance)
 
     async def call(
         self,
@@ -106,49 +131,53 @@ class Link:
         *,
         timeout_s: float,
         lost: Callable[[str], Exception] = ConnectionError,
+        inbound: bool = False,
     ) -> T:
         """Run `request` as `server` and return or raise what it does.
 
         Raises `lost(reason)` when request or reply is lost (at once or at the timeout: a connection that breaks is
         noticed, a silent one is not), or when there is no answer in time. The request may have been carried out.
+        `inbound`: this is the link of the server, so the request comes in and the reply goes out.
         """
         reply: asyncio.Future[T] = self._loop.create_future()
         timer = self._loop.call_later(timeout_s, _refuse, reply, lost, f"no answer within {timeout_s} s")
-        self._loop.start(self._loop.world, self._carry(server, request, reply, lost), name="carry")
+        self._later(self._arrive, _Letter(server, request, reply, lost, inbound))
         try:
             return await reply
         finally:
             timer.cancel()
 
-    async def _carry(
-        self,
-        server: Incarnation,
-        request: Callable[[], Coroutine[Any, Any, T]],
-        reply: asyncio.Future[T],
-        lost: Callable[[str], Exception],
-    ) -> None:
-        await asyncio.sleep(self.delay_s())
-        if self._lost(max([0.0, *(i.request_loss for i in self._impairments)])) or not server.alive:
-            self._vanish(reply, lost)
+    def _later(self, step: Callable[..., None], *args: Any) -> None:
+        """Call `step` as the world, one way later: callbacks, since a task for each message costs twice the time."""
+        self._loop.call_at(self._loop.time() + self.delay_s(), step, *args, context=self._loop.world.shared)
+
+    def _arrive(self, letter: _Letter[T]) -> None:
+        if self._lost(self._cut(out=not letter.inbound), self._worst("request_loss")) or not letter.server.alive:
+            self._vanish(letter)
             return
-        task = self._loop.start(server, request(), name="request")
-        await asyncio.wait({task})  # for ever, if the server crashes: the caller has its timeout
+        # For ever, if the server crashes: the caller has its timeout.
+        task = self._loop.start(letter.server, letter.request(), name="request")
+        task.add_done_callback(lambda done: self._answered(letter, done), context=self._loop.world.shared)
+
+    def _answered(self, letter: _Letter[T], task: asyncio.Task[T]) -> None:
         error = None if task.cancelled() else task.exception()  # asked for even if lost: asyncio warns otherwise
-        if task.cancelled() or self._lost(max([0.0, *(i.reply_loss for i in self._impairments)])):
-            self._vanish(reply, lost)
-            return
-        await asyncio.sleep(self.delay_s())
-        if self.partitioned or reply.done():
+        if task.cancelled() or self._lost(self._cut(out=letter.inbound), self._worst("reply_loss")):
+            self._vanish(letter)
+        else:
+            self._later(self._deliver, letter, task, error)
+
+    def _deliver(self, letter: _Letter[T], task: asyncio.Task[T], error: BaseException | None) -> None:
+        if self._cut(out=letter.inbound) or letter.reply.done():
             return
         if error:
-            reply.set_exception(error)
+            letter.reply.set_exception(error)
         else:
-            reply.set_result(task.result())
+            letter.reply.set_result(task.result())
 
-    def _vanish(self, reply: asyncio.Future[T], lost: Callable[[str], Exception]) -> None:
+    def _vanish(self, letter: _Letter[Any]) -> None:
         # In a partition there is only silence; otherwise half of the losses are connections that visibly broke.
-        if not self.partitioned and self.coin():
-            _refuse(reply, lost, "the connection broke")
+        if not self._cut(out=True) and not self._cut(out=False) and self.coin():
+            _refuse(letter.reply, letter.lost, "the connection broke")
 
 
 def _refuse(reply: asyncio.Future[Any], lost: Callable[[str], Exception], reason: str) -> None:

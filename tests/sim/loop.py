@@ -134,6 +134,12 @@ class VirtualLoop(BaseEventLoop):
         return self._now
 
     def _run_once(self) -> None:
+        """As in asyncio, only that it goes on until somebody stops the loop: entering it anew for each step is slow."""
+        self._step()
+        while not self._stopping:
+            self._step()
+
+    def _step(self) -> None:
         if self._failure:
             raise self._failure
         if not self._ready and not self._stopping:
@@ -164,9 +170,11 @@ class VirtualLoop(BaseEventLoop):
 
     def _dispatch(self, handle: asyncio.Handle) -> None:
         owner = _owner(handle, self.world)
-        if handle.cancelled() or not owner.alive:
+        if handle._cancelled:
             return
-        if owner.state is State.PAUSED:
+        if owner.state is not State.RUNNING:
+            if owner.state is State.DEAD:
+                return
             (owner.overdue if isinstance(handle, asyncio.TimerHandle) else owner.held).append(handle)
             return
         try:
@@ -182,11 +190,12 @@ class VirtualLoop(BaseEventLoop):
 
     def _interleaved(self, batch: list[asyncio.Handle]) -> list[asyncio.Handle]:
         owners = [_owner(handle, self.world) for handle in batch]
+        if owners.count(owners[0]) == len(owners):
+            return batch
         queues: dict[Incarnation, deque[asyncio.Handle]] = {}
         for owner, handle in zip(owners, batch, strict=True):
             queues.setdefault(owner, deque()).append(handle)
-        if len(queues) > 1:
-            cast("Random", self._jitter).shuffle(owners)
+        cast("Random", self._jitter).shuffle(owners)
         return [queues[owner].popleft() for owner in owners]
 
     def _report(self) -> str:
@@ -261,7 +270,8 @@ class VirtualLoop(BaseEventLoop):
 
 
 def _owner(handle: asyncio.Handle, world: Incarnation) -> Incarnation:
-    return cast("Incarnation", handle._context.get(node_var, world))  # type: ignore[attr-defined]
+    owner: Incarnation = handle._context.get(node_var, world)  # type: ignore[attr-defined]
+    return owner
 
 
 def _settle(future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:

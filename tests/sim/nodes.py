@@ -40,6 +40,7 @@ class Incarnation:
         self.on_crash: dict[Callable[[], object], None] = {}  # what the outside does at the death: connections break
         self._context = contextvars.Context()
         self._context.run(node_var.set, self)
+        self.shared = self._context.copy()  # for callbacks that set no variable of their own
 
     def context(self) -> contextvars.Context:
         """A fresh context in which code belongs to this incarnation."""

@@ -92,7 +92,7 @@ class World(Processes):
             target = self.loop.incarnation(server)
             if target is None:
                 raise ConnectionError(f"{server} was never started")
-            return await self.link(server).call(target, request, timeout_s=timeout_s)
+            return await self.link(server).call(target, request, timeout_s=timeout_s, inbound=True)
 
         return await self.link(caller).call(self.loop.world, second_leg, timeout_s=timeout_s)
 
