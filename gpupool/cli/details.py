@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gpupool.v1 import inventory_pb2, records_pb2, scheduler_pb2
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from . import planned_views
 from .views import View, age, enum_name, labels, link, moment, page_size, reclaims, size, unit_state
 
 NODES = ("NODE", "CORES", "CPUS", "MEMORY", "DISTANCES", "HUGEPAGES")
@@ -21,24 +22,23 @@ Pairs = list[tuple[str, str]]
 
 def host_facts(host: scheduler_pb2.Host, now_s: float) -> Pairs:
     """What stands above the tables of a host."""
-    record, intent = host.record, host.intent
+    record = host.record
     state = enum_name(records_pb2.HostState, record.state)
     since = age(record.since_s, now_s)
-    fence = record.last_fence
     return [
         ("name", host.name),
         ("state", f"{state}, for {since}" if since else state),
-        ("cordoned", f"{intent.reason or 'no reason given'} ({intent.by or 'unknown'})" if intent.cordoned else ""),
+        *planned_views.planned(host, now_s),
         ("session", str(record.session or "")),
-        ("boot", record.boot_id),
-        ("guard", enum_name(records_pb2.GuardKind, record.guard).lower()),
+        ("boot", f"{record.boot_id}, first seen {moment(record.boot_s)}" if record.boot_s else record.boot_id),
+        ("guard", planned_views.guard(host)),
         ("address", host.session.address),
         ("version", host.session.version),
         ("units", f"{host.units_free} of {host.units_total} free"),
         ("vms", str(host.vms)),
         ("images", ", ".join(host.inventory.images)),
         ("labels", labels(host.inventory.labels)),
-        ("last fence", f"session {fence.session}, {moment(fence.fenced_s)}: {fence.detail}" if fence.session else ""),
+        ("last fence", planned_views.last_fence(record, enum_name(job_pb2.Evidence, record.last_fence.evidence))),
         *(("note", note) for note in host.inventory.notes),
     ]
 

@@ -1,4 +1,4 @@
-"""Commands about the loss of hosts: what one would do now, on a copy. `failover plan`, `failover simulate`."""
+"""Commands about the loss of hosts: what one would do now, on a copy, and what past ones did (`failover_report`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import click
 
 from gpupool.v1 import job_pb2, scheduler_pb2
 
+from .failover_report import report
 from .output import emit, examples, note, output_option, table
 from .settings import complete_host, connect, connection_options
 from .views import View, enum_name
@@ -93,4 +94,5 @@ def _after(seconds: float) -> str:
     return f"{seconds:.0f}s" if seconds else ""
 
 
+failover.add_command(report)
 COMMANDS = (failover,)

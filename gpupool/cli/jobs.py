@@ -107,7 +107,7 @@ def explain(job: str, output: str) -> None:
         return
     position = str(found.queue_position or "")
     facts = [("id", found.id), ("state", state_name(found.state)), ("summary", found.summary)]
-    pairs([*facts, ("queue position", position)])
+    pairs([*facts, ("waits for", _WAITS.get(found.wait, "")), ("queue position", position)])
     if found.reasons:
         click.echo()
         rows = [[str(count.hosts), _reason(count.reason)] for count in found.reasons]
@@ -115,6 +115,15 @@ def explain(job: str, output: str) -> None:
     if output == "wide" and found.hosts:
         click.echo()
         table(("HOST", "REASON", "DETAIL"), [[v.host, _reason(v.reason) or "fits", v.detail] for v in found.hosts])
+
+
+_WAITS = {
+    scheduler_pb2.JOB_WAIT_BACKOFF: "its next attempt's time",
+    scheduler_pb2.JOB_WAIT_HELD: "an operator: `gpupool release` lets it start again",
+    scheduler_pb2.JOB_WAIT_BRAKE: "the mass failure brake: see `gpupool brake`",
+    scheduler_pb2.JOB_WAIT_DISARMED: "`gpupool arm`: fencing is disarmed, and its host was lost",
+    scheduler_pb2.JOB_WAIT_AFTER: "a job that must run before it",
+}
 
 
 def _reason(reason: int) -> str:

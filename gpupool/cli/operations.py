@@ -11,7 +11,7 @@ from gpupool.client import Client
 from gpupool.errors import NotFound
 from gpupool.v1 import scheduler_pb2
 
-from . import details, views
+from . import details, host_views, planned_views, views
 from .output import emit, examples, note, output_option, pairs, table
 from .settings import complete_host, connect, connection_options, me
 
@@ -166,6 +166,7 @@ def status(output: str) -> None:
             ("answered by", f"{found.replica}, version {found.version}, revision {found.revision}"),
             ("hosts", f"{found.hosts_ready} of {found.hosts} ready"),
             ("units", f"{found.units_free} of {found.units} free"),
+            *planned_views.safety(found, time.time()),
             ("jobs", ", ".join(f"{found.jobs[state]} {state.lower()}" for state in sorted(found.jobs)) or "none"),
         ]
     )
@@ -182,7 +183,7 @@ def _show_hosts(found: list[scheduler_pb2.Host], output: str) -> None:
     if output in {"json", "yaml"}:
         emit(output, found)
     elif found:
-        table(*views.hosts(found, time.time(), wide=output == "wide"))
+        table(*host_views.hosts(found, time.time(), wide=output == "wide"))
     else:
         note("no hosts; does an agent run, and against the same etcd?")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,8 +13,6 @@ View = tuple[Sequence[str], list[list[str]]]
 
 JOBS = ("ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE")
 JOBS_WIDE = (*JOBS, "MODEL", "UNITS", "CPUS", "MEMORY", "PRIORITY", "EXIT")
-HOSTS = ("NAME", "STATE", "UNITS", "VMS", "SESSION", "AGE")
-HOSTS_WIDE = (*HOSTS, "BOOT", "GUARD", "ADDRESS", "PROBLEMS", "WARNINGS", "IMAGES", "LABELS")
 UNITS = ("HOST", "UNIT", "MODEL", "NUMA", "STATE", "ALLOCATION")
 UNITS_WIDE = (*UNITS, "MEMORY", "FUNCTIONS", "LINK", "RESETS", "RECLAIMS", "IDENTITY", "PROOF", "REASON")
 ATTEMPTS = ("ATTEMPT", "HOST", "UNITS", "STARTED", "RAN", "OUTCOME", "EXIT", "EVIDENCE", "MESSAGE")
@@ -118,6 +115,7 @@ def job_facts(job: job_pb2.Job, now_s: float) -> list[tuple[str, str]]:
         ("name", spec.name),
         ("state", state_name(status.state) + (", to be cancelled" if _ending(job) else "")),
         ("message", status.message),
+        ("held", f"{status.hold} (since {moment(status.held_s)}); `gpupool release {job.id}`" if status.hold else ""),
         ("exit code", exit_of(status)),
         ("submitted", f"{moment(status.submitted_s)} ({age(status.submitted_s, now_s)} ago)"),
         ("finished", moment(status.finished_s)),
@@ -174,32 +172,6 @@ def attempts(job: job_pb2.Job, now_s: float) -> View:
 def labels(found: Any) -> str:
     """Such as "a=1,b=2", by name."""
     return ",".join(f"{key}={found[key]}" for key in sorted(found))
-
-
-def hosts(found: Iterable[scheduler_pb2.Host], now_s: float, *, wide: bool = False) -> View:
-    """One row for each host."""
-    rows = [[*_host(host, now_s), *(_host_wide(host) if wide else ())] for host in found]
-    return HOSTS_WIDE if wide else HOSTS, rows
-
-
-def _host(host: scheduler_pb2.Host, now_s: float) -> list[str]:
-    state = enum_name(records_pb2.HostState, host.record.state)
-    return [
-        host.name,
-        f"{state},CORDONED" if host.intent.cordoned else state,
-        f"{host.units_free}/{host.units_total}",
-        str(host.vms),
-        str(host.record.session or ""),
-        age(host.record.since_s, now_s),
-    ]
-
-
-def _host_wide(host: scheduler_pb2.Host) -> list[str]:
-    guard = enum_name(records_pb2.GuardKind, host.record.guard).lower()
-    images = ",".join(host.inventory.images)
-    counts = Counter(found.level for found in host.inventory.findings)
-    bad = [str(counts[level]) for level in (inventory_pb2.FINDING_LEVEL_PROBLEM, inventory_pb2.FINDING_LEVEL_WARNING)]
-    return [host.record.boot_id[:8], guard, host.session.address, *bad, images, labels(host.inventory.labels)]
 
 
 def units(found: Iterable[scheduler_pb2.UnitView], *, wide: bool = False) -> View:

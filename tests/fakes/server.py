@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +39,7 @@ class FakeScheduler:
         self.scripts: dict[str, list[list[Any]]] = defaultdict(list)
         self.asked: list[Any] = []
         self.calls: Counter[str] = Counter()
+        self.looks: list[Callable[[], object]] = []  # what happens at each look at the hosts, one after the other
         self.doctor_s = 0.0
         self.record = records_pb2.ClusterRecord()
         self.intent = records_pb2.ClusterIntent()
@@ -201,6 +202,8 @@ class _Operations(scheduler_pb2_grpc.OperationsServiceServicer):
 
     async def ListHosts(self, request: Any, context: Any) -> Any:
         await self.fake.answer("ListHosts", request, context)
+        if self.fake.looks:
+            self.fake.looks.pop(0)()
         return scheduler_pb2.ListHostsResponse(hosts=self.fake.hosts)
 
     async def ListUnits(self, request: Any, context: Any) -> Any:
