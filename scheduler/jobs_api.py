@@ -220,6 +220,7 @@ class JobsApi:
                 for reason, count in found.counts
             ],
             hosts=[_verdict(host, refusal) for host, refusal in found.verdicts[:VERDICTS_MAX]],
+            wait=scheduler_pb2.JobWait.Value(f"JOB_WAIT_{found.wait.name if found.wait else 'UNSPECIFIED'}"),
         )
 
     # Cancelling and releasing

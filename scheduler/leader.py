@@ -153,7 +153,8 @@ class Leader:
                 self._specs[parsed[1][0]] = records_pb2.JobRecord.FromString(value).spec
 
     async def _sleep(self, now: float) -> None:
-        dues = (self.cluster.pending.next_due_s(), next_power_s(self.cluster, now))
+        brake_s = self.cluster.brake.until_s if self.cluster.brake and self.cluster.brake.until_s else None
+        dues = (self.cluster.pending.next_due_s(), next_power_s(self.cluster, now), brake_s)
         timeout_s = min((IDLE_S, *(max(0.0, due - now) for due in dues if due is not None)))
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -161,7 +162,7 @@ class Leader:
 
     def _log_transitions(self) -> None:
         for transition in self.cluster.take_log():
-            level = logging.INFO if transition.kind in ("host", "job") else logging.DEBUG
+            level = logging.DEBUG if transition.kind == "allocation" else logging.INFO
             _log.log(level, "%s", transition)
 
     def _act(self, now: float) -> None:
@@ -231,12 +232,13 @@ class Leader:
 
     def _host_groups(self, dirty: Dirty) -> list[_Group]:
         hosts = [self.cluster.hosts[name] for name in sorted(dirty.hosts)]
-        groups = [_Group([Put(keys.host(h.name), encode.host_record(h).SerializeToString())]) for h in hosts]
+        groups: list[_Group] = []
+        if dirty.cluster:  # first: whoever finds hosts lost on record must find the brake that this put on
+            groups.append(_Group([Put(keys.CLUSTER, encode.cluster_record(self.cluster).SerializeToString())]))
+        groups += [_Group([Put(keys.host(h.name), encode.host_record(h).SerializeToString())]) for h in hosts]
         for host, session in sorted(dirty.failovers):
             key, found = keys.failover(host, session), self.cluster.failovers.get((host, session))
             groups.append(_Group([Put(key, encode.failover(found).SerializeToString()) if found else Delete(key)]))
-        if dirty.cluster:
-            groups.append(_Group([Put(keys.CLUSTER, encode.cluster_record(self.cluster).SerializeToString())]))
         return groups
 
     def _batches(self, groups: list[_Group]) -> list[list[_Group]]:

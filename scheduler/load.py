@@ -64,6 +64,10 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
         if parsed is not None:
             by_kind[parsed[0]].append((parsed[1], kv))
     aside = _load_decisions(cluster, by_kind)
+    for ids, kv in by_kind[Kind.HOST_INTENT]:  # known before losses are judged: some are planned; told once more below
+        event = fact(kv.key, kv)
+        if isinstance(event, events.HostIntentChanged):
+            cluster.host(ids[0]).intent = event.intent
     for kind in _ORDER:
         for _, kv in by_kind[kind]:
             event = fact(kv.key, kv)

@@ -10,6 +10,7 @@ from .model import Cluster, Job
 from .power import told
 from .reasons import Reason, Refusal
 from .tables import HostState, JobState
+from .wait import JobWait, ignored, wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Explanation:
     position: int
     counts: tuple[tuple[Reason, int], ...]
     verdicts: tuple[tuple[str, Refusal | None], ...]
+    wait: JobWait | None = None  # what keeps the job itself
 
 
 def explain(cluster: Cluster, job: Job, now: float) -> Explanation:
@@ -28,19 +30,24 @@ def explain(cluster: Cluster, job: Job, now: float) -> Explanation:
         return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}{_lost(cluster, job, now)}", 0, (), ())
     verdicts = []
     for name in sorted(cluster.hosts):
-        outcome = fit(cluster.hosts[name], job.request)
+        outcome = fit(cluster.hosts[name], job.request, cluster.policy.starts_at_once)
         verdicts.append((name, outcome if isinstance(outcome, Refusal) else None))
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
-    summary = _summary(cluster, job, now, ranked, verdicts)
-    return Explanation(summary, cluster.pending.position(job.id), ranked, tuple(verdicts))
+    waits = wait(cluster, job, now)
+    summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts)
+    if waits and job.message and waits[0] is not JobWait.HELD:
+        summary += f" ({job.message})"
+    summary += ignored(cluster, job)
+    position = cluster.pending.position(job.id)
+    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None)
 
 
 def _lost(cluster: Cluster, job: Job, now: float) -> str:
     """What is known of the job's host, if it is lost; "": it is not."""
     allocation = cluster.allocations.get(job.allocation_id or "")
     host = cluster.hosts.get(allocation.host) if allocation is not None else None
-    if host is None or host.state is not HostState.FENCING:
+    if host is None or host.state not in (HostState.SUSPECT, HostState.FENCING):
         return ""
     power = told(cluster, host, now)
     doing = f"; power fencing: {power}" if power else ""
@@ -50,12 +57,9 @@ def _lost(cluster: Cluster, job: Job, now: float) -> str:
 def _summary(
     cluster: Cluster,
     job: Job,
-    now: float,
     counts: tuple[tuple[Reason, int], ...],
     verdicts: list[tuple[str, Refusal | None]],
 ) -> str:
-    if job.not_before_s > now:
-        return f"waits {job.not_before_s - now:.0f} s before its next attempt ({job.message})"
     if not verdicts:
         return "no host has ever joined"
     before = f" (attempt {job.attempt_count}: {job.message})" if job.attempts else ""

@@ -6,6 +6,7 @@ waiting is safe, guessing is a job that runs twice.
 
 from __future__ import annotations
 
+from . import brake, breaker, failovers, flap
 from .model import Cluster, Evidence, FenceRecord, GuardKind, Host, Outcome, SessionFact
 from .power import seen_off
 from .retry import end_attempt
@@ -21,24 +22,48 @@ def session_changed(cluster: Cluster, host: Host, fact: SessionFact | None, now:
         _adopt(cluster, host, fact, now)
         return
     over = fact is None or fact.session != host.session
-    if fact is not None and not over and (host.guard, host.simulated) != (fact.guard, fact.simulated):
-        host.guard, host.simulated = fact.guard, fact.simulated  # a guard that died proves nothing at the lease's end
+    if fact is not None and not over and (host.guard, host.simulated) != (fact.declared, fact.simulated):
+        host.guard, host.simulated = (
+            fact.declared,
+            fact.simulated,
+        )  # a guard that died proves nothing at the lease's end
         cluster.dirty.hosts.add(host.name)
         cluster.touch(host)
     if over and host.state in (HostState.JOINING, HostState.READY):
         why = "is gone" if fact is None else f"was followed by {fact.session}"
         cluster.change_host(host, HostEvent.SESSION_LOST, now, f"session {host.session} {why}")
+        if not brake.planned(host):
+            brake.host_lost(cluster, host, now)
+            flap.host_lost(cluster, host, now)
     advance(cluster, host, now)
 
 
+def intent_changed(cluster: Cluster, host: Host, now: float) -> None:
+    """What an operator wants of the host has changed."""
+    flap.intent_changed(cluster, host)
+    advance(cluster, host, now)
+
+
+def armed_changed(cluster: Cluster, now: float) -> None:
+    """Fencing was disarmed, or armed again: then what is still lost is dealt with as if it were lost now."""
+    cluster.requeue_lost()
+    brake.consider(cluster, now)
+    for name in sorted(cluster.hosts):
+        advance(cluster, cluster.hosts[name], now)
+
+
 def advance(cluster: Cluster, host: Host, now: float) -> None:
-    """Take a lost host as far as the evidence allows: SUSPECT -> FENCING -> FENCED -> JOINING."""
-    if host.state is HostState.SUSPECT:
+    """Take a lost host as far as the evidence allows: SUSPECT -> FENCING -> FENCED -> JOINING.
+
+    While fencing is disarmed, evidence at hand still counts, but none is sought: without it a host stays SUSPECT.
+    """
+    found = evidence(cluster, host) if host.state in (HostState.SUSPECT, HostState.FENCING) else None
+    if host.state is HostState.SUSPECT and (found is not None or not cluster.intent.disarmed):
+        lost_s = host.since_s
         cluster.change_host(host, HostEvent.FENCE, now, f"seeking evidence that session {host.session} is dead")
-    if host.state is HostState.FENCING:
-        found = evidence(cluster, host)
-        if found is not None:
-            _fenced(cluster, host, *found, now)
+        host.since_s = lost_s
+    if host.state is HostState.FENCING and found is not None:
+        _fenced(cluster, host, *found, now)
     if host.state is HostState.FENCED and host.fact is not None and host.fact.session != host.session:
         _adopt(cluster, host, host.fact, now)
 
@@ -56,28 +81,42 @@ def evidence(cluster: Cluster, host: Host) -> tuple[Evidence, str] | None:
         return Evidence.POWER_OFF, off
     if 0 < host.intent.confirmed_dead_session == host.session:
         return Evidence.OPERATOR, f"{host.intent.confirmed_by}: {host.intent.confirmed_reason}"
-    trusted = host.simulated or cluster.policy.soft_guard_is_enough
-    if host.fact is None and host.guard is GuardKind.SOFT and trusted:
-        return Evidence.LEASE_EXPIRED_GUARDED, "the lease ran out; a soft guard was armed to kill its VMs before that"
+    return _lease_ran_out(cluster, host) if host.fact is None else None
+
+
+def _lease_ran_out(cluster: Cluster, host: Host) -> tuple[Evidence, str] | None:
+    """What the end of a lease proves: no more than the guard that the session last declared can do."""
+    seen = "the lease ran out, and the session last declared"
+    if host.guard is GuardKind.HARDWARE:
+        return Evidence.LEASE_EXPIRED_WATCHDOG, f"{seen} a guard behind an armed hardware watchdog"
+    if host.guard is not GuardKind.SOFT:
+        return None
+    if cluster.policy.soft_guard_is_enough:
+        return Evidence.LEASE_EXPIRED_GUARDED, f"{seen} a soft guard, which the site takes for enough"
+    if host.simulated and host.name not in cluster.policy.powered:
+        return Evidence.LEASE_EXPIRED_GUARDED, f"{seen} a soft guard, which is enough for a simulated host"
     return None
 
 
 def _fenced(cluster: Cluster, host: Host, kind: Evidence, detail: str, now: float) -> None:
-    lost_s = host.since_s
     lost = tuple(sorted(host.allocations))
+    host.last_fence = FenceRecord(host.session, kind, detail, host.since_s, now, lost)
+    failovers.begin(cluster, host.name, host.last_fence)
     cluster.change_host(host, HostEvent.EVIDENCE, now, f"{kind.value}: {detail}")
     for allocation_id in lost:
         _lose(cluster, host, allocation_id, kind, now)
-    host.last_fence = FenceRecord(host.session, kind, detail, lost_s, now, lost)
 
 
 def _lose(cluster: Cluster, host: Host, allocation_id: str, kind: Evidence, now: float) -> None:
     allocation = cluster.allocations[allocation_id]
+    ran = allocation.state is not AllocationState.BOUND
     if allocation.state is not AllocationState.ENDED:
         cluster.change_allocation(allocation, AllocationEvent.HOST_FENCED, f"{host.name} is fenced")
     job = cluster.jobs.get(allocation.job)
     if job is not None and job.allocation_id == allocation.id:
         message = f"{host.name} lost its session {host.session}"
+        if ran:
+            breaker.host_died(cluster, job, host)
         end_attempt(cluster, job, Outcome.HOST_LOST, now, message=message, evidence=kind)
     cluster.release(allocation)
     cluster.dirty.deleted[allocation.id] = allocation
@@ -90,6 +129,6 @@ def _adopt(cluster: Cluster, host: Host, fact: SessionFact, now: float) -> None:
     if host.boot_id != fact.boot_id:
         host.boot_s = now
     host.session, host.boot_id = fact.session, fact.boot_id
-    host.guard, host.simulated = fact.guard, fact.simulated
+    host.guard, host.simulated = fact.declared, fact.simulated
     host.since_s = now
     cluster.dirty.hosts.add(host.name)

@@ -24,9 +24,12 @@ class Fit:
     gpu_memory_mib: int
 
 
-def fit(host: Host, request: Request) -> Fit | Refusal:
-    """A Fit, or the first reason against it. Deterministic: ties go to lower ids."""
-    refusal = _host_refusal(host, request)
+def fit(host: Host, request: Request, starts_at_once: int = 0) -> Fit | Refusal:
+    """A Fit, or the first reason against it. Deterministic: ties go to lower ids.
+
+    `starts_at_once`: no more VMs may be starting there; 0: any number.
+    """
+    refusal = _host_refusal(host, request, starts_at_once)
     if refusal is not None:
         return refusal
     free = _free_units(host, request)
@@ -41,15 +44,19 @@ def fit(host: Host, request: Request) -> Fit | Refusal:
     return failure or Refusal(Reason.TOO_FEW_UNITS, "it has no GPU")
 
 
-def _host_refusal(host: Host, request: Request) -> Refusal | None:
+def _host_refusal(host: Host, request: Request, starts_at_once: int) -> Refusal | None:
     if host.state is not HostState.READY or host.inventory is None:
         return Refusal(Reason.HOST_NOT_READY, f"it is {host.state.value}")
     if host.intent.cordoned:
         return Refusal(Reason.HOST_CORDONED, host.intent.reason or "cordoned")
+    if host.held_out:
+        return Refusal(Reason.HOST_HELD_OUT, host.held_out)
     if (drain := host.intent.drain) is not None:
         return Refusal(Reason.HOST_DRAINING, drain.reason or "draining")
     if host.intent.maintenance:
         return Refusal(Reason.HOST_IN_MAINTENANCE, host.intent.maintenance_reason or "in maintenance")
+    if 0 < starts_at_once <= len(host.starting):
+        return Refusal(Reason.HOST_STARTS_ENOUGH, f"{len(host.starting)} VMs are starting there, as many as may")
     if request.image not in host.inventory.images:
         return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
     return None

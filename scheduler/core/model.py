@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 
 from .hugepages import HugepagesFact, Pool
 from .policy import Policy
@@ -27,6 +28,7 @@ from .tables import (
 )
 
 ATTEMPTS_KEPT = 16  # the newest; the count goes on
+STARTING = frozenset({AllocationState.BOUND, AllocationState.PREPARING})
 
 
 class NumaPolicy(Enum):
@@ -143,6 +145,14 @@ class Job:
         return self.state in FINAL_JOB_STATES
 
     @property
+    def lost(self) -> bool:
+        """Whether its last VM that ran at all was lost with its host; tries that did not start since change nothing."""
+        for attempt in reversed(self.attempts):
+            if attempt.outcome is not Outcome.START_FAILED:
+                return attempt.outcome is Outcome.HOST_LOST
+        return False
+
+    @property
     def allocation_id(self) -> str | None:
         """The allocation of the attempt that is under way."""
         if self.state in (JobState.STARTING, JobState.RUNNING):
@@ -234,6 +244,11 @@ class SessionFact:
     nonce: str = ""
     unguarded: str = ""  # why no guard is declared
     ttl_s: int = 0
+
+    @property
+    def declared(self) -> GuardKind:
+        """The guard that stands for it; none if the agent gives a reason why there is none."""
+        return GuardKind.NONE if self.unguarded else self.guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +399,7 @@ class Host:
     held: dict[str, str] = field(default_factory=dict)  # unit -> allocation
     nodes: dict[int, Node] = field(default_factory=dict)
     allocations: set[str] = field(default_factory=set)
+    starting: set[str] = field(default_factory=set)  # those of them whose VM does not run yet
     version: int = 0  # grows with every change that placement can see
 
     def unfit(self, unit: UnitFact) -> str:
@@ -433,6 +449,8 @@ class Cluster:
     brake: Brake | None = None
     settled_s: float = 0.0  # when the last brake ended
     draining: set[str] = field(default_factory=set)  # hosts whose intent has a drain
+    named: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by name
+    ordered: set[str] = field(default_factory=set)  # jobs that wait to restart, and name others that go before them
     capacity_epoch: int = 0
     dirty: Dirty = field(default_factory=Dirty)
     log: list[Transition] = field(default_factory=list)
@@ -475,23 +493,65 @@ class Cluster:
         before = allocation.state
         allocation.state = next_state(ALLOCATION, before, event, f"allocation {allocation.id}")
         self.log.append(Transition("allocation", allocation.id, before.value, allocation.state.value, reason))
+        self._note_starting(self.host(allocation.host), allocation)
 
     def change_job(self, job: Job, event: JobEvent, now: float, reason: str) -> None:
         """Move `job` along its table, and into or out of the queue."""
         before, job.state = job.state, next_state(JOB, job.state, event, f"job {job.id}")
         job.message = reason
         if job.final:
-            job.finished_s = now
+            job.finished_s, job.hold = now, ""
         self.dirty.jobs.add(job.id)
         self.log.append(Transition("job", job.id, before.value, job.state.value, reason))
         self.enqueue(job)
 
     def enqueue(self, job: Job) -> None:
-        """Put a pending job into the queue, take any other out."""
-        if job.state is JobState.PENDING:
-            self.pending.add(job.id, job.request, (-job.priority, job.arrival, job.id), job.not_before_s)
-        else:
+        """Put a pending job into the queue, take any other out. What must not start now is in it, but not offered."""
+        self._index(job)
+        if job.state is not JobState.PENDING:
             self.pending.discard(job.id)
+            self.ordered.discard(job.id)
+            return
+        ordered = bool(job.after and job.attempts)
+        if ordered:
+            self.ordered.add(job.id)
+        self.queue(job, parked=ordered or self.held_up(job))
+
+    def queue(self, job: Job, *, parked: bool) -> None:
+        """What lost its host goes first, by its restart priority; then priority; then arrival."""
+        first = (0, -job.restart_priority) if job.lost else (1, 0)
+        key = (*first, -job.priority, job.arrival, job.id)
+        self.pending.add(job.id, job.request, key, inf if parked else job.not_before_s)
+
+    def held_up(self, job: Job) -> bool:
+        """Whether an operator or the brake keeps it from starting."""
+        return bool(job.hold) or (job.lost and (self.brake is not None or self.intent.disarmed))
+
+    def requeue_lost(self) -> None:
+        """What keeps jobs that lost their host from starting has changed."""
+        for job_id in sorted(self.pending):
+            if self.jobs[job_id].lost:
+                self.enqueue(self.jobs[job_id])
+
+    def _index(self, job: Job) -> None:
+        if not job.name:
+            return
+        if not job.final:
+            self.named.setdefault(job.name, set()).add(job.id)
+        elif job.name in self.named:
+            self.named[job.name].discard(job.id)
+            if not self.named[job.name]:
+                del self.named[job.name]
+
+    def _note_starting(self, host: Host, allocation: Allocation) -> None:
+        """Keep count of what starts on the host; a start that is over may let the next one in."""
+        if allocation.id in host.allocations and allocation.state in STARTING:
+            host.starting.add(allocation.id)
+        elif allocation.id in host.starting:
+            enough = 0 < self.policy.starts_at_once <= len(host.starting)
+            host.starting.discard(allocation.id)
+            if enough:
+                self.touch(host)
 
     def reserve(self, allocation: Allocation) -> None:
         """Take an allocation's resources."""
@@ -500,6 +560,7 @@ class Cluster:
         host.allocations.add(allocation.id)
         host.held.update(dict.fromkeys(allocation.units, allocation.id))
         host.version += 1
+        self._note_starting(host, allocation)
         self._account(host, allocation, taken=True)
 
     def release(self, allocation: Allocation) -> None:
@@ -507,6 +568,7 @@ class Cluster:
         host = self.host(allocation.host)
         del self.allocations[allocation.id]
         host.allocations.discard(allocation.id)
+        self._note_starting(host, allocation)
         for unit in allocation.units:
             if host.held.get(unit) == allocation.id:
                 del host.held[unit]

@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from operator import itemgetter
 
+from . import brake, failovers, order
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
+from .retry import crashed_on
 from .tables import HostState, JobEvent
 
 SHAPES_KEPT = 64  # rankings; the oldest goes
@@ -35,7 +37,7 @@ class _Ranking:
                 continue
             self.seen[name] = version
             self.fits.pop(name, None)
-            found = _fit(host, request) if version >= 0 else None
+            found = _fit(cluster, host, request) if version >= 0 else None
             if found is not None:
                 self.fits[name] = _rank(host, found), found
 
@@ -53,6 +55,8 @@ class Placer:
 
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
         """Place up to `limit` pending jobs; returns how many. The cluster then has their allocations, marked dirty."""
+        brake.look(cluster, now)
+        order.release(cluster)
         cluster.pending.due(now)
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
@@ -68,6 +72,7 @@ class Placer:
             placed += 1
             if placed >= limit:
                 break
+        failovers.look(cluster, now)
         return placed
 
     def takers(self, cluster: Cluster, request: Request) -> list[str]:
@@ -79,9 +84,9 @@ class Placer:
         fits = self._ranking(cluster, job.request).fits
         if not fits:
             return None
-        failed_on = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
-        if failed_on & fits.keys():
-            rank, found = min(fits.values(), key=lambda r: (r[0][3] in failed_on, r[0]))
+        shun, want = _hosts_by_history(job)
+        if (shun | want) & fits.keys():
+            rank, found = min(fits.values(), key=lambda r: (r[0][3] in shun, r[0][3] not in want, r[0]))
         else:
             rank, found = min(fits.values(), key=itemgetter(0))
         return cluster.hosts[rank[3]], found
@@ -96,6 +101,18 @@ class Placer:
         return ranking
 
 
+def _hosts_by_history(job: Job) -> tuple[set[str], set[str]]:
+    """Hosts that are the last choice for this job, and those that are the first.
+
+    A crash of the VM alone is tried once more where it was, with what is there already, and then elsewhere.
+    """
+    shun = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
+    crashed = crashed_on(job)
+    if len(crashed) > 1:
+        shun.update(crashed)
+    return shun, set(crashed) - shun
+
+
 def _placeable(cluster: Cluster, host: Host) -> bool:
     """Whether it is ready and its record committed. An allocation on record before the session that it is of would look
     to the next leader like one of the session before, and be given up as lost with it while its VM runs.
@@ -103,10 +120,10 @@ def _placeable(cluster: Cluster, host: Host) -> bool:
     return host.state is HostState.READY and host.name not in cluster.dirty.hosts
 
 
-def _fit(host: Host, request: Request) -> Fit | None:
+def _fit(cluster: Cluster, host: Host, request: Request) -> Fit | None:
     if request.gpus > len(host.units.keys() - host.held.keys()):
         return None  # a full host: told at a glance
-    found = fit(host, request)
+    found = fit(host, request, cluster.policy.starts_at_once)
     return found if isinstance(found, Fit) else None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .brake import nothing_lives
 from .events import PowerFenced
 from .model import Cluster, Host, PowerFencing
 from .tables import HostState
@@ -45,7 +46,9 @@ def withheld(cluster: Cluster) -> str:
     """Why nothing is switched off at all; "": it may be."""
     if cluster.intent.disarmed:
         return "fencing is disarmed"
-    return "the mass failure brake is on" if cluster.brake is not None else ""
+    if cluster.brake is not None:
+        return "the mass failure brake is on"
+    return "no host lives, so that the fault may be here" if nothing_lives(cluster) else ""
 
 
 def power_fenced(cluster: Cluster, host: Host, event: PowerFenced) -> None:

@@ -1,6 +1,7 @@
 """The pending queue: jobs in order, grouped by shape, so that a shape which does not fit is asked about once.
 
-Order is a total order of keys that end in the job's id. A job that must wait for a time is not offered before it.
+Order is a total order of keys that end in the job's id. A job that must wait for a time is not offered before it, and
+one that waits for something else (a time of infinity) not at all.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Generic, TypeVar
 
-Key = tuple[int, int, str]  # -priority, arrival, id
+Key = tuple[int, int, int, int, str]  # ends in the job's id
 Shape = TypeVar("Shape", bound=Hashable)
 
 
@@ -41,10 +43,17 @@ class PendingQueue(Generic[Shape]):
         """Queue `job`; it is offered from `not_before_s` (Unix time) on."""
         self.discard(job)
         self._entries[job] = _Entry(shape, key, not_before_s)
+        if not_before_s == inf:
+            return
         if not_before_s > 0:
             heapq.heappush(self._delayed, (not_before_s, job))
         else:
             insort(self._by_shape.setdefault(shape, []), key)
+
+    def parked(self, job: str) -> bool:
+        """Whether the job waits for something other than a time, or its turn."""
+        entry = self._entries.get(job)
+        return entry is not None and entry.not_before_s == inf
 
     def discard(self, job: str) -> None:
         """Take `job` out, if it is in."""
@@ -86,7 +95,7 @@ class PendingQueue(Generic[Shape]):
             key, index, n, shape = heapq.heappop(heads)
             if shape in skip:
                 continue
-            yield key[2], shape
+            yield key[-1], shape
             if index + 1 < len(lists[n]):
                 heapq.heappush(heads, (lists[n][index + 1], index + 1, n, shape))
 

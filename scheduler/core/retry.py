@@ -1,25 +1,59 @@
 """What becomes of a job when one of its attempts has ended: an end, or another attempt, and when.
 
 A command that exits by itself has had its run, whatever the code. A lost host or a crashed VM costs a restart, a VM
-that did not start costs a start failure; each has its own bound.
+that did not start costs a start failure; each has its own bound. Delays grow, and are spread by a hash of the job and
+its count, so that what failed together does not come back together.
 """
 
 from __future__ import annotations
 
-from .model import ATTEMPTS_KEPT, Cluster, Evidence, Job, Outcome
-from .tables import JobEvent
+from hashlib import sha256
+
+from . import breaker
+from .model import ATTEMPTS_KEPT, Allocation, Cluster, Evidence, Job, Outcome
+from .tables import JobEvent, JobState
 
 BACKOFF_MAX_S = 300.0
+SAME_HOST_S = 30.0  # how long a job whose VM crashed waits for its own units to be clean
 
 
-def restart_delay_s(restarts: int) -> float:
-    """Seconds before restart number `restarts`: the first at once (the job has lost enough), then 2, 4, 8 .. 300."""
-    return 0.0 if restarts <= 1 else min(2.0 ** (restarts - 1), BACKOFF_MAX_S)
+def restart_delay_s(job: Job) -> float:
+    """Seconds before its restart: the first at once (it has lost enough), then up to 2, 4, 8 .. 300, at least half."""
+    return 0.0 if job.restarts <= 1 else _spread(2.0 ** min(job.restarts - 1, 30), f"{job.id} restart {job.restarts}")
 
 
-def start_retry_delay_s(failures: int) -> float:
-    """Seconds before the next try after `failures` start failures in a row: 1, 2, 4 .. 300."""
-    return min(2.0 ** (failures - 1), BACKOFF_MAX_S)
+def start_retry_delay_s(job: Job) -> float:
+    """Seconds before the next try after start failures in a row: up to 1, 2, 4 .. 300, at least half."""
+    return _spread(2.0 ** min(job.start_failures - 1, 30), f"{job.id} start {job.start_failures}")
+
+
+def _spread(delay_s: float, what: str) -> float:
+    """Between half and all of `delay_s`, cut at the maximum, as `what` says."""
+    part = int.from_bytes(sha256(what.encode()).digest()[:4], "big") / 2**32
+    return min(delay_s, BACKOFF_MAX_S) * (0.5 + 0.5 * part)
+
+
+def crashed_on(job: Job) -> list[str]:
+    """Hosts of the last attempts, newest first, as long as each was a crash of the VM alone."""
+    hosts = []
+    for attempt in reversed(job.attempts):
+        if attempt.outcome is not Outcome.CRASHED:
+            break
+        hosts.append(attempt.host)
+    return hosts
+
+
+def units_clean(cluster: Cluster, allocation: Allocation) -> None:
+    """An ended allocation is released: whoever waited to start again on the same units need wait no longer for that."""
+    job = cluster.jobs.get(allocation.job)
+    waits = job is not None and job.state is JobState.PENDING and job.attempts[-1:] and len(crashed_on(job)) == 1
+    if job is None or not waits or job.attempts[-1].number != allocation.attempt:
+        return
+    due_s = job.attempts[-1].ended_s + restart_delay_s(job)
+    if due_s < job.not_before_s:
+        job.not_before_s = due_s
+        cluster.dirty.jobs.add(job.id)
+        cluster.enqueue(job)
 
 
 def end_attempt(
@@ -41,6 +75,8 @@ def end_attempt(
     move = outcome is Outcome.STOPPED and bool(moved)
     if outcome is not Outcome.START_FAILED and not move:
         job.start_failures = 0
+    if outcome not in (Outcome.START_FAILED, Outcome.HOST_LOST):
+        job.host_deaths = 0
     if outcome is Outcome.EXITED and exit_code is not None:
         job.exit_code = exit_code
         event = JobEvent.EXITED_OK if exit_code == 0 else JobEvent.EXITED_BAD
@@ -61,7 +97,7 @@ def _start_failed(cluster: Cluster, job: Job, now: float, message: str) -> None:
         reason = f"did not start in {job.start_failures} tries: {message}"
         cluster.change_job(job, JobEvent.GIVEN_UP, now, reason)
         return
-    job.not_before_s = now + start_retry_delay_s(job.start_failures)
+    job.not_before_s = now + start_retry_delay_s(job)
     cluster.change_job(job, JobEvent.ATTEMPT_FAILED, now, f"did not start: {message}")
 
 
@@ -70,6 +106,10 @@ def _restart(cluster: Cluster, job: Job, now: float, reason: str) -> None:
         cluster.change_job(job, JobEvent.GIVEN_UP, now, f"no restarts left ({job.max_restarts}): {reason}")
         return
     job.restarts += 1
-    delay_s = restart_delay_s(job.restarts)
+    delay_s = restart_delay_s(job)
+    if len(crashed_on(job)) == 1:
+        delay_s = max(delay_s, SAME_HOST_S)
+        reason += f"; waits for its units on {job.attempts[-1].host}, at most {delay_s:.0f} s"
+    breaker.judge(job, now)
     job.not_before_s = now + delay_s if delay_s else 0.0
     cluster.change_job(job, JobEvent.ATTEMPT_FAILED, now, reason)

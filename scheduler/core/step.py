@@ -21,12 +21,12 @@ from .events import (
     UnitReported,
     VmReported,
 )
-from .fence import advance, session_changed
+from .fence import advance, armed_changed, intent_changed, session_changed
 from .hugepages import MAY_HAVE_PAGES, pool_of
 from .model import Allocation, Cluster, Host, InventoryFact, Job, Node, Outcome, UnitFact, UnitState
 from .power import power_fenced
-from .retry import end_attempt
-from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState
+from .retry import end_attempt, units_clean
+from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState, Transition
 
 WARNINGS_KEPT = 16  # of one attempt, the newest
 
@@ -48,7 +48,7 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
         case JobCancelRequested():
             _cancel_requested(cluster, event, now)
         case ClusterIntentChanged():
-            cluster.intent = event.intent
+            _cluster_intent_changed(cluster, event, now)
         case JobIntentChanged():
             _released(cluster, event)
         case PowerFenced():
@@ -61,8 +61,19 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
             host.intent = event.intent
             (cluster.draining.discard if event.intent.drain is None else cluster.draining.add)(host.name)
             cluster.touch(host)
-            advance(cluster, host, now)
+            intent_changed(cluster, host, now)
             _inventory_ready(cluster, host, now)
+
+
+def _cluster_intent_changed(cluster: Cluster, event: ClusterIntentChanged, now: float) -> None:
+    before, cluster.intent = cluster.intent, event.intent
+    if before.disarmed == event.intent.disarmed:
+        return
+    words = ("disarmed", "armed") if before.disarmed else ("armed", "disarmed")
+    cluster.log.append(Transition("cluster", "fencing", *words, f"{event.intent.by}: {event.intent.reason}"))
+    armed_changed(cluster, now)
+    for name in sorted(cluster.hosts):
+        _inventory_ready(cluster, cluster.hosts[name], now)
 
 
 def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None, now: float) -> None:
@@ -174,6 +185,7 @@ def _release_if_clean(cluster: Cluster, host: Host, allocation: Allocation) -> N
             return
     cluster.release(allocation)
     cluster.dirty.deleted[allocation.id] = allocation
+    units_clean(cluster, allocation)
 
 
 def _job_submitted(cluster: Cluster, event: JobSubmitted, now: float) -> None:

@@ -31,7 +31,7 @@ def todo(cluster: Cluster, now: float) -> list[Effect]:
     owed: list[Effect] = []
     for name in sorted(cluster.hosts):
         host = cluster.hosts[name]
-        if host.state is HostState.FENCING and not under_way(cluster, host):
+        if host.state in (HostState.SUSPECT, HostState.FENCING) and not under_way(cluster, host):
             jobs = tuple(sorted({cluster.allocations[a].job for a in host.allocations}))
             owed.append(EvidenceWanted(name, host.session, host.since_s, jobs, told(cluster, host, now)))
     return [*owed, *power_owed(cluster, now)]

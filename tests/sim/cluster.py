@@ -17,7 +17,7 @@ from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
 from gpupool.store.port import StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.core.policy import Policy
+from scheduler.core.policy import BrakePolicy, FlapPolicy, Policy
 from scheduler.intents import ApiError
 from scheduler.jobs_api import JobsApi
 from scheduler.mirror import Mirror
@@ -34,6 +34,9 @@ M = TypeVar("M", bound=Message)
 FAULTS_S, SETTLE_S, END_S = 240.0, 40.0, 4240.0
 FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 REPLICAS = ("s1", "s2")
+
+# There is no operator here yet, so what only an operator can end is off, and a brake ends within the time to settle.
+POLICY = Policy(brake=BrakePolicy(cooldown_s=30.0), flap=FlapPolicy(losses=0))
 
 # A frozen machine outlives its deadline and runs on for an instant when it thaws: only a hardware watchdog helps
 # against that, and simulated hosts have none (ARCHITECTURE.md, "What a soft guard cannot do").
@@ -83,8 +86,8 @@ class Cluster:
         store = self.world.store(name)
         mirror = Mirror(store, self.wall)
         token = self.world.rng(f"token {name} {self.world.loop.time()}")
-        self.apis[name] = JobsApi(store, mirror, policy=Policy(), wall=self.wall, token=partial(token.randbytes, 16))
-        await Replica(name, name, store, mirror, Policy(), self.wall).run()
+        self.apis[name] = JobsApi(store, mirror, policy=POLICY, wall=self.wall, token=partial(token.randbytes, 16))
+        await Replica(name, name, store, mirror, POLICY, self.wall).run()
 
     def wall(self) -> float:
         return WALL_EPOCH_S + self.world.loop.time()
@@ -118,6 +121,7 @@ class Cluster:
         spec = job_pb2.JobSpec(
             name=key, image="img", command=["x"], cpus=rng.randint(1, 4), memory_mib=1024, stop_grace_s=5,
             gpus=job_pb2.GpuRequest(count=1, model=MODEL), priority=rng.randint(0, 2),
+            restart=job_pb2.RestartPolicy(max_host_deaths=0),
         )  # fmt: skip
         request = scheduler_pb2.SubmitRequest(spec=spec, idempotency_key=key, allow_unavailable=True)
         answer = await self._insist(lambda api: api.submit(request))

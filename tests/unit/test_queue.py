@@ -23,7 +23,7 @@ class Naive:
     """What the queue must amount to: job -> shape, key, the time before which it waits."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, tuple[str, tuple[int, int, str], float]] = {}
+        self.jobs: dict[str, tuple[str, tuple[int, int, int, int, str], float]] = {}
 
     def offers(self, skip: set[str]) -> list[str]:
         ready = [(key, job) for job, (shape, key, at) in self.jobs.items() if not at and shape not in skip]
@@ -40,7 +40,7 @@ def test_against_a_sorted_list(actions: list[tuple[str, ...]], skip: set[str]) -
     for arrival, (what, *rest) in enumerate(actions):
         if what == "add":
             job, shape, priority, at = rest
-            key = (-int(priority), arrival, job)
+            key = (0, 0, -int(priority), arrival, job)
             queue.add(job, shape, key, float(at))
             naive.jobs[job] = (shape, key, float(at))
         elif what == "discard":
@@ -59,7 +59,7 @@ def test_against_a_sorted_list(actions: list[tuple[str, ...]], skip: set[str]) -
 def test_offers_while_the_caller_takes_jobs_out_and_learns() -> None:
     queue: PendingQueue[str] = PendingQueue()
     for n, shape in enumerate(["a", "b", "a", "b", "a"]):
-        queue.add(f"j{n}", shape, (0, n, f"j{n}"))
+        queue.add(f"j{n}", shape, (0, 0, 0, n, f"j{n}"))
     skip: set[str] = set()
     offered = []
     for job, shape in queue.offers(skip):

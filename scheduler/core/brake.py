@@ -1,0 +1,105 @@
+"""The mass failure brake: too much lost at once is hardly the hosts' own fault, and haste makes it worse.
+
+While it is on, nothing that was lost is restarted and nothing is switched off. Knowledge goes on: evidence is taken,
+hosts come back. New jobs are placed on healthy hosts; what the lost ones will need is kept free for them only by the
+site's reservation. It is a state of its own, kept on record: it ends by time or by an operator, never because a leader
+died.
+
+What a new leader finds lost counts as lost together, at that moment. Nobody saw when it happened, and a power cut that
+also hit the scheduler looks just like that. Losses on record are not counted anew.
+"""
+
+from __future__ import annotations
+
+from .model import Brake, Cluster, Host
+from .tables import HostState, Transition
+
+ALIVE = frozenset({HostState.JOINING, HostState.READY})
+_UNPROVEN = frozenset({HostState.SUSPECT, HostState.FENCING})
+LOSSES_KEPT = 16  # times, of one host
+
+
+def planned(host: Host) -> bool:
+    """Whether an operator works on it, so that its loss surprises nobody."""
+    return host.intent.maintenance or host.intent.drain is not None
+
+
+def host_lost(cluster: Cluster, host: Host, now: float) -> None:
+    """A host has lost its session, and perhaps it is one too many."""
+    host.lost_s = (*host.lost_s, now)[-LOSSES_KEPT:]
+    consider(cluster, now)
+
+
+def consider(cluster: Cluster, now: float) -> None:
+    """Put the brake on, or keep it on for longer, if too much is lost. Call it when something was lost."""
+    if cluster.intent.disarmed:
+        return  # nothing is restarted anyway, and losses are to be expected; they are weighed when it is armed again
+    policy = cluster.policy.brake
+    lost = [host.name for host in cluster.hosts.values() if now - policy.window_s <= _lost_s(cluster, host)]
+    if cluster.brake is None and not (why := _too_much(cluster, sorted(lost))):
+        return
+    until_s = now + policy.cooldown_s if policy.cooldown_s else 0.0
+    if cluster.brake is None:
+        cluster.brake = Brake(now, until_s, why, tuple(sorted(lost)))
+        cluster.log.append(Transition("cluster", "brake", "off", "on", why))
+        cluster.requeue_lost()
+    else:
+        hosts = tuple(sorted({*cluster.brake.hosts, *lost}))
+        cluster.brake = Brake(cluster.brake.since_s, until_s, cluster.brake.reason, hosts)
+    cluster.dirty.cluster = True
+
+
+def look(cluster: Cluster, now: float) -> None:
+    """End the brake if its time has come, or an operator said so."""
+    brake = cluster.brake
+    if brake is None:
+        return
+    if cluster.intent.brake_released_s >= brake.since_s:
+        _end(cluster, now, f"{cluster.intent.brake_by}: {cluster.intent.brake_reason}")
+    elif 0 < brake.until_s <= now:
+        _end(cluster, now, f"no other host was lost for {cluster.policy.brake.cooldown_s:.0f} s")
+
+
+def nothing_lives(cluster: Cluster) -> bool:
+    """Whether every host is lost: then the fault is probably here, and nothing is done to anybody."""
+    return not any(host.state in ALIVE for host in cluster.hosts.values())
+
+
+def in_words(brake: Brake, now: float) -> str:
+    """What keeps jobs waiting, and for how long."""
+    ends = f"it ends in {brake.until_s - now:.0f} s if no other host is lost, or" if brake.until_s else "it ends"
+    return f"the mass failure brake is on, as {brake.reason}; {ends} when an operator releases it"
+
+
+def _end(cluster: Cluster, now: float, why: str) -> None:
+    cluster.brake, cluster.settled_s = None, now
+    cluster.dirty.cluster = True
+    cluster.log.append(Transition("cluster", "brake", "on", "off", why))
+    cluster.requeue_lost()
+
+
+def _lost_s(cluster: Cluster, host: Host) -> float:
+    """When the host was lost, as far as the brake minds; -1: it was not, or that is settled.
+
+    Losses of a time of disarmament count only for hosts that are still away when it ends, as of then.
+    """
+    if not host.lost_s:
+        return -1.0
+    last_s, armed_s = host.lost_s[-1], cluster.intent.at_s
+    if host.state in _UNPROVEN:
+        last_s = max(last_s, armed_s)
+    elif host.state in ALIVE and last_s < armed_s:
+        return -1.0
+    return last_s if last_s > cluster.settled_s else -1.0
+
+
+def _too_much(cluster: Cluster, lost: list[str]) -> str:
+    """Why the loss of these hosts within the window is too much; "": it is not."""
+    policy = cluster.policy.brake
+    alive = {host.name for host in cluster.hosts.values() if host.state in ALIVE}
+    known = len(alive.union(lost))
+    found = f"{len(lost)} of {known} hosts were lost within {policy.window_s:.0f} s"
+    by_number = 0 < policy.hosts <= len(lost)
+    by_share = policy.share > 0 and len(lost) >= max(policy.at_least, policy.share * known)
+    everything = not alive and len(lost) > 1
+    return found if by_number or by_share or everything else ""

@@ -1,0 +1,52 @@
+"""What keeps a job itself from being placed, whatever hosts there are."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from .brake import in_words
+from .model import Cluster, Job
+from .order import awaited, passed_over
+from .tables import JobState
+
+SHOWN = 3  # names of others, in a sentence
+
+
+class JobWait(Enum):
+    """Mirrors gpupool.v1.JobWait by name."""
+
+    BACKOFF = 1
+    HELD = 2
+    BRAKE = 3
+    DISARMED = 4
+    AFTER = 5
+
+
+def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
+    """The first thing that keeps it, and the wording; None: it may start as soon as a host takes it."""
+    if job.state is not JobState.PENDING:
+        return None
+    if job.hold:
+        return JobWait.HELD, f"is held until an operator releases it: {job.hold}"
+    if job.lost and cluster.intent.disarmed:
+        why = f"{cluster.intent.by}: {cluster.intent.reason}"
+        return JobWait.DISARMED, f"lost its host, and is not restarted while fencing is disarmed ({why})"
+    if job.lost and cluster.brake is not None:
+        return JobWait.BRAKE, f"lost its host, and {in_words(cluster.brake, now)}"
+    if others := awaited(cluster, job):
+        return JobWait.AFTER, f"restarts after {_names(others)}, which must run first"
+    if job.not_before_s > now:
+        return JobWait.BACKOFF, f"waits {job.not_before_s - now:.0f} s before its next attempt"
+    return None
+
+
+def ignored(cluster: Cluster, job: Job) -> str:
+    """What is said of jobs that it shall wait for, but that wait for it; "": there are none."""
+    others = passed_over(cluster, job)
+    return f"; it does not wait for {_names(others)}, which would wait for it" if others else ""
+
+
+def _names(jobs: list[Job]) -> str:
+    shown = [f"{job.name} ({job.id}, {job.state.value})" for job in jobs[:SHOWN]]
+    more = [f"{len(jobs) - SHOWN} others"] if len(jobs) > SHOWN else []
+    return ", ".join(shown + more)
