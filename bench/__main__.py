@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from . import failover, footprint, inventory, leader, start, store_commit, submit
+from . import failover, footprint, inventory, leader, replace, start, store_commit, submit
 from .row import Row, as_json, print_table
 
 BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "footprint": footprint.run,
     "failover": failover.run,
     "leader": leader.run,
+    "replace": replace.run,
     "inventory": inventory.run,
     "start": start.run,
 }

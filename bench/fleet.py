@@ -36,10 +36,10 @@ def unit_id(number: int) -> str:
     return f"0000:{0x21 + number:02x}:00.0"
 
 
-async def write_fleet(store: Store, hosts: int) -> None:
-    """READY hosts h0000.. with free units, for as long as one lease lasts."""
+async def write_fleet(store: Store, hosts: int, first: int = 0) -> int:
+    """READY hosts h0000.. (or from `first` on) with free units, for as long as one lease lasts, which is returned."""
     lease = await store.grant(LEASE_S)
-    for number in range(hosts):
+    for number in range(first, first + hosts):
         name = f"h{number:04}"
         record = records_pb2.Session(
             boot_id=f"boot-{name}", address=f"{name}:50251", ttl_s=LEASE_S, guard=records_pb2.GUARD_KIND_SOFT,
@@ -50,3 +50,4 @@ async def write_fleet(store: Store, hosts: int) -> None:
         ops: list[Op] = [Put(keys.inventory(name), inventory(session).SerializeToString())]
         ops += [Put(keys.unit(name, unit_id(n)), report.SerializeToString()) for n in range(UNITS)]
         await store.commit([], ops)
+    return lease
