@@ -8,7 +8,7 @@ SEEDS ?= 300
 FUZZ_S ?= 180
 ARGS ?= --help
 
-.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench soak fuzz proto lock rewrite clean
+.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench chaos soak fuzz proto lock rewrite clean
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
@@ -69,6 +69,9 @@ lab: setup      ## the VFIO lab: two emulated GPU hosts with real passthrough; C
 
 lab-test: setup ## the tests on the VFIO lab
 	@$(BIN)/pytest -p no:randomly -s -v -m lab tests/lab
+
+chaos: setup    ## three etcd members, two schedulers, three hosts with VMs, broken at random (root; CHAOS_S=900, CHAOS_SEED)
+	@$(BIN)/pytest -p no:randomly -s -v -m chaos tests/chaos
 
 soak: $(READY)  ## the simulation for many seeds (SEEDS=5000)
 	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest tests/sim

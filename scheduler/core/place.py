@@ -8,6 +8,7 @@ hosts stay free for large jobs), then the name.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import itemgetter
 
@@ -28,10 +29,12 @@ class _Ranking:
 
     seen: dict[str, int] = field(default_factory=dict)
     fits: dict[str, tuple[Rank, Fit]] = field(default_factory=dict)
+    turn: tuple[int, int] = (-1, 0)  # of the placer: which turn this is fresh for, and up to which of its placements
 
-    def refresh(self, cluster: Cluster, request: Request) -> None:
-        """Ask the hosts that have changed since the last time."""
-        for name, host in cluster.hosts.items():
+    def refresh(self, cluster: Cluster, request: Request, names: Iterable[str]) -> None:
+        """Ask those of these hosts that have changed since the last time."""
+        for name in names:
+            host = cluster.hosts[name]
             version = host.version if _placeable(cluster, host) else -1
             if self.seen.get(name) == version:
                 continue
@@ -52,6 +55,8 @@ class Placer:
     epoch: int = -1
     hopeless: set[Request] = field(default_factory=set)
     rankings: dict[Request, _Ranking] = field(default_factory=dict)
+    turn: int = 0
+    taken: list[str] = field(default_factory=list)  # the host of each placement in this turn, which changes no other
 
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
         """Place up to `limit` pending jobs; returns how many. The cluster then has their allocations, marked dirty."""
@@ -61,6 +66,7 @@ class Placer:
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
+        self._next_turn()
         placed = 0
         for job_id, request in cluster.pending.offers(self.hopeless):
             job = cluster.jobs[job_id]
@@ -69,14 +75,21 @@ class Placer:
                 self.hopeless.add(request)
                 continue
             _bind(cluster, job, *best, now)
+            self.taken.append(best[0].name)
             placed += 1
             if placed >= limit:
                 break
         failovers.look(cluster, now)
         return placed
 
+    def _next_turn(self) -> None:
+        """Whatever a host may have gone through meanwhile: it is asked anew."""
+        self.turn += 1
+        self.taken.clear()
+
     def takers(self, cluster: Cluster, request: Request) -> list[str]:
         """The hosts that have room for the shape now, the best first."""
+        self._next_turn()
         return [rank[3] for rank, _ in sorted(self._ranking(cluster, request).fits.values(), key=itemgetter(0))]
 
     def _best_host(self, cluster: Cluster, job: Job) -> tuple[Host, Fit] | None:
@@ -97,7 +110,10 @@ class Placer:
             if len(self.rankings) >= SHAPES_KEPT:
                 del self.rankings[next(iter(self.rankings))]
             ranking = self.rankings[request] = _Ranking()
-        ranking.refresh(cluster, request)
+        turn, seen = ranking.turn
+        # With a thousand jobs in a turn, all hosts are asked once, and then only those that took one.
+        ranking.refresh(cluster, request, self.taken[seen:] if turn == self.turn else cluster.hosts)
+        ranking.turn = self.turn, len(self.taken)
         return ranking
 
 
