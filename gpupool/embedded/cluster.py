@@ -71,7 +71,8 @@ class SimulatedHost:
 class EmbeddedCluster:
     """See the module docstring. `hosts` maps names to GPUs, e.g. {"h1": "4xnvidia-a100-80gb"}.
 
-    `folder` should have a short path (UNIX sockets live in it). `agent_options` are passed on to every agent.
+    `folder` should have a short path (UNIX sockets live in it). `agent_options` are passed on to every agent,
+    `host_options` to that of one host, `scheduler_options` to every replica.
     """
 
     def __init__(
@@ -83,12 +84,16 @@ class EmbeddedCluster:
         replicas: int = 2,
         port: int = 0,
         agent_options: Mapping[str, str] | None = None,
+        host_options: Mapping[str, Mapping[str, str]] | None = None,
+        scheduler_options: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self._images = images.absolute()
         self._replica_count = replicas
         self._port = port
         self._agent_options = dict(agent_options or {})
+        self._host_options = dict(host_options or {})
+        self._scheduler_options = dict(scheduler_options or {})
         self._shapes = dict(hosts)
         self.etcd = EmbeddedEtcd(folder / "etcd")
         self.hosts: dict[str, SimulatedHost] = {}
@@ -110,7 +115,8 @@ class EmbeddedCluster:
         volumes.mkdir(exist_ok=True)
         shared = {"--etcd": self.etcd.endpoint, "--images": str(self._images), "--volumes": str(volumes)}
         for name, gpus in sorted(self._shapes.items()):
-            host = SimulatedHost(name, gpus, self.folder / "hosts", {**shared, **self._agent_options})
+            options = {**shared, **self._agent_options, **self._host_options.get(name, {})}
+            host = SimulatedHost(name, gpus, self.folder / "hosts", options)
             self.hosts[name] = host
             await host.power_cut()  # VMs may have outlived an earlier cluster in this folder that was killed
             host.power_on()
@@ -159,6 +165,7 @@ class EmbeddedCluster:
         announce = self.folder / f"{name}.address"
         announce.unlink(missing_ok=True)
         arguments = ["--name", name, "--etcd", self.etcd.endpoint, "--listen", f"127.0.0.1:{port}"]
+        arguments += [word for pair in self._scheduler_options.items() for word in pair]
         self.replicas[name] = Daemon(
             "scheduler", [*arguments, "--announce", str(announce)], self.folder / f"{name}.log"
         )

@@ -40,6 +40,18 @@ class Stage:
         for host in hosts:
             await self._fleet.hosts[host].power_cut()
 
+    async def do_new_agent(self, host: str) -> None:
+        """The agent of a host is replaced, as `systemctl restart` does."""
+        agent = self._fleet.hosts[host].agent
+        assert agent is not None
+        await agent.stop()
+        self._fleet.hosts[host].start_agent()
+
+    async def do_new_scheduler(self, name: str) -> None:
+        """A replica of the scheduler is replaced."""
+        await self._fleet.cluster.replicas[name].stop()
+        await self._fleet.cluster.start_replica(name)
+
     async def do_power_on(self, *hosts: str) -> None:
         """Somebody switches these hosts on."""
         for host in hosts:

@@ -36,9 +36,11 @@ class Setting:
 
     hosts: dict[str, str] = field(default_factory=lambda: dict.fromkeys(("h1", "h2"), "1xnvidia-a100-80gb"))
     agent_options: dict[str, str] = field(default_factory=dict)
+    scheduler_options: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # in the cluster's folder; {folder} in options
 
 
-SETTINGS = {"gpu-quarantined": Setting()}
+SETTINGS = {"gpu-quarantined": Setting(), "host-dead": Setting(), "upgrade": Setting()}
 
 
 def test_every_page_is_carried_out() -> None:
@@ -49,8 +51,14 @@ def test_every_page_is_carried_out() -> None:
 async def test_page(name: str, images: Path, short_folder: Path, request: pytest.FixtureRequest) -> None:
     setting, file = SETTINGS[name], PAGES / f"{name}.md"
     page = file.read_text()
+    for at, text in setting.files.items():
+        (short_folder / at).write_text(text)
     cluster = EmbeddedCluster(
-        short_folder, images=images, hosts=setting.hosts, agent_options={**TIMES, **setting.agent_options}
+        short_folder,
+        images=images,
+        hosts=setting.hosts,
+        agent_options={**TIMES, **setting.agent_options},
+        scheduler_options={key: value.format(folder=short_folder) for key, value in setting.scheduler_options.items()},
     )
     rewrite = bool(request.config.getoption("--rewrite"))
     patience_s = SETTLED_S if rewrite else PATIENCE_S
