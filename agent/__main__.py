@@ -21,7 +21,18 @@ from gpupool.store.port import StoreError
 from . import giveback
 from .agent import Agent, Parts
 from .clock import BootClock
-from .config import Config, ConfigError, default_cgroup, list_images, parse_command, parse_cpus, parse_ids, parse_labels
+from .config import (
+    Config,
+    ConfigError,
+    default_cgroup,
+    find_watchdog,
+    list_images,
+    parse_command,
+    parse_cpus,
+    parse_ids,
+    parse_labels,
+)
+from .declare import KEPT
 from .devices import holders
 from .devices.host import Policy, SysfsDevices
 from .devices.isolated import IsolatedSysfs
@@ -36,7 +47,7 @@ from .inventory.uevents import Uevents
 from .judges import Doctor, Nvml, Users, judges
 from .ports import GuardError, VmRuntime
 from .service import AgentService, serve
-from .timing import Identity, Limits, Timing, TimingError
+from .timing import PROFILES, Identity, Limits, TimingError, timing_of
 from .vms.embed import run_dir
 from .vms.errors import RuntimeUnavailableError
 from .vms.process import pids
@@ -87,9 +98,28 @@ Examples:
 @click.option(
     "--libvirt-uri", default="", show_default="qemu:///system; its own if simulated", help="libvirt connection."
 )
-@click.option("--ttl-s", default=8, help="Seconds after which the cluster gives this host up (lease TTL).")
-@click.option("--renew-s", default=2.0, help="Seconds between renewals of the lease.")
-@click.option("--kill-margin-s", default=2.0, help="The guard kills VMs this long before the lease can end.")
+@click.option(
+    "--profile",
+    default="default",
+    type=click.Choice(sorted(PROFILES)),
+    help="Times that belong together, see docs/failover.md. Those given below replace the profile's.",
+)
+@click.option("--ttl-s", type=int, help="Seconds after which the cluster gives this host up (lease TTL).")
+@click.option("--renew-s", type=float, help="Seconds between renewals of the lease.")
+@click.option("--kill-margin-s", type=float, help="The guard kills VMs this long before the lease can end.")
+@click.option(
+    "--watchdog",
+    default="off",
+    metavar="DEVICE|off|auto",
+    help="A hardware watchdog that resets this machine should the guard stand still. auto: /dev/watchdog0, if it fits.",
+)
+@click.option("--watchdog-s", type=int, help="The watchdog's timeout in seconds.")
+@click.option(
+    "--on-store-loss",
+    default="stop",
+    type=click.Choice(["stop", "keep-if-power-fencing"]),
+    help="What becomes of VMs when no member of etcd answers for as long as the lease lasts.",
+)
 @click.option("--start-timeout-s", default=180.0, help="Seconds from a VM's start to its guest's first word.")
 @click.option(
     "--reset-timeout-s",
@@ -150,9 +180,13 @@ def main(*, log_level: str, give_back: bool, **options: Any) -> None:
 def _config(
     *,
     etcd: str,
-    ttl_s: int,
-    renew_s: float,
-    kill_margin_s: float,
+    profile: str,
+    ttl_s: int | None,
+    renew_s: float | None,
+    kill_margin_s: float | None,
+    watchdog: str,
+    watchdog_s: int | None,
+    on_store_loss: str,
     start_timeout_s: float,
     labels: tuple[str, ...],
     reserved_cpus: str,
@@ -164,9 +198,15 @@ def _config(
     rest["cgroup"] = rest["cgroup"] or default_cgroup(rest["name"])
     if rest["simulate"] is not None:
         _shape(rest["simulate"])
+    device, why_none = find_watchdog(watchdog, simulated=rest["simulate"] is not None)
+    if watchdog != "off" and device is None:
+        _log.warning("no hardware watchdog, so the guard is soft: %s", why_none)
+    times = {"ttl_s": ttl_s, "renew_s": renew_s, "kill_margin_s": kill_margin_s, "watchdog_s": watchdog_s}
     return Config(
         etcd=tuple(etcd.split(",")),
-        timing=Timing(ttl_s, renew_s, kill_margin_s),
+        timing=timing_of(profile, watchdog=device is not None, **times),
+        watchdog=device,
+        keep_on_store_loss=on_store_loss != "stop",
         limits=Limits(start_timeout_s=start_timeout_s),
         labels=parse_labels(labels),
         reserved_cpus=parse_cpus(reserved_cpus),
@@ -199,7 +239,10 @@ async def run(config: Config) -> None:
         config.cgroup.mkdir(parents=True, exist_ok=True)
     store, runtime, clock = EtcdStore(config.etcd), _runtime(config), BootClock()
     # Pid files beside the cgroup: they also name a VM that was made, paused, and not put there yet when the agent died.
-    guard = ProcessGuard(config.state_dir.resolve() / "guard.state", config.cgroup, run_dir(config.uri))
+    guard = ProcessGuard(
+        config.state_dir.resolve() / "guard.state", config.cgroup, run_dir(config.uri),
+        watchdog=config.watchdog, watchdog_s=config.timing.watchdog_s,
+    )  # fmt: skip
     await startup.answers(store, config.etcd)
     await guard.ensure()
     records = FileRecords(config.state_dir, config.boot_id)
@@ -219,7 +262,9 @@ async def run(config: Config) -> None:
     )  # fmt: skip
     me = Identity(config.name, config.boot_id, config.address(port), version("gpupool"), config.simulate is not None)
     try:
-        service.agent = Agent(me, config.timing, config.limits, parts)
+        service.agent = Agent(
+            me, config.timing, config.limits, parts, unguarded=KEPT if config.keep_on_store_loss else ""
+        )
         _log.info("host %s answers at %s", me.host, me.address)
         await _until(stop, service.agent)
     finally:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from gpupool.store.port import Store
 from gpupool.v1.agent_pb2 import Description
 from gpupool.v1.inventory_pb2 import Inventory, Unit
-from gpupool.v1.records_pb2 import UnitHistory
+from gpupool.v1.records_pb2 import ClusterIntent, UnitHistory
 
 from .devices.blocking import RunBlocking, in_own_thread
 from .devices.host import Devices
@@ -64,6 +64,7 @@ class Agent:
         parts: Parts,
         *,
         inventory_s: float = 5.0,
+        unguarded: str = "",
     ) -> None:
         self._me = identity
         self._parts = parts
@@ -97,8 +98,16 @@ class Agent:
             doubt=lambda: self.keeper.doubt(),  # noqa: PLW0108 - the keeper is made after the worker
         )
         self.keeper = SessionKeeper(
-            identity, timing, parts.store, parts.guard, parts.clock, parts.records, self.worker.no_vms
+            identity,
+            timing,
+            parts.store,
+            parts.guard,
+            parts.clock,
+            parts.records,
+            self.worker.no_vms,
+            unguarded=unguarded,
         )
+        self.worker.wishes.on_cluster = self._cluster_wish
 
     async def run(self) -> NoReturn:
         """Hold a session and do its work, again and again.
@@ -174,7 +183,11 @@ class Agent:
             _log.warning("no more news of hotplug from the kernel (%s): changes are found at the next reading", exc)
 
     def _may_start(self) -> bool:
-        return self.keeper.fresh() and self._parts.guard.alive()
+        return self.keeper.may_start()
+
+    def _cluster_wish(self, wish: ClusterIntent) -> None:
+        told = f"disarmed by {wish.by or 'somebody'}: {wish.reason or 'no reason given'}"
+        self.keeper.disarm(told if wish.disarmed else "")
 
     def _history(self, unit: str, identity: str) -> UnitHistory:
         """What became of the unit's reclaims, also of one that is away."""

@@ -14,6 +14,7 @@ from gpupool.store.keys import check_name
 from .timing import Limits, Timing
 
 _IDS = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
+WATCHDOGS = Path("/sys/class/watchdog")
 CGROUP_ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 
 
@@ -48,6 +49,8 @@ class Config:
     pm_reset_is_enough: bool = False
     scrub_command: tuple[str, ...] = ()
     scrub_timeout_s: float = 600.0
+    watchdog: Path | None = None
+    keep_on_store_loss: bool = False  # VMs outlive an outage of the store; only power fencing proves them dead then
 
     def __post_init__(self) -> None:
         try:
@@ -72,6 +75,40 @@ class Config:
     def address(self, port: int) -> str:
         """Where others reach the agent, given the port that it got."""
         return self.advertise or f"{self.listen.rpartition(':')[0]}:{port}"
+
+
+def find_watchdog(choice: str, *, simulated: bool) -> tuple[Path | None, str]:
+    """The device that `--watchdog` means, and why there is none. Raises ConfigError.
+
+    "auto" takes the machine's first one only if it is hardware and can be stopped: what cannot be stopped would reset
+    the machine when gpupool is removed. Who names a device has decided.
+    """
+    if choice == "off":
+        return None, "--watchdog is off"
+    if simulated:
+        return None, "a simulated host has no watchdog of its own"
+    if choice != "auto":
+        if not Path(choice).is_char_device():
+            raise ConfigError(
+                f"--watchdog: {choice} is no device; load the driver of this board's watchdog, or say off"
+            )
+        return Path(choice), ""
+    about = WATCHDOGS / "watchdog0"
+    identity, nowayout = (_first_line(about / name) for name in ("identity", "nowayout"))
+    if not Path("/dev/watchdog0").is_char_device():
+        return None, "this machine has no /dev/watchdog0"
+    if identity == "Software Watchdog":
+        return None, "its only watchdog is softdog, which needs the kernel that it watches"
+    if nowayout == "1":
+        return None, f"{identity or 'its watchdog'} cannot be stopped (nowayout); name it with --watchdog to use it"
+    return Path("/dev/watchdog0"), ""
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
 
 
 def default_cgroup(name: str) -> Path | None:

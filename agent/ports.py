@@ -57,8 +57,19 @@ class Clock(Protocol):
 class Guard(Protocol):
     """The process that kills this host's VMs at a deadline, whatever has become of the agent."""
 
-    def extend(self, deadline_boot_s: float) -> None:
-        """Let VMs live until `deadline_boot_s` on the boot clock. Never moves the deadline back."""
+    def extend(self, deadline_boot_s: float, limit_boot_s: float = 0.0) -> None:
+        """Let VMs live until `deadline_boot_s` on the boot clock; by `limit_boot_s` a hardware watchdog, if there is
+        one, resets the machine should the guard stand still. Never moves either back.
+        """
+        ...
+
+    @property
+    def deadline(self) -> float:
+        """Until when VMs may live, on the boot clock."""
+        ...
+
+    def watchdog_s(self) -> float:
+        """The timeout of the hardware watchdog that is armed and petted; 0: none is."""
         ...
 
     def alive(self) -> bool:

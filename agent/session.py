@@ -3,7 +3,8 @@
 A renewal sent at boot-clock time s and acknowledged means that the store keeps the session until at least D = s + TTL.
 The guard kills the VMs at D - kill margin, so whoever finds the key gone knows that they are dead. This module moves
 the guard's deadline, and nothing else does. It must never extend it by more than an acknowledged renewal of a session
-that is still ours, and never announce a new session while a VM of an earlier one lives.
+that is still ours (but for a record that declares no guard, see declare.py), and never announce a new session while a
+VM of an earlier one lives.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from gpupool.store import keys
-from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError
+from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError, Unmodified
 from gpupool.v1 import records_pb2
 
+from .declare import Declaration, Said
 from .ports import Clock, Guard, GuardError
 from .timing import Identity, Timing, why_not_replace
 from .work.records import Records
@@ -43,6 +45,8 @@ class SessionKeeper:
         clock: Clock,
         records: Records,
         no_vms: Callable[[], Awaitable[None]],
+        *,
+        unguarded: str = "",
     ) -> None:
         self._me = identity
         self._timing = timing
@@ -59,7 +63,8 @@ class SessionKeeper:
         self._started_s = 0.0
         self._kill_at = 0.0  # the guard's deadline, on the boot clock
         self._renew_at = 0.0
-        self._armed = True
+        self._declaration = Declaration(guard, timing, unguarded)
+        self._said: Said | None = None  # what the store is known to say of the guard
         self._had_session = False
         self._doubt = asyncio.Event()
         self._told = ""
@@ -79,8 +84,18 @@ class SessionKeeper:
         return max(0.0, self._kill_at - self._clock.boot())
 
     def fresh(self) -> bool:
-        """Whether a VM may start now: the session is ours, and long enough before the kill."""
+        """Whether the session is ours, and it is long enough before the kill to start a VM."""
         return self._session != 0 and self.left_s() > self._timing.start_margin_s
+
+    def may_start(self) -> bool:
+        """Whether a VM may start now: behind a guard that is what the session's record says, or more."""
+        return self.fresh() and self._declaration.may_start()
+
+    def disarm(self, why: str) -> None:
+        """An operator wants no fencing, for `why`; "": fencing as usual."""
+        if why != self._declaration.disarmed:
+            _log.warning("%s", f"to be disarmed: {why}" if why else "to be armed again")
+        self._declaration.disarmed = why
 
     def doubt(self) -> None:
         """A write guarded by the session failed: look now whether the session is still ours."""
@@ -119,16 +134,54 @@ class SessionKeeper:
     async def tend_guard(self) -> None:
         """Keep a guard alive; while there is none, the session's record says so, and its expiry proves nothing."""
         while True:
-            await asyncio.sleep(self._timing.renew_s / 2)
+            await asyncio.sleep(min(self._timing.renew_s / 2, 0.5))
             if not self._guard.alive():
                 _log.error("the guard does not answer; starting another")
                 with contextlib.suppress(GuardError):
                     await self._guard.ensure()
-            armed = self._guard.alive()
-            if self._session and armed != self._armed:
-                self._armed = armed
-                with contextlib.suppress(StoreError):
-                    await self._store.commit([Created(self._key, self._session)], [self._put()])
+            self._relax()
+            if self._session and self._declaration.due(self._kill_at) != self._said:
+                with contextlib.suppress(StoreError, TimeoutError):
+                    async with asyncio.timeout(self._timing.renew_s):
+                        await self._declare(self._session)
+
+    async def _declare(self, session: int) -> None:
+        """Make the record say what is so."""
+        kv = await self._store.get(self._key)
+        if kv is None or kv.create_revision != session:
+            self.doubt()
+            return
+        said = self._declaration.due(self._kill_at)
+        if session == self._session and await self._write(kv, said):
+            _log.info("session %d is declared %s", session, said)
+
+    async def _write(self, kv: KeyValue, said: Said) -> bool:
+        """Put the record that says so in the place of `kv`, unless it stands there. Whether it is acknowledged."""
+        self._send(said)
+        put = self._put(said)
+        if kv.value != put.value:
+            # Its last revision is a guard: what was sent earlier, and whose fate is unknown, must not come after it.
+            done = await self._store.commit([Unmodified(self._key, kv.mod_revision)], [put])
+            if not done.succeeded:
+                return False
+        if self._session not in (0, kv.create_revision):
+            return False  # that session is over
+        self._declaration.acknowledged(said)
+        self._said = said
+        return True
+
+    def _send(self, said: Said) -> None:
+        self._said = None
+        self._declaration.sending(said)
+
+    def _relax(self) -> None:
+        """Move the guard's deadline on although no renewal says so, if the store says that there is no guard."""
+        if self._session and self._declaration.relaxed:
+            self._extend(self._clock.boot() + self._timing.ttl_s)
+
+    def _extend(self, lease_end: float) -> None:
+        """Let VMs live as if the lease cannot end before `lease_end`."""
+        self._guard.extend(lease_end - self._timing.kill_margin_s, lease_end - self._timing.reset_margin_s)
 
     async def _arm(self) -> None:
         """A guard, before anything that declares one."""
@@ -164,10 +217,9 @@ class SessionKeeper:
         kv = await self._store.get(self._key)
         if kv is None or not self._ours(kv) or saved not in (0, kv.create_revision):
             return 0
-        if kv.value != self._put().value:  # a restarted agent may listen elsewhere
-            done = await self._store.commit([Created(self._key, kv.create_revision)], [self._put()])
-            if not done.succeeded:
-                return 0
+        # A restarted agent may listen elsewhere, or be of another mind. Until now the guard is as the record says.
+        if not await self._write(kv, self._declaration.due(sent + ttl_s - self._timing.kill_margin_s)):
+            return 0
         self._save(kv.create_revision)
         self._renewed(sent, ttl_s)
         return kv.create_revision
@@ -193,11 +245,17 @@ class SessionKeeper:
             if not await self._make_way(kv):
                 return None
             kv = None
+        said = self._declaration.due(sent + ttl_s - self._timing.kill_margin_s)
         if kv is None:
-            done = await self._store.commit([Created(self._key, 0)], [self._put()])
+            self._send(said)
+            done = await self._store.commit([Created(self._key, 0)], [self._put(said)])
             if not done.succeeded:
                 return None
-        session = kv.create_revision if kv else done.revision  # an earlier try may have been done, unknown to us
+            self._declaration.acknowledged(said)
+            self._said = said
+        elif not await self._write(kv, said):  # an earlier try was done, unknown to us
+            return None
+        session = kv.create_revision if kv else done.revision
         self._save(session)
         self._renewed(sent, ttl_s)
         return session
@@ -245,19 +303,20 @@ class SessionKeeper:
     def _renewed(self, sent: float, ttl_s: int) -> None:
         self._kill_at = max(self._kill_at, sent + ttl_s - self._timing.kill_margin_s)
         self._renew_at = sent + self._timing.renew_s
-        self._guard.extend(self._kill_at)
+        self._extend(sent + ttl_s)
 
     def _ours(self, kv: KeyValue) -> bool:
         found = records_pb2.Session.FromString(kv.value)
         return (kv.lease, found.boot_id, found.nonce) == (self._lease, self._me.boot_id, self._nonce)
 
-    def _put(self) -> Put:
-        soft = records_pb2.GUARD_KIND_SOFT if self._armed else records_pb2.GUARD_KIND_UNSPECIFIED
+    def _put(self, said: Said) -> Put:
         record = records_pb2.Session(
             boot_id=self._me.boot_id,
             address=self._me.address,
             ttl_s=self._timing.ttl_s,
-            guard=soft,
+            guard=said.guard,
+            watchdog_s=said.watchdog_s,
+            unguarded=said.unguarded,
             simulated=self._me.simulated,
             started_s=self._started_s,
             version=self._me.version,
@@ -273,6 +332,8 @@ class SessionKeeper:
 
     def _forget(self) -> None:
         self._session = self._lease = 0
+        self._declaration.forget()
+        self._said = None
         self._save(0)
 
     def _tell(self, text: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from gpupool.v1 import records_pb2
 
@@ -18,23 +19,66 @@ class Timing:
     Two renewals must fit between an acknowledged one and the kill, so that one lost renewal kills nothing. The kill
     margin covers the guard's look (0.05 s), the kill itself and the drift of clocks over one TTL; a VM is started only
     while `start_margin_s` is left before the kill.
+
+    A hardware watchdog of `watchdog_s` (0: none) is petted only while it would fire `reset_margin_s` before the lease
+    can end, so an acknowledgement that takes a whole renewal's time must still leave room for that. The margin covers
+    the reset itself, the device's rounding and the drift of its clock.
     """
 
     ttl_s: int = 8
     renew_s: float = 2.0
     kill_margin_s: float = 2.0
     start_margin_s: float = 1.0
+    watchdog_s: int = 0
 
     def __post_init__(self) -> None:
+        if self.ttl_s < MIN_TTL_S:
+            raise TimingError(f"ttl_s >= {MIN_TTL_S} is needed, as etcd grants no shorter leases: {self.ttl_s}")
         if self.renew_s <= 0 or self.kill_margin_s < 1 or self.start_margin_s < 0:
             raise TimingError(f"renew_s > 0, kill_margin_s >= 1 and start_margin_s >= 0 are needed: {self}")
         self._fit("2 * renew_s + kill_margin_s", 2 * self.renew_s, self.kill_margin_s)
         self._fit("renew_s + kill_margin_s + start_margin_s", self.renew_s, self.kill_margin_s, self.start_margin_s)
+        if self.watchdog_s:
+            if self.watchdog_s < MIN_WATCHDOG_S:
+                raise TimingError(f"watchdog_s >= {MIN_WATCHDOG_S} is needed, to replace a guard in: {self.watchdog_s}")
+            parts = (self.renew_s, self.watchdog_s, self.reset_margin_s)
+            self._fit("renew_s + watchdog_s + kill_margin_s / 4", *parts)
+
+    @property
+    def reset_margin_s(self) -> float:
+        """A hardware watchdog fires this long before the lease can end."""
+        return self.kill_margin_s / 4
+
+    def allows_watchdog(self, timeout_s: float) -> bool:
+        """Whether a watchdog of that timeout (0: none) can be petted in time."""
+        return 0 < timeout_s <= self.ttl_s - self.renew_s - self.reset_margin_s
 
     def _fit(self, formula: str, *parts: float) -> None:
         if sum(parts) > self.ttl_s:
             terms = " + ".join(f"{part:g}" for part in parts)
             raise TimingError(f"{formula} <= ttl_s is needed, but {terms} = {sum(parts):g} > {self.ttl_s}")
+
+
+MIN_TTL_S = 2  # etcd's is 1.5 election timeouts of 1 s; it grants more where it must, and says so
+MIN_WATCHDOG_S = 3  # seeing that a guard died, and starting another that pets, takes up to 2 s
+
+PROFILES: Mapping[str, Timing] = {
+    "fast": Timing(ttl_s=5, renew_s=1.0, kill_margin_s=1.5, start_margin_s=0.5, watchdog_s=3),
+    "default": Timing(watchdog_s=4),
+    "patient": Timing(ttl_s=60, renew_s=10.0, kill_margin_s=5.0, start_margin_s=5.0, watchdog_s=30),
+}
+"""See docs/failover.md for what each costs."""
+
+
+def timing_of(profile: str, *, watchdog: bool, **explicit: float | None) -> Timing:
+    """The profile's times, with those that are given explicitly in their place. Raises TimingError.
+
+    `watchdog` says whether there is one: its timeout is that of the profile or of what was given, and 0 without.
+    """
+    given = {name: value for name, value in explicit.items() if value is not None}
+    if not watchdog:
+        given["watchdog_s"] = 0
+    return replace(PROFILES[profile], **given)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ priority where the system allows it; it uses only the standard library and start
 lives, and never moves a deadline. When the deadline has passed and the agent is gone too, it ends; the next agent
 starts another.
 
+With `--watchdog` a hardware watchdog resets the machine should the guard itself stand still (watchdog.py).
+
 Run as `python -m agent.guard --state FILE --cgroup DIR`. Exit codes: 0 no longer needed and nothing lived, 2 bad
 arguments or state, 3 another guard watches this state.
 """
@@ -21,75 +23,15 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .state import GuardState, Word, boot_time_ns
+from .targets import Cgroup, PidFiles, Target
+from .watchdog import Device, NoDevice, Watchdog, WatchdogDevice
 
 PERIOD_S = 0.05
 _MCL_CURRENT_AND_FUTURE = 1 | 2  # sys/mman.h
-
-
-class Cgroup:
-    """The control group (v2) that holds every VM, each in a child of its own or not."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def populated(self) -> bool:
-        """Whether any process lives in it; a group that does not exist holds none."""
-        try:
-            return "populated 1" in (self._path / "cgroup.events").read_text()
-        except FileNotFoundError:
-            return False
-
-    def kill(self) -> None:
-        """SIGKILL all of it, at once and without a race against forks."""
-        (self._path / "cgroup.kill").write_text("1")
-
-
-class PidFiles:
-    """The processes that the gpupool-*.pid files under a directory name: where no cgroup can be had, and beside it.
-
-    Other .pid files are other people's. A pid may have been given to another process since: one whose command line
-    names neither the directory nor the file's stem is not ours, and the pidfd makes sure that the process looked at is
-    the one that is killed.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def populated(self) -> bool:
-        """Whether any of the processes lives."""
-        return bool(self._signal(0))
-
-    def kill(self) -> None:
-        """SIGKILL them all."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> int:
-        """Send `number` to each of the processes; how many there were."""
-        return sum(self._signal_one(file, number) for file in self._directory.rglob("gpupool-*.pid"))
-
-    def _signal_one(self, file: Path, number: int) -> bool:
-        try:
-            pid = int(file.read_text())
-            handle = os.pidfd_open(pid)
-        except (OSError, ValueError):
-            return False
-        try:
-            # Read after the pidfd was opened: if it is ours now, the pidfd is ours. A zombie's is empty.
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if str(self._directory).encode() not in command and file.stem.encode() not in command:
-                return False
-            signal.pidfd_send_signal(handle, number)
-        except OSError:
-            return False
-        finally:
-            os.close(handle)
-        return True
-
-
-Target = Cgroup | PidFiles
 
 
 def note(text: str) -> None:
@@ -115,8 +57,11 @@ def harden() -> None:
 
 def enforce(state: GuardState, targets: list[Target]) -> bool:
     """One look: kill what lives past the deadline. Returns whether it had to."""
-    if boot_time_ns() < state[Word.DEADLINE]:
-        return False
+    return boot_time_ns() >= state[Word.DEADLINE] and kill_all(state, targets)
+
+
+def kill_all(state: GuardState, targets: list[Target]) -> bool:
+    """Kill what lives. Returns whether anything did."""
     killed = False
     for target in targets:
         # One target in trouble must not shield the others.
@@ -131,10 +76,24 @@ def enforce(state: GuardState, targets: list[Target]) -> bool:
     return killed
 
 
+def is_empty(targets: list[Target]) -> bool:
+    """Whether it is certain that no VM lives."""
+    try:
+        return not any(target.populated() for target in targets)
+    except OSError as exc:
+        note(f"cannot see what lives: {exc}")
+        return False
+
+
+def is_idle(state: GuardState, targets: list[Target]) -> bool:
+    """Whether the deadline has passed and no VM lives: none can start before the deadline is moved on."""
+    return boot_time_ns() >= state[Word.DEADLINE] and is_empty(targets)
+
+
 def may_end(state: GuardState, targets: list[Target]) -> bool:
     """Whether no VM lives, and either the agent asked the guard to end or there is no agent that could start one."""
     needless = state[Word.END] == 1 or (boot_time_ns() >= state[Word.DEADLINE] and not agent_lives(state))
-    return needless and not any(target.populated() for target in targets)
+    return needless and is_empty(targets)
 
 
 def agent_lives(state: GuardState) -> bool:
@@ -153,18 +112,24 @@ def pause_s(state: GuardState, *, killing: bool) -> float:
     return min(PERIOD_S, left_s) if left_s > 0 else PERIOD_S
 
 
-def watch(state: GuardState, targets: list[Target]) -> None:
+def watch(state: GuardState, targets: list[Target], dog: Watchdog) -> None:
     """Look again and again until not needed any more."""
     killing = False
-    while not (may_end(state, targets) and _still_so(state, targets)):
+    while not (may_end(state, targets) and dog.may_leave and _still_so(state, targets)):
         state[Word.HEARTBEAT] = boot_time_ns()
         killed = enforce(state, targets)
+        idle = not killed and is_idle(state, targets)
+        state[Word.EMPTY] = (state[Word.EMPTY] or boot_time_ns()) if idle else 0
+        if dog.look(state, idle=idle, still_idle=lambda: is_idle(state, targets)):
+            note("stood still while petting the watchdog: killing every VM")
+            kill_all(state, targets)
         if killed and not killing:
             note("deadline passed: killing every VM")
         elif killing and not killed:
             note("no VM is left, or the deadline was moved on")
         killing = killed
         time.sleep(pause_s(state, killing=killing))
+    dog.leave(state)
     note("not needed any more: no VM lives, and no agent wants a guard")
 
 
@@ -179,13 +144,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, required=True, help="the file shared with the agent")
     parser.add_argument("--cgroup", type=Path, help="cgroup v2 directory that holds every VM")
     parser.add_argument("--pidfiles", type=Path, help="directory of the VMs' gpupool-*.pid files")
+    parser.add_argument("--watchdog", type=Path, help="device of a hardware watchdog, such as /dev/watchdog")
+    parser.add_argument("--watchdog-s", type=int, default=4, help="the timeout to ask of it")
     arguments = parser.parse_args()
     if arguments.cgroup is None and arguments.pidfiles is None:
         parser.error("nothing to guard: give --cgroup, --pidfiles or both")
     return arguments
 
 
-def main() -> int:
+def main(make_device: Callable[[Path], Device] = WatchdogDevice) -> int:
     """Claim the state, harden, watch."""
     arguments = _arguments()
     try:
@@ -201,11 +168,13 @@ def main() -> int:
     state[Word.PID] = os.getpid()
     targets: list[Target] = [Cgroup(arguments.cgroup)] if arguments.cgroup else []
     targets += [PidFiles(arguments.pidfiles)] if arguments.pidfiles else []
+    device = make_device(arguments.watchdog) if arguments.watchdog else NoDevice()
+    dog = Watchdog(device, arguments.watchdog_s, state, note)
     harden()
     gc.freeze()
     gc.disable()
     note("watching")
-    watch(state, targets)
+    watch(state, targets, dog)
     return 0
 
 

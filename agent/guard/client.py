@@ -20,22 +20,44 @@ _LOOK_S = 0.02
 class ProcessGuard:
     """Implements ports.Guard with the process of guard.py, which outlives this one.
 
-    `cgroup` holds every VM that runs, `pidfiles` names the processes of all. One of the two is needed.
+    `cgroup` holds every VM that runs, `pidfiles` names the processes of all. One of the two is needed. `watchdog` is
+    the device of a hardware watchdog, and `watchdog_s` the timeout to ask of it; a guard that runs already keeps its
+    own.
     """
 
-    def __init__(self, state_file: Path, cgroup: Path | None, pidfiles: Path | None = None) -> None:
+    def __init__(
+        self,
+        state_file: Path,
+        cgroup: Path | None,
+        pidfiles: Path | None = None,
+        *,
+        watchdog: Path | None = None,
+        watchdog_s: int = 0,
+    ) -> None:
         self._file = state_file
         self._cgroup = cgroup
         self._pidfiles = pidfiles
+        self._watchdog = watchdog
+        self._watchdog_s = watchdog_s
         self._state: GuardState | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
-    def extend(self, deadline_boot_s: float) -> None:
+    def extend(self, deadline_boot_s: float, limit_boot_s: float = 0.0) -> None:
         """See ports.Guard."""
         if self._state is None:
             raise GuardError("the guard was never started")
-        deadline_ns = int(deadline_boot_s * 1e9)
-        self._state[Word.DEADLINE] = max(self._state[Word.DEADLINE], deadline_ns)
+        limit_s = max(deadline_boot_s, limit_boot_s)
+        for word, time_s in ((Word.LIMIT, limit_s), (Word.DEADLINE, deadline_boot_s)):
+            self._state[word] = max(self._state[word], int(time_s * 1e9))
+
+    @property
+    def deadline(self) -> float:
+        """See ports.Guard."""
+        return self._state[Word.DEADLINE] / 1e9 if self._state else 0.0
+
+    def watchdog_s(self) -> float:
+        """See ports.Guard."""
+        return self._state[Word.WATCHDOG] / 1e9 if self._state and self.alive() else 0.0
 
     def alive(self) -> bool:
         """See ports.Guard."""
@@ -103,6 +125,8 @@ class ProcessGuard:
         command = [sys.executable, "-S", "-m", package, "--state", str(self._file)]
         command += ["--cgroup", str(self._cgroup)] if self._cgroup else []
         command += ["--pidfiles", str(self._pidfiles)] if self._pidfiles else []
+        if self._watchdog:
+            command += ["--watchdog", str(self._watchdog), "--watchdog-s", str(self._watchdog_s)]
         with self.log.open("ab") as log:
             self._child = subprocess.Popen(
                 command,

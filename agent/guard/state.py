@@ -1,8 +1,10 @@
 """The memory that agent and guard share: a small mapped file of 64-bit words, each written by one side only.
 
-The agent writes the deadline, its process and its wish that the guard ends; the guard writes the rest. Words are
-aligned, so that a reader sees the old value or the new one, never half of each. Times are CLOCK_BOOTTIME nanoseconds.
+The agent writes the deadline, the limit, its process and its wish that the guard ends; the guard writes the rest. Words
+are aligned, so that a reader sees the old value or the new one, never half of each. Times are CLOCK_BOOTTIME ns.
 The file carries the boot that it was made in: the boot clock starts anew, so a deadline of another boot means nothing.
+Words are only ever added at the end, and a file of an older agent grows: a guard of that agent, which watches over VMs
+that run, goes on with the words that it knows.
 Standard library only: the guard must start and run whatever is installed.
 """
 
@@ -17,6 +19,7 @@ from enum import IntEnum
 from pathlib import Path
 
 MAGIC = 0x32_44_52_47_50_55_50_47  # "GPUPGRD2"; the digit is the layout's version
+_FIRST_BYTES = 8 * 9  # of the first agents' files
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -32,6 +35,9 @@ class Word(IntEnum):
     KILLS = 6  # by the guard: how often it had to kill
     PID = 7  # by the guard
     AGENT = 8  # by the agent: its process
+    LIMIT = 9  # by the agent: at this time no VM may live, even if the guard is frozen; not before DEADLINE
+    WATCHDOG = 10  # by the guard: timeout, in nanoseconds, of the hardware watchdog that it has armed; 0: none
+    EMPTY = 11  # by the guard: since when, the deadline having passed, it sees that no VM lives; 0: not so
 
 
 def boot_time_ns() -> int:
@@ -50,6 +56,8 @@ class GuardState:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("r+b")
+        if _FIRST_BYTES <= path.stat().st_size < 8 * len(Word):
+            self._file.truncate(8 * len(Word))
         try:
             self._map = mmap.mmap(self._file.fileno(), 8 * len(Word))
         except ValueError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from gpupool.store import keys
 from gpupool.store.follow import follow
 from gpupool.store.port import Change, Snapshot, Store
-from gpupool.v1.records_pb2 import Allocation, UnitIntent
+from gpupool.v1.records_pb2 import Allocation, ClusterIntent, UnitIntent
 
 
 class Wishes:
@@ -28,6 +28,7 @@ class Wishes:
         self.allocations: dict[str, Allocation] = {}
         self.intents: dict[str, UnitIntent] = {}
         self.known = asyncio.Event()
+        self.on_cluster: Callable[[ClusterIntent], object] = lambda _: None  # what is wanted of all hosts together
 
     async def follow(self) -> None:
         """Keep up, until cancelled."""
@@ -35,6 +36,9 @@ class Wishes:
             prefix = keys.allocation_prefix(self._host)
             group.create_task(
                 follow(self._store, prefix, on_reset=self._reset_allocations, on_changes=self._change_allocations)
+            )
+            group.create_task(
+                follow(self._store, keys.CLUSTER_INTENT, on_reset=self._reset_cluster, on_changes=self._change_cluster)
             )
             prefix = f"{keys.INTENTS}units/{self._host}/"
             group.create_task(
@@ -68,6 +72,15 @@ class Wishes:
             else:
                 self.intents[_name(change.key)] = UnitIntent.FromString(change.kv.value)
         self._changed()
+
+    def _reset_cluster(self, snapshot: Snapshot) -> None:
+        value = next((kv.value for kv in snapshot.items if kv.key == keys.CLUSTER_INTENT), b"")
+        self.on_cluster(ClusterIntent.FromString(value))
+
+    def _change_cluster(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.key == keys.CLUSTER_INTENT:
+                self.on_cluster(ClusterIntent.FromString(change.kv.value if change.kv else b""))
 
 
 def _name(key: str) -> str:

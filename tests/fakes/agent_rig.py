@@ -165,6 +165,7 @@ class Rig:
     images: list[str] = field(default_factory=lambda: ["ubuntu"])
     devices: FakeDevices = field(default_factory=FakeDevices)
     volumes: FakeVolumes = field(default_factory=FakeVolumes)
+    unguarded: str = ""  # the site's policy
 
     def __post_init__(self) -> None:
         self.store = OutageStore(self.backend)
@@ -183,7 +184,7 @@ class Rig:
             lambda: self.images, run_blocking=inline,
         )  # fmt: skip
         me = Identity(HOST, self.boot_id, self.address, "test")
-        self.agent = Agent(me, self.timing, self.limits, parts)
+        self.agent = Agent(me, self.timing, self.limits, parts, unguarded=self.unguarded)
         self._task = asyncio.create_task(self.agent.run())
         await until(lambda: self.session)
         return self.session

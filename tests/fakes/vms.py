@@ -230,14 +230,21 @@ class FakeGuard:
         self._boot = boot
         self._call_later = call_later
         self.deadline = 0.0
+        self.limit = 0.0
+        self.armed_s = 0.0  # of a hardware watchdog
         self.kills = 0
         self.dead = False
         self.unstartable = False
         self._watching = False
 
-    def extend(self, deadline_boot_s: float) -> None:
+    def extend(self, deadline_boot_s: float, limit_boot_s: float = 0.0) -> None:
         """See Guard."""
         self.deadline = max(self.deadline, deadline_boot_s)
+        self.limit = max(self.limit, deadline_boot_s, limit_boot_s)
+
+    def watchdog_s(self) -> float:
+        """See Guard."""
+        return self.armed_s if self.alive() else 0.0
 
     def alive(self) -> bool:
         """See Guard."""

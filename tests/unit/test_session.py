@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from agent.timing import Identity, Timing, TimingError, why_not_replace
+from agent.declare import Said
+from agent.timing import PROFILES, Identity, Timing, TimingError, timing_of, why_not_replace
 from gpupool.store import keys
 from gpupool.store.memory import MemoryBackend
 from gpupool.store.port import Committed, Created, Delete, Op, Put, Unavailable
@@ -27,6 +29,28 @@ def test_timing_says_which_sum_does_not_come_out() -> None:
         Timing(ttl_s=10, renew_s=2, kill_margin_s=3, start_margin_s=6)
     with pytest.raises(TimingError, match="kill_margin_s >= 1"):
         Timing(kill_margin_s=0.5)
+
+
+def test_a_watchdog_must_be_petted_in_time() -> None:
+    with pytest.raises(TimingError, match=r"watchdog_s \+ kill_margin_s / 4 <= ttl_s .* 2 \+ 6 \+ 0.5 = 8.5 > 8"):
+        Timing(watchdog_s=6)
+    with pytest.raises(TimingError, match="watchdog_s >= 3"):
+        Timing(watchdog_s=1)
+    assert Timing().allows_watchdog(5.5)
+    assert not Timing().allows_watchdog(5.6)
+    assert not Timing().allows_watchdog(0)
+
+
+def test_profiles_and_what_replaces_their_times() -> None:
+    assert timing_of("default", watchdog=False) == Timing()
+    assert timing_of("patient", watchdog=True).watchdog_s == 30
+    assert timing_of("fast", watchdog=False, ttl_s=None, renew_s=0.5) == replace(
+        PROFILES["fast"], renew_s=0.5, watchdog_s=0
+    )
+    with pytest.raises(TimingError, match=r"2 \* renew_s \+ kill_margin_s <= ttl_s is needed, but 20 \+ 5 = 25 > 9"):
+        timing_of("patient", watchdog=False, ttl_s=9)
+    with pytest.raises(TimingError, match="etcd grants no shorter"):
+        timing_of("fast", watchdog=False, ttl_s=1)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +130,7 @@ async def test_session_of_an_agent_without_nonces_goes_on() -> None:
     rig.agent.keeper._save(rig.session)
     kv = rig.backend.get(keys.session(HOST))
     assert kv
-    rig.backend.commit([], [Put(kv.key, rig.agent.keeper._put().value, kv.lease)])
+    rig.backend.commit([], [Put(kv.key, rig.agent.keeper._put(Said(records_pb2.GUARD_KIND_SOFT)).value, kv.lease)])
     await rig.kill_agent()
     await rig.boot()
     rig.allocate(nonce="")
