@@ -61,7 +61,8 @@ async def lost_host(pool: Pool) -> None:
 
 
 def restarted(pool: Pool) -> bool:
-    return [(a.id, a.host) for a in pool.allocations()] == [("j1.2", "h2")]
+    placed = [(a.id, a.host) for a in pool.allocations()] == [("j1.2", "h2")]
+    return placed and pool.host("h1").HasField("last_fence")  # written after the jobs
 
 
 def evidence(pool: Pool) -> int:

@@ -1,0 +1,84 @@
+"""sushy-tools' Redfish emulator over libvirt, on loopback, with TLS and a password: for real requests."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import bcrypt
+import requests
+
+USER, PASSWORD = "admin", "s3cret-hunter2"
+CHILD = Path(__file__).with_name("emulator_child.py")
+
+
+class Emulator:
+    """One emulated BMC. `address` and `port` are where it listens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "emulator.log"
+        self.certificate = folder / "cert.pem"
+        self.password_file = folder / "password"
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.password_file.write_text(f"{PASSWORD}\n")
+        self.password_file.chmod(0o600)
+        hashed = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+        (self.folder / "htpasswd").write_text(f"{USER}:{hashed}\n")
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=bmc",
+             "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", self.folder / "key.pem", "-out", self.certificate],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen([sys.executable, str(CHILD), str(self.folder)], stdout=log, stderr=log)
+        end = time.monotonic() + 60
+        while not (self.folder / "port").exists():
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.05)
+        self.port = int((self.folder / "port").read_text())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+        self._process.kill()
+        self._process.wait()
+
+    def stop_answering(self) -> None:
+        """As a BMC that hangs."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def ask(self, path: str, **post: str) -> Any:
+        answer = requests.request(
+            "POST" if post else "GET", self.address + path, json=post or None, auth=(USER, PASSWORD),
+            verify=str(self.certificate), timeout=30,
+        )  # fmt: skip
+        answer.raise_for_status()
+        return answer.json() if answer.content else None
+
+    @property
+    def system(self) -> str:
+        (member,) = self.ask("/redfish/v1/Systems")["Members"]
+        return str(member["@odata.id"])
+
+    @property
+    def power(self) -> str:
+        return str(self.ask(self.system)["PowerState"])
+
+    def switch(self, how: str) -> None:
+        self.ask(f"{self.system}/Actions/ComputerSystem.Reset", ResetType=how)
