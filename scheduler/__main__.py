@@ -30,6 +30,7 @@ from .fencing.port import FenceDevice
 from .jobs_api import JobsApi
 from .mirror import Mirror
 from .operations_api import OperationsApi
+from .policy_file import PolicyFileError, load_policy
 from .replica import Replica, run_until
 from .service import JobService, OperationsService
 
@@ -45,7 +46,7 @@ class Config:
     listen: str
     advertise: str
     leader_ttl_s: int
-    soft_guard_is_enough: bool
+    policy: Policy
     announce: Path | None
     power: Mapping[str, FenceDevice]
 
@@ -70,13 +71,14 @@ Example:
 @click.option(
     "--announce", type=click.Path(path_type=Path), help="Write the API's address to this file once it serves."
 )
+@click.option("--policy", type=click.Path(path_type=Path), help="What the site decides about failures: a file.")
 @click.option("--power", type=click.Path(path_type=Path), help="What switches hosts off: a file, see docs/failover.md.")
 @click.option("--check-power", is_flag=True, help="Ask every device in the --power file for its state, and end.")
 @click.option("-o", "--output", default="table", type=click.Choice(["table", "json"]), help="Of --check-power.")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.version_option(version("gpupool"), prog_name="gpupool-scheduler")
 def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int, soft_guard_is_enough: bool,
-         announce: Path | None, power: Path | None, check_power: bool, output: str,
+         announce: Path | None, policy: Path | None, power: Path | None, check_power: bool, output: str,
          log_level: str) -> None:  # fmt: skip
     """Run a gpupool scheduler replica.
 
@@ -89,14 +91,28 @@ def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int
     devices = _devices(power)
     if check_power:
         sys.exit(_check(devices, output))
+    decided = replace(_policy(policy, soft_guard_is_enough), powered=frozenset(devices))
     config = Config(
-        name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, soft_guard_is_enough, announce, devices
+        name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, decided, announce, devices
     )  # fmt: skip
     try:
         asyncio.run(serve(config))
     except (StoreError, OSError) as exc:
         click.echo(f"error: {exc}", err=True)
         sys.exit(1)
+
+
+def _policy(path: Path | None, soft_guard_is_enough: bool) -> Policy:
+    """What the file says; ends the program with every fault if there are any."""
+    try:
+        policy, given = load_policy(path) if path is not None else (Policy(), frozenset[str]())
+    except PolicyFileError as exc:
+        for violation in exc.violations:
+            click.echo(f"error: {violation}", err=True)
+        sys.exit(2)
+    if soft_guard_is_enough and "soft_guard_is_enough" in given and not policy.soft_guard_is_enough:
+        raise click.UsageError(f"--soft-guard-is-enough, but {path} says soft_guard_is_enough: false; say it once")
+    return replace(policy, soft_guard_is_enough=soft_guard_is_enough or policy.soft_guard_is_enough)
 
 
 def _devices(power: Path | None) -> Mapping[str, FenceDevice]:
@@ -125,8 +141,7 @@ async def serve(config: Config) -> None:
     store = EtcdStore(config.etcd)
     await startup.answers(store, config.etcd)
     mirror = Mirror(store, time.time)
-    policy = Policy(soft_guard_is_enough=config.soft_guard_is_enough)
-    policy = replace(policy, powered=frozenset(config.power))
+    policy = config.policy
     jobs = JobsApi(store, mirror, policy=policy, wall=time.time, token=lambda: os.urandom(16))
     operations = OperationsApi(store, mirror, replica=config.name, version=version("gpupool"), wall=time.time)
     # Clients ping idle watches, to notice a frozen replica; gRPC's default takes that for abuse.
