@@ -15,6 +15,7 @@ from gpupool.store.port import KeyValue, StoreError
 from gpupool.v1 import job_pb2, records_pb2
 
 from .core import events, model
+from .core.brake import consider
 from .core.fence import session_changed
 from .core.step import step
 from .decode import (
@@ -40,7 +41,6 @@ class UnreadableDecisionError(StoreError):
 # the loss of its session, as it did in life; sessions before intents, as what an operator vouched for is weighed with
 # them.
 _ORDER = (
-    Kind.CLUSTER_INTENT,
     Kind.JOB_SPEC,
     Kind.UNIT,
     Kind.JOB_CANCEL,
@@ -63,11 +63,8 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
         parsed = parse(kv.key)
         if parsed is not None:
             by_kind[parsed[0]].append((parsed[1], kv))
+    _know_intents(cluster, by_kind)
     aside = _load_decisions(cluster, by_kind)
-    for ids, kv in by_kind[Kind.HOST_INTENT]:  # known before losses are judged: some are planned; told once more below
-        event = fact(kv.key, kv)
-        if isinstance(event, events.HostIntentChanged):
-            cluster.host(ids[0]).intent = event.intent
     for kind in _ORDER:
         for _, kv in by_kind[kind]:
             event = fact(kv.key, kv)
@@ -77,6 +74,19 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
         host = cluster.hosts[name]
         if host.fact is None and host.session:
             session_lost_unseen(cluster, host, now)
+    if cluster.brake is None:  # it may have been armed again, with much still lost, while nobody led
+        consider(cluster, now)
+
+
+def _know_intents(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]) -> None:
+    """What operators want, before anything is judged by it; nothing follows from it before the facts are known."""
+    for kind in (Kind.CLUSTER_INTENT, Kind.HOST_INTENT):
+        for _, kv in by_kind[kind]:
+            event = fact(kv.key, kv)
+            if isinstance(event, events.ClusterIntentChanged):
+                cluster.intent = event.intent
+            elif isinstance(event, events.HostIntentChanged):
+                cluster.host(event.host).intent = event.intent
 
 
 def session_lost_unseen(cluster: model.Cluster, host: model.Host, now: float) -> None:

@@ -34,7 +34,7 @@ class PolicyFileError(Exception):
 
 
 def load_policy(path: Path) -> tuple[Policy, frozenset[str]]:
-    """The policy, and what the file itself says, such as `brake.share`; the rest is by default. Raises PolicyFileError."""
+    """The policy, and what the file itself says, such as `brake.share`, the rest being default. PolicyFileError."""
     try:
         root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
     except OSError as exc:

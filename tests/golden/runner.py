@@ -15,7 +15,6 @@ from scheduler.core.invariants import violations
 from scheduler.core.model import (
     Brake,
     Cluster,
-    ClusterIntent,
     GuardKind,
     HostIntent,
     InventoryFact,
@@ -36,6 +35,7 @@ from scheduler.core.tables import AllocationState, HostState
 from scheduler.core.todo import todo
 from scheduler.load import load
 from tests.golden.planned import Planned
+from tests.golden.policies import Policies
 from tests.golden.stored import stored
 
 CORES_PER_NODE, NODE_MIB = 8, 65536
@@ -52,7 +52,7 @@ def inventory(session: int, gpus: dict[str, int], nodes: int = 2) -> InventoryFa
     return InventoryFact(session, units, tuple((n, cores[n], NODE_MIB) for n in range(nodes)), frozenset({"img"}))
 
 
-class Player(Planned):
+class Player(Planned, Policies):
     """Commands: host, submit, cancel, report, clean, sick, pages, unfit, lost, back, cordon, uncordon, confirm, place,
     leader, explain, attempts, owed, wait."""
 
@@ -103,13 +103,19 @@ class Player(Planned):
         for unit in found.units:
             self.tell(events.UnitReported(name, unit.id, UnitReport(UnitState.FREE, self.session, "")))
 
-    def do_submit(self, job: str, *, gpus: str = "1", model: str = "", cpus: str = "2", mib: str = "1024",
+    def do_submit(self, *jobs: str, gpus: str = "1", model: str = "", cpus: str = "2", mib: str = "1024",
                   numa: str = "PREFERRED", priority: str = "0", restarts: str = "10",
-                  starts: str = "3", pages: str = "0") -> None:  # fmt: skip
-        self.arrival += 1
-        request = Request("img", int(gpus), model, 0, int(cpus), int(mib), NumaPolicy[numa], int(pages))
-        fresh = Job(job, request, self.arrival, self.now, int(priority), int(restarts), int(starts))
-        self.tell(events.JobSubmitted(fresh))
+                  starts: str = "3", pages: str = "0", first: str = "0", after: str = "",
+                  deaths: str = "3") -> None:  # fmt: skip
+        """`first` is the restart priority; `after` names jobs, with commas. A job's name is its id."""
+        for job in jobs:
+            self.arrival += 1
+            request = Request("img", int(gpus), model, 0, int(cpus), int(mib), NumaPolicy[numa], int(pages))
+            fresh = Job(
+                job, request, self.arrival, self.now, int(priority), int(restarts), int(starts), name=job,
+                restart_priority=int(first), after=tuple(filter(None, after.split(","))), max_host_deaths=int(deaths),
+            )  # fmt: skip
+            self.tell(events.JobSubmitted(fresh))
 
     def do_cancel(self, job: str) -> None:
         self.tell(events.JobCancelRequested(job, "by the user"))
@@ -177,12 +183,16 @@ class Player(Planned):
         for a in self.cluster.jobs[job].attempts:
             self.log.append(f"  {a.number}: {a.host} {a.outcome and a.outcome.value} {a.message} {list(a.warnings)}")
 
-    def do_lost(self, host: str) -> None:
-        self.tell(events.SessionChanged(host, None))
+    def do_lost(self, *hosts: str) -> None:
+        """The session keys go, of all in the same second."""
+        for host in hosts:
+            self.tell(events.SessionChanged(host, None))
+            self._note()
 
-    def do_host_gone_unseen(self, host: str) -> None:
-        """The session key goes while no leader watches."""
-        self.cluster.hosts[host].fact = None
+    def do_host_gone_unseen(self, *hosts: str) -> None:
+        """The session keys go while no leader watches."""
+        for host in hosts:
+            self.cluster.hosts[host].fact = None
 
     def do_back(
         self, host: str, boot: str = "b2", dead: str = "yes", guard: str = "SOFT", simulated: str = "yes"
@@ -197,9 +207,6 @@ class Player(Planned):
 
     def do_cordon(self, host: str) -> None:
         self.tell(events.HostIntentChanged(host, HostIntent(cordoned=True, reason="maintenance")))
-
-    def do_uncordon(self, host: str) -> None:
-        self.tell(events.HostIntentChanged(host, HostIntent()))
 
     def do_confirm(self, host: str) -> None:
         session = self.cluster.hosts[host].session
@@ -217,7 +224,7 @@ class Player(Planned):
 
     def do_explain(self, job: str) -> None:
         found = explain(self.cluster, self.cluster.jobs[job], self.now)
-        self.log.append(f"  {job}: {found.summary}")
+        self.log.append(f"  {job}: {found.wait.name + ': ' if found.wait else ''}{found.summary}")
         self.log += [f"    {host}: {r.reason.name} {r.detail}" for host, r in found.verdicts if r is not None]
 
     def do_owed(self) -> None:
@@ -234,13 +241,6 @@ class Player(Planned):
         found = self.cluster.hosts[host]
         if found.state is HostState.FENCING:
             self.log.append(f"  {host}: {told(self.cluster, found, self.now) or 'nothing can switch it off'}")
-
-    def do_disarm(self) -> None:
-        wanted = ClusterIntent(disarmed=True, reason="etcd gets new disks", by="ann", at_s=self.now)
-        self.tell(events.ClusterIntentChanged(wanted))
-
-    def do_arm(self) -> None:
-        self.tell(events.ClusterIntentChanged(ClusterIntent()))
 
     def do_braked(self, until: str = "") -> None:
         """The mass failure brake is on; `no`: it is not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 from google.protobuf.message import Message
 
@@ -34,6 +35,8 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
         for key, message, revision in _facts(host):
             put(key, message, revision)
     put(keys.CLUSTER, encode.cluster_record(cluster))
+    wanted = {field.name: getattr(cluster.intent, field.name) for field in fields(cluster.intent)}
+    put(keys.CLUSTER_INTENT, records_pb2.ClusterIntent(**wanted))
     for (name, session), failover in cluster.failovers.items():
         put(keys.failover(name, session), encode.failover(failover))
     for event in reports.values():
