@@ -14,7 +14,7 @@ class SimClock:
 
     def __init__(self, loop: VirtualLoop, *, rate: float = 1.0, wall_offset_s: float = 0.0) -> None:
         self._loop = loop
-        self._rate = rate
+        self.rate = rate
         self._wall_offset_s = wall_offset_s
         self._booted = loop.time()
 
@@ -24,4 +24,4 @@ class SimClock:
 
     def boot(self) -> float:
         """See Clock.boot."""
-        return (self._loop.time() - self._booted) * self._rate
+        return (self._loop.time() - self._booted) * self.rate

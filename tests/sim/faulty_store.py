@@ -22,6 +22,7 @@ class SimBackend(MemoryBackend):
         super().__init__(clock=clock, keep_revisions=keep_revisions)
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
         self.frozen = False
+        self.commit_s = 0.0  # how long the disk takes
 
     def _record(self, changes: tuple[Change, ...]) -> None:
         super()._record(changes)
@@ -44,6 +45,10 @@ class SimBackend(MemoryBackend):
     def thaw(self) -> None:
         """A leader is elected: as in etcd, every lease starts afresh."""
         self.frozen = False
+        self.renew_all()
+
+    def renew_all(self) -> None:
+        """Another member leads: as in etcd, every lease starts afresh."""
         for lease in self._leases.values():
             lease.expires_at = self.now() + lease.ttl_s
         self._schedule()
@@ -60,12 +65,14 @@ class FaultyStore:
         *,
         timeout_s: float = 5.0,
         leaderless: Callable[[], bool] = lambda: False,
+        commit_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._inner = inner
         self._link = link
         self._loop = loop
         self._timeout_s = timeout_s
         self._leaderless = leaderless
+        self._commit_s = commit_s
         self._closed = False
         self._streams: dict[asyncio.Queue[Sequence[Change] | Exception], None] = {}
 
@@ -81,7 +88,20 @@ class FaultyStore:
         """See Store.commit."""
         # Copied, as a wire would: the caller may change its lists while the request travels.
         sent_guards, sent_ops = tuple(guards), tuple(ops)
-        return await self._call(lambda: self._inner.commit(sent_guards, sent_ops))
+        return await self._call(lambda: self._commit(sent_guards, sent_ops))
+
+    async def _commit(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:
+        """On the store's side: slow disks wait before the commit is in force and after it; the client may crash."""
+        wait_s = self._commit_s() * self._link.share() if self._commit_s() else 0.0
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        if self._link.at_commit(False):
+            raise Unavailable("the client is gone")
+        done = await self._inner.commit(guards, ops)
+        self._link.at_commit(True)
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        return done
 
     async def grant(self, ttl_s: int) -> int:
         """See Store.grant."""

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 
 from agent.ports import VmEvent, VmSpec
 from gpupool.v1 import inventory_pb2
+from scheduler.fencing.port import FenceError, Power, SeenOff
 from tests.fakes.agent_rig import FakeDevices, FakeLogs, FakeVolumes, MemoryRecords
 from tests.fakes.vms import FakeGuard, FakeVms, Guest
 from tests.sim.clock import SimClock
 from tests.sim.world import World
 
 MODEL = "nvidia-a100-80gb"
+CLOCK_ERROR = 0.1
+"""How wrong a host's clock may be; see agent/timing.py for what the kill margin covers."""
 
 
 class Devices(FakeDevices):
@@ -56,6 +59,83 @@ class SimVms(FakeVms):
         await super().start(spec, may_run=may_run)
 
 
+class SimGuard(FakeGuard):
+    """A guard on the host's own clock, which may be stopped (SIGSTOP) or killed; a stopped one shows no life for long.
+
+    `ensure` puts another in the place of one that shows none, as the agent's client does.
+    """
+
+    def __init__(self, world: World, vms: FakeVms, clock: SimClock) -> None:
+        super().__init__(vms, clock.boot, lambda delay_s, look: world.after(delay_s / clock.rate, look))
+        self._stopped_at: float | None = None
+        self._missed = False
+
+    def alive(self) -> bool:
+        return super().alive() and (self._stopped_at is None or self._boot() - self._stopped_at < 1.0)
+
+    async def ensure(self) -> None:
+        if not self.alive():
+            self.go_on()
+        await super().ensure()
+
+    def stop(self) -> None:
+        self._stopped_at = self._boot()
+
+    def go_on(self) -> None:
+        self._stopped_at = None
+        if self._missed:
+            self._missed = False
+            self._look()
+
+    def _look(self) -> None:
+        if self._stopped_at is None:
+            super()._look()
+        else:
+            self._missed = True
+
+
+class SimFence:
+    """Implements FenceDevice. `fault` below a half: it refuses; else it answers nothing; and sometimes it is too late.
+
+    What it says is what it saw, as the port demands; but the power may be gone although it says nothing.
+    """
+
+    kind = "sim"
+
+    def __init__(self, world: World, machine: str) -> None:
+        self._world = world
+        self._machine = machine
+        self._rng = world.rng(f"fence {machine}")
+        self.power_on = self._rng.random() < 0.5
+        self.fault: float | None = None
+        self.cuts = 0
+
+    async def off(self) -> SeenOff:
+        await self._reach()
+        already = not self._world.powered(self._machine)
+        if not already:
+            self.cuts += 1
+            self._world.loop.call_in(self._world.loop.world, self._world.power_cut, self._machine)
+        await self._reach()
+        if self._world.powered(self._machine):
+            raise FenceError("it is on again")
+        return SeenOff(already)
+
+    async def on(self) -> None:
+        await self._reach()
+        self._world.loop.call_in(self._world.loop.world, self._world.power_on, self._machine)
+
+    async def status(self) -> Power:
+        await self._reach()
+        return Power.ON if self._world.powered(self._machine) else Power.OFF
+
+    async def _reach(self) -> None:
+        await asyncio.sleep(self._rng.uniform(0.2, 2.0))
+        if self.fault is not None:
+            await asyncio.sleep(0.0 if self.fault < 0.5 else 20.0)
+            raise FenceError("the BMC does not answer")
+
+
 class Machine:
     """One host. `boot` gives it a new boot id, an empty tmpfs and a new clock; `cut` ends its VMs."""
 
@@ -63,6 +143,10 @@ class Machine:
         self.name = name
         self.units = [f"0000:{16 + n:02x}:00.0" for n in range(units)]
         self.boots = 0
+        self.fence = SimFence(world, name)
+        # How wrong the crystal is: usually a little, sometimes as much as the kill margin covers.
+        rng = world.rng(f"crystal {name}")
+        self.rate = 1.0 + rng.uniform(-1.0, 1.0) * rng.choice([0.001, 0.02, CLOCK_ERROR])
         self._world = world
         self._guests = guests
         self.boot()
@@ -70,12 +154,12 @@ class Machine:
     def boot(self) -> None:
         self.boots += 1
         self.boot_id = f"{self.name}-boot-{self.boots}"
-        self.clock = SimClock(self._world.loop)
+        self.clock = SimClock(self._world.loop, rate=self.rate)
         self.devices = Devices(self._world, self.units)
         self.vms = SimVms(self._world, self._guests)
         self.vms.on_run = self._ran
         self.vms.on_end = lambda spec: self._world.vm_event(f"{self.name} ends {spec.allocation}")
-        self.guard = FakeGuard(self.vms, self.clock.boot, self._world.after)
+        self.guard = SimGuard(self._world, self.vms, self.clock)
         self.records = MemoryRecords()
         self.logs = FakeLogs()
         self.volumes = FakeVolumes()

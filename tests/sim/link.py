@@ -38,6 +38,7 @@ class Impairment:
     request_loss: float = 0.0
     reply_loss: float = 0.0
     slow: float = 1.0
+    deposed: bool = False  # its member of the store was the leader, and does not know better
 
 
 class Link:
@@ -45,6 +46,7 @@ class Link:
 
     def __init__(self, loop: VirtualLoop, rng: Random, *, latency_s: tuple[float, float] = (0.0005, 0.005)) -> None:
         self.latency_s = latency_s
+        self.at_commit: Callable[[bool], bool] = lambda _: False  # (applied): whether its node crashes now
         self._loop = loop
         self._rng = rng
         self._impairments: list[Impairment] = []
@@ -55,6 +57,11 @@ class Link:
     def partitioned(self) -> bool:
         """Whether nothing gets through, in one direction at least: no connection can be made."""
         return any(i.cut_out or i.cut_in for i in self._impairments)
+
+    @property
+    def deposed(self) -> bool:
+        """Whether its member of the store is a leader of the past."""
+        return any(i.deposed for i in self._impairments)
 
     @property
     def deaf(self) -> bool:
@@ -92,6 +99,10 @@ class Link:
         low, high = self.latency_s
         delay_s = low + (high - low) * self._rng.random()
         return delay_s * max(1.0, self._worst("slow")) if self._impairments else delay_s
+
+    def share(self) -> float:
+        """Any part of one."""
+        return self._rng.random()
 
     def coin(self) -> bool:
         """True half of the time."""

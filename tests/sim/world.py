@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from random import Random
 from types import TracebackType
 from typing import Any, Self
 
 from gpupool.store.memory import MemoryStore
-from gpupool.store.port import Change
+from gpupool.store.port import Change, Compacted
 from tests.sim.faulty_store import FaultyStore, SimBackend
 from tests.sim.grave import collect
-from tests.sim.link import Link
+from tests.sim.link import Impairment, Link
 from tests.sim.loop import VirtualLoop
 from tests.sim.processes import Boot, Processes
 from tests.sim.sealed import sealed
@@ -50,6 +51,8 @@ class World(Processes):
         self.replay = f"python -m tests.sim --seed {seed} --trace"  # how a person sees this run again
         self.lines: list[str] = []
         self.checks: list[Check] = []
+        self.change_checks: list[Callable[[Sequence[Change]], Iterable[str]]] = []  # asked about each change only
+        self.afflictions: dict[str, Callable[[str, float], Callable[[], None]]] = {}  # by kind; the result ends it
         self._echo = echo
         self._links: dict[str, Link] = {}
         self._entropy = self.rng("entropy")  # one stream for all calls of `run`, or ids would repeat
@@ -83,6 +86,7 @@ class World(Processes):
             self.loop,
             timeout_s=timeout_s,
             leaderless=lambda: self.backend.frozen,
+            commit_s=lambda: self.backend.commit_s,
         )
 
     async def call(self, caller: str, server: str, request: Boot, *, timeout_s: float = 5.0) -> Any:
@@ -101,6 +105,44 @@ class World(Processes):
         if on != self.backend.frozen:
             self.trace("the store has no leader" if on else "the store has a leader")
             self.loop.call_in(self.loop.world, self.backend.freeze if on else self.backend.thaw)
+
+    def store_leader_changes(self, share: float) -> Callable[[], None]:
+        """Another member leads: every lease starts afresh. A share of the clients stays with the deposed one a while.
+
+        Nothing that those ask gets an answer (the real client would not believe one), until the result is called.
+        """
+        self.trace("the store has another leader")
+        self.loop.call_in(self.loop.world, self.backend.renew_all)
+        rng = self.rng(f"deposed {self.loop.time()}")
+        left = [link for _, link in sorted(self._links.items()) if rng.random() < share]
+        deposed = Impairment(cut_out=True, cut_in=True, deposed=True)
+        for link in left:
+            link.impair(deposed)
+
+        def mend() -> None:
+            for link in left:
+                link.mend(deposed)
+
+        return mend
+
+    def compact(self) -> None:
+        """Forget all history up to now: who is behind must list anew."""
+        if self.backend.revision > 1:
+            with suppress(Compacted):
+                self.backend.compact(self.backend.revision)
+
+    def crash_at_commit(self, node: str, applied: bool, *, after: bool) -> bool:
+        """Crash the node at this very commit, `after` it was `applied` or before that; whether it did."""
+        if after != applied:
+            return False
+        self.link(node).at_commit = lambda _: False
+        self.crash(node)
+        return True
+
+    def crashed_at_commit(self, node: str) -> None:
+        """No more of that; the node runs again."""
+        self.link(node).at_commit = lambda _: False
+        self.start(node)
 
     def run(self, until: float) -> None:
         """Run to virtual time `until`. Raises SeedFailedError, with the seed and the end of the trace."""
@@ -139,9 +181,12 @@ class World(Processes):
         if self.loop.is_closed():
             return
         for check in self.checks:
-            for complaint in check():
-                self.trace(f"VIOLATION {complaint}")
-                self.loop.fail(InvariantError(complaint))
+            self._complain(check())
+
+    def _complain(self, complaints: Iterable[str]) -> None:
+        for complaint in complaints:
+            self.trace(f"VIOLATION {complaint}")
+            self.loop.fail(InvariantError(complaint))
 
     def vm_event(self, line: str) -> None:
         """A VM started, ran on, or ended: trace it and check."""
@@ -160,6 +205,8 @@ class World(Processes):
         items = list(changes)
         what = ", ".join(f"{'put' if change.kv else 'del'} {change.key}" for change in items)
         self.trace(f"store r{items[0].revision} {what}")
+        for check in self.change_checks:
+            self._complain(check(items))
         self.check()
 
     def _on_loop_error(self, _: object, context: dict[str, Any]) -> None:

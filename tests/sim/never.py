@@ -1,0 +1,117 @@
+"""What must never be, whatever fails: looked at after each change of the store and each event of a VM."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from gpupool.store import keys
+from gpupool.store.keys import Kind
+from gpupool.store.port import Change
+from gpupool.v1 import job_pb2, records_pb2
+from tests.sim.hardware import Machine
+from tests.sim.sealed import WALL_EPOCH_S
+from tests.sim.world import World
+
+FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
+
+
+class Never:
+    """The checks. `clocks_right`: no replica's date is wrong now, or times that are stored mean little."""
+
+    def __init__(self, world: World, machines: Mapping[str, Machine], clocks_right: Callable[[], bool]) -> None:
+        self._world = world
+        self._machines = machines
+        self._clocks_right = clocks_right
+        self._finished: dict[str, int] = {}
+        self._session_of: dict[str, tuple[str, int]] = {}  # allocation -> host and session, of all that ever were
+        self._fenced: set[tuple[str, int]] = set()
+        self._held: dict[tuple[str, str], str] = {}  # host and unit -> allocation
+        self._brake = records_pb2.Brake()
+        self._released_s = 0.0
+        world.checks += [self.no_double_run, self.no_shared_unit, self.fenced_is_dead]
+        world.change_checks.append(self.changed)
+
+    def no_double_run(self) -> Iterator[str]:
+        """One incarnation of a job at any instant."""
+        running = Counter(spec.allocation.rpartition(".")[0] for m in self._machines.values() for spec in m.alive())
+        for job, count in sorted(running.items()):
+            if count > 1:
+                where = [(m.name, s.allocation) for m in self._machines.values() for s in m.alive()]
+                yield f"job {job} runs {count} times: {where}"
+
+    def no_shared_unit(self) -> Iterator[str]:
+        """One VM to a PCI function."""
+        for machine in self._machines.values():
+            used = Counter(f.address for spec in machine.alive() for f in spec.functions)
+            for function, count in sorted(used.items()):
+                if count > 1:
+                    yield f"{machine.name}/{function} is in {count} VMs"
+
+    def fenced_is_dead(self) -> Iterator[str]:
+        """No VM of a session lives that the leader has called dead, though nothing else runs yet in its place."""
+        for machine in self._machines.values():
+            for spec in machine.alive():
+                if self._session_of.get(spec.allocation) in self._fenced:
+                    yield f"{spec.allocation} lives on {machine.name}, which is fenced"
+
+    def changed(self, changes: Sequence[Change]) -> Iterator[str]:
+        """What one revision may not bring."""
+        parsed = [(keys.parse(change.key), change) for change in changes]
+        for found, change in sorted(((f, c) for f, c in parsed if f), key=lambda pair: pair[1].kv is not None):
+            yield from self._changed(found[0], found[1], change)
+
+    def _changed(self, kind: Kind, ids: tuple[str, ...], change: Change) -> Iterable[str]:
+        if kind is Kind.ALLOCATION:
+            return self._allocation(ids, change)
+        if change.kv is None:
+            return ()
+        if kind is Kind.JOB_STATUS:
+            return self._status(change.key, job_pb2.JobStatus.FromString(change.kv.value))
+        if kind is Kind.HOST:
+            fence = records_pb2.HostRecord.FromString(change.kv.value).last_fence
+            self._fenced.add((ids[0], fence.session))
+        elif kind is Kind.CLUSTER:
+            self._brake = records_pb2.ClusterRecord.FromString(change.kv.value).brake
+        elif kind is Kind.CLUSTER_INTENT:
+            self._released_s = records_pb2.ClusterIntent.FromString(change.kv.value).brake_released_s
+        return ()
+
+    def _status(self, key: str, status: job_pb2.JobStatus) -> Iterator[str]:
+        before = self._finished.get(key)
+        if status.state in FINAL:
+            self._finished[key] = status.state
+        if before is not None and before != status.state:
+            yield f"{key} was {before} and is {status.state}"
+
+    def _allocation(self, ids: tuple[str, ...], change: Change) -> Iterator[str]:
+        host, name = ids
+        if change.kv is None:
+            self._held = {unit: holder for unit, holder in self._held.items() if holder != name}
+            return
+        wanted = records_pb2.Allocation.FromString(change.kv.value)
+        for unit in wanted.units:
+            other = self._held.setdefault((host, unit), name)
+            if other != name:
+                yield f"{host}/{unit} is reserved for {other} and {name}"
+        if change.kv.create_revision == change.kv.mod_revision:
+            yield from self._made(host, wanted)
+
+    def _made(self, host: str, wanted: records_pb2.Allocation) -> Iterator[str]:
+        self._session_of[wanted.id] = host, wanted.session
+        session = self._world.backend.get(keys.session(host))
+        if session is None or session.create_revision != wanted.session:
+            yield f"{wanted.id} is made for session {wanted.session} of {host}, which is over"
+        if self._braked() and self._lost_before(wanted.job):
+            yield f"{wanted.id} restarts although the brake is on: {self._brake.reason}"
+
+    def _braked(self) -> bool:
+        brake, now = self._brake, WALL_EPOCH_S + self._world.loop.time()
+        on = brake.since_s > max(0.0, self._released_s) and (not brake.until_s or now < brake.until_s)
+        return on and self._clocks_right()
+
+    def _lost_before(self, job: str) -> bool:
+        """Whether the attempt before the newest was lost with its host: told by the status of the same revision."""
+        kv = self._world.backend.get(keys.job_status(job))
+        attempts = job_pb2.JobStatus.FromString(kv.value).attempts if kv is not None else []
+        return len(attempts) > 1 and attempts[-2].outcome == job_pb2.OUTCOME_HOST_LOST
