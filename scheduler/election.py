@@ -17,7 +17,7 @@ from typing import Self
 from google.protobuf.message import DecodeError
 
 from gpupool.store.keys import LEADER
-from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError, Unavailable
+from gpupool.store.port import Compacted, Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError, Unavailable
 from gpupool.v1 import records_pb2
 
 from .deathwatch import Gone, never
@@ -102,7 +102,7 @@ class _Watch:
 
     async def ended(self, leader: KeyValue, timeout_s: float) -> None:
         """Return once the leader key is gone, or after `timeout_s`. Raises StoreError."""
-        key = asyncio.create_task(_key_gone(self._store, leader.mod_revision))
+        key = asyncio.create_task(_key_gone(self._store, leader))
         try:
             await asyncio.wait({key, self._process(leader)}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if key.done():
@@ -178,12 +178,20 @@ async def _standby_lease(store: Store, lease: int, ttl_s: int) -> int:
     return await store.grant(ttl_s)
 
 
-async def _key_gone(store: Store, seen_revision: int) -> None:
-    """Return once the leader key, last seen at a revision, is gone."""
-    async with aclosing(store.watch(LEADER, after_revision=seen_revision)) as changes_of:
-        async for changes in changes_of:
-            if any(change.key == LEADER and change.kv is None for change in changes):
+async def _key_gone(store: Store, leader: KeyValue) -> None:
+    """Return once the leader key is gone, or is in another life."""
+    seen = leader.mod_revision
+    while True:
+        try:
+            async with aclosing(store.watch(LEADER, after_revision=seen)) as batches:
+                async for changes in batches:
+                    if any(change.key == LEADER and change.kv is None for change in changes):
+                        return
+        except Compacted:  # the key is written once a term, so soon it is older than the history that is kept
+            found = await store.list(LEADER)
+            if not any((kv.key, kv.create_revision) == (LEADER, leader.create_revision) for kv in found.items):
                 return
+            seen = found.revision
 
 
 async def _keep(store: Store, term: Term, ttl_s: int) -> None:

@@ -49,6 +49,7 @@ def main() -> int:
 def say(text: str) -> None:
     """Print a line."""
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

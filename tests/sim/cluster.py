@@ -51,6 +51,7 @@ class Cluster:
         self.rng = world.rng("cluster")
         self.apis: dict[str, JobsApi] = {}
         self.jobs: dict[str, str] = {}  # key -> id, of acknowledged submissions
+        self.wanted = self.rng.randint(3, 12)
         self.site = self.rng.choices(SITES, [5, 2, 3])[0]
         self.dates = dict.fromkeys(REPLICAS, 0.0)  # how wrong each is
         shape = self.rng.choice([(3, 2), (4, 2), (2, 4), (5, 1)])
@@ -145,7 +146,7 @@ class Cluster:
 
     async def client_main(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for n in range(self.rng.randint(3, 12)):
+            for n in range(self.wanted):
                 group.create_task(self._one_job(f"k{n}"))
 
     async def _one_job(self, key: str) -> None:
@@ -182,6 +183,9 @@ class Cluster:
     # What must be in the end
 
     def settled(self) -> Iterator[str]:
+        specs = len([kv for kv in self.world.backend.list(keys.JOBS).items if kv.key.endswith("/spec")])
+        if specs > self.wanted:
+            yield f"{self.wanted} jobs were submitted, and there are {specs}"
         for key, job in sorted(self.jobs.items()):
             kv = self.world.backend.get(keys.job_status(job))
             state = job_pb2.JobStatus.FromString(kv.value).state if kv is not None else None

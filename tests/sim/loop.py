@@ -103,10 +103,10 @@ class VirtualLoop(BaseEventLoop):
         if not found or not found.alive or found is self.world:
             return
         found.state = State.DEAD
-        found.held.clear()
-        found.overdue.clear()
         # Kept alive until the loop is closed: a coroutine that is collected would run its `finally` blocks.
         self._dead += [task for task in self.pending() if task.incarnation is found]
+        found.held.clear()
+        found.overdue.clear()
         for callback in list(found.on_crash):
             callback()
         found.on_crash.clear()

@@ -161,3 +161,19 @@ async def test_a_cancel_is_not_lost_in_the_loss_of_the_term() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert stopped.is_set()
+
+
+@virtual_time
+async def test_a_standby_waits_on_though_the_history_is_compacted() -> None:
+    pool = Pool()
+    first = Candidate("s1", pool.store)
+    await until(lambda: first.term)
+    for _ in range(3):
+        await pool.store.commit([], [Put("x", b"")])
+    pool.backend.compact(pool.backend.revision)  # the leader key's last write is forgotten, as after an hour
+    second = Candidate("s2", pool.store)
+    await asyncio.sleep(10)
+    assert not second.task.done()
+    first.stop.set()
+    await until(lambda: second.term)
+    second.task.cancel()

@@ -1,0 +1,9 @@
+"""All mutants, by what they are of."""
+
+from __future__ import annotations
+
+from tests.mutants.plants_agent import AGENT
+from tests.mutants.plants_scheduler import SCHEDULER
+from tests.mutants.plants_store import STORE
+
+ALL_MUTANTS = (*AGENT, *SCHEDULER, *STORE)

@@ -1,0 +1,130 @@
+"""Mutants of the agent: session, guard, start of VMs, reports, units."""
+
+from __future__ import annotations
+
+from tests.mutants.model import Edit, Mutant, Sim, tests
+
+SESSION, ACTIONS, WORKER = "agent/session.py", "agent/work/actions.py", "agent/work/worker.py"
+RECONCILE, LEDGER, REPORT = "agent/work/reconcile.py", "agent/work/ledger.py", "agent/work/report.py"
+
+AGENT = (
+    Mutant(
+        "guard asleep",
+        "the guard does not kill at its deadline (its stand-in in the simulation)",
+        [Edit("tests/fakes/vms.py", "            self.kills += self._vms.kill_all()\n", "            pass\n")],
+        Sim("partition", "lives on"),
+        fast=True,
+    ),
+    Mutant(
+        "real guard asleep",
+        "the guard's process does not kill at its deadline",
+        [Edit("agent/guard/__main__.py", "            if target.populated():\n", "            if False:\n")],
+        tests("unit/test_guard.py"),
+    ),
+    Mutant(
+        "expiry is punctual",
+        "the deadline has no margin for the guard's look and for clocks that run wrong",
+        [Edit(SESSION, "sent + ttl_s - self._timing.kill_margin_s", "sent + ttl_s")],
+        Sim("partition,cut-out", "lives on"),
+    ),
+    Mutant(
+        "deadline from the answer",
+        "the deadline counts from when a renewal's answer came, not from its sending",
+        [
+            Edit(
+                SESSION,
+                "        self._renewed(sent, ttl_s)\n        return True\n",
+                "        self._renewed(self._clock.boot(), ttl_s)\n        return True\n",
+            )
+        ],
+        tests("unit/test_session.py::test_deadline_counts_from_the_sending"),
+    ),
+    Mutant(
+        "freshness ignored",
+        "a VM is started though the session's deadline is about to pass, or has",
+        [Edit(SESSION, "self._session != 0 and self.left_s() > self._timing.start_margin_s", "self._session != 0")],
+        tests("unit/test_worker.py", "unit/test_session.py"),
+    ),
+    Mutant(
+        "new session while VMs live",
+        "a new session is announced before the VMs of the last one have ended",
+        [Edit(SESSION, "            await self._no_vms()\n", "")],
+        Sim("partition,pause", "lives on"),
+        fast=True,
+    ),
+    Mutant(
+        "another's session resumed",
+        "an agent resumes a session whose key was made anew since",
+        [
+            Edit(
+                SESSION,
+                "if kv is None or not self._ours(kv) or saved not in (0, kv.create_revision):",
+                "if kv is None:",
+            )
+        ],
+        tests("unit/test_session.py"),
+    ),
+    Mutant(
+        "anyone makes way",
+        "an agent deletes whatever session stands under its name, also another machine's living one",
+        [
+            Edit(
+                SESSION,
+                "        if reason := why_not_replace(old, self._me",
+                "        if False and (reason := why_not_replace(old, self._me",
+            ),
+            Edit(SESSION, "had_session=self._had_session):\n", "had_session=self._had_session)):\n"),
+        ],
+        tests("unit/test_session.py::test_two_machines_with_one_name_do_not_fight"),
+    ),
+    Mutant(
+        "nonce ignored",
+        "an allocation is run by its session's number alone, which comes again in a restored store",
+        [
+            Edit(
+                RECONCILE,
+                "want.session == self.session and want.session_nonce == self.nonce",
+                "want.session == self.session",
+            )
+        ],
+        tests("unit/test_reconcile.py::test_a_session_id_that_came_again_in_a_restored_store_starts_nothing"),
+        fast=True,
+    ),
+    Mutant(
+        "allocation of any session",
+        "an agent runs allocations that do not name its session",
+        [
+            Edit(
+                RECONCILE,
+                "want is not None and want.session == self.session and want.session_nonce == self.nonce",
+                "want is not None",
+            )
+        ],
+        Sim("partition,power-cut,pause"),
+    ),
+    Mutant(
+        "start unconfirmed",
+        "a VM is started before the store has confirmed the session",
+        [Edit(ACTIONS, "        await self._worker.reporter.committed()\n", "")],
+        tests("unit/test_worker.py", "unit/test_session.py"),
+    ),
+    Mutant(
+        "may always run",
+        "at the very moment when a VM's CPUs are let go, nobody asks again whether they may",
+        [Edit(WORKER, "return session == self._session and self._may_start()", "return True")],
+        tests("unit/test_worker.py::test_deadline_that_passes_during_the_start_stops_it"),
+    ),
+    Mutant(
+        "reports unguarded",
+        "an agent whose session is over goes on writing reports",
+        [Edit(REPORT, "self._store.commit([Created(self._session_key, session)], ops)", "self._store.commit([], ops)")],
+        tests("unit/test_worker.py", "unit/test_session.py"),
+    ),
+    Mutant(
+        "use forgotten",
+        "it is not put on record that a VM is about to have a unit, so the unit is proven without a reset",
+        [Edit(ACTIONS, "        self._ledger.touches(want.id)\n", "")],
+        Sim("power-cut", "unproven"),
+        fast=True,
+    ),
+)

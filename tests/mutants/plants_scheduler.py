@@ -1,0 +1,231 @@
+"""Mutants of the scheduler: leadership, commits, evidence, restarts, placement, the API."""
+
+from __future__ import annotations
+
+from tests.mutants.model import Edit, Mutant, Sim, tests
+
+LEADER, ELECTION, LOAD = "scheduler/leader.py", "scheduler/election.py", "scheduler/load.py"
+FENCE, STEP, MODEL, PLACE = (
+    "scheduler/core/fence.py",
+    "scheduler/core/step.py",
+    "scheduler/core/model.py",
+    "scheduler/core/place.py",
+)
+
+SCHEDULER = (
+    Mutant(
+        "commits without a term",
+        "a leader writes without its term as a guard, so one that was paused overwrites its successor",
+        [Edit(LEADER, "self._store.commit([self._term.guard, *guards], ops)", "self._store.commit([*guards], ops)")],
+        Sim("pause"),
+        fast=True,
+    ),
+    Mutant(
+        "session unchecked at commit",
+        "an allocation is written although its host's session has just ended",
+        [
+            Edit(
+                LEADER,
+                "                group.guards.append(Created(keys.session(host.name), allocation.session))\n",
+                "",
+            )
+        ],
+        Sim("power-cut,partition,slow,crash", "which is over"),
+        fast=True,
+    ),
+    Mutant(
+        "two leaders",
+        "a replica takes the leader key though another holds it",
+        [Edit(ELECTION, "store.commit([Created(LEADER, 0)], [Put(LEADER,", "store.commit([], [Put(LEADER,")],
+        tests("unit/test_election.py"),
+    ),
+    Mutant(
+        "deposed by a later life",
+        "a standby that saw a leader die deletes the key of the next one",
+        [
+            Edit(
+                ELECTION,
+                "self._store.commit([Created(LEADER, leader.create_revision)], [Delete(LEADER)])",
+                "self._store.commit([], [Delete(LEADER)])",
+            )
+        ],
+        tests("unit/test_deathwatch.py::test_a_later_life_of_the_key_is_left_alone"),
+    ),
+    Mutant(
+        "its own end unheard",
+        "a leader with nothing to write does not hear that its term is over, and goes on acting",
+        [Edit(LEADER, "                self._still_mine(change)\n", "")],
+        tests("unit/test_leader.py::test_a_leader_with_nothing_to_write_hears_of_its_end"),
+    ),
+    Mutant(
+        "watch from one too far",
+        "the leader watches from the revision after the next, so one change is never seen",
+        [
+            Edit(
+                LEADER,
+                "self._store.watch(keys.ROOT, after_revision=revision)",
+                "self._store.watch(keys.ROOT, after_revision=revision + 1)",
+            )
+        ],
+        Sim("crash", settle=True),
+    ),
+    Mutant(
+        "unknown fate is failure",
+        "a commit without an answer counts as not done, and its allocation is taken back while the VM starts",
+        [
+            Edit(
+                LEADER,
+                "        return (await self._store.commit([self._term.guard, *guards], ops)).succeeded\n",
+                "        try:\n            return (await self._store.commit([self._term.guard, *guards], ops)).succeeded\n"
+                "        except StoreError:\n            return False\n",
+            )
+        ],
+        Sim("reply-loss,request-loss"),
+        fast=True,
+    ),
+    Mutant(
+        "hosts before jobs",
+        "a fence is written before what it does to jobs, so a leader that dies between the two loses them",
+        [
+            Edit(LEADER, "self._batches(self._job_groups(dirty))", "self._batches(self.LATER(dirty))"),
+            Edit(LEADER, "self._batches(self._host_groups(dirty))", "self._batches(self._job_groups(dirty))"),
+            Edit(LEADER, "self.LATER(dirty)", "self._host_groups(dirty)"),
+        ],
+        tests("unit/test_leader.py::test_killed_at_any_commit"),
+    ),
+    Mutant(
+        "placed before its host is on record",
+        "an allocation is written before the session that it is of",
+        [
+            Edit(
+                PLACE,
+                "host.state is HostState.READY and host.name not in cluster.dirty.hosts",
+                "host.state is HostState.READY",
+            )
+        ],
+        tests("unit/test_leader.py::test_nothing_is_placed_before_its_hosts_session_is_on_record"),
+    ),
+    Mutant(
+        "start before evidence",
+        "a host whose session is gone counts as dead at once, whatever its guard",
+        [
+            Edit(
+                FENCE,
+                "    return _lease_ran_out(cluster, host) if host.fact is None else None\n",
+                '    return Evidence.OPERATOR, "it will be dead by now"\n',
+            )
+        ],
+        tests("golden"),
+        fast=True,
+    ),
+    Mutant(
+        "any guard is enough",
+        "the end of a lease proves the VMs dead although no guard was declared any more",
+        [Edit(FENCE, "    if host.guard is not GuardKind.SOFT:\n        return None\n", "")],
+        tests("golden/test_golden.py", "unit/test_leader.py::test_a_guard_that_died_is_no_evidence"),
+    ),
+    Mutant(
+        "evidence for another session",
+        "an operator's word on an earlier session of a host counts for the present one",
+        [
+            Edit(
+                FENCE,
+                "0 < host.intent.confirmed_dead_session == host.session",
+                "0 < host.intent.confirmed_dead_session",
+            )
+        ],
+        Sim("partition,pause", "lives on"),
+    ),
+    Mutant(
+        "same boot, same death",
+        "a host that is back proves its VMs dead although it is of the same boot and did not look",
+        [Edit(FENCE, "back is not None and back.boot_id != host.boot_id", "back is not None")],
+        tests("golden"),
+    ),
+    Mutant(
+        "lost attempt left open",
+        "a host is fenced, and nobody closes the attempts that were lost with it or queues their jobs",
+        [
+            Edit(
+                FENCE, "        end_attempt(cluster, job, Outcome.HOST_LOST, now, message=message, evidence=kind)\n", ""
+            )
+        ],
+        Sim("power-cut", settle=True),
+        fast=True,
+    ),
+    Mutant(
+        "any session's word on a VM",
+        "a report counts although it comes from a session that has no say in the allocation",
+        [Edit(STEP, " or allocation.session != event.session:\n", ":\n")],
+        tests("unit", "golden"),
+    ),
+    Mutant(
+        "stale unit reports",
+        "a unit is offered on the word of an earlier session",
+        [
+            Edit(
+                MODEL, "current = report is not None and report.session == self.session", "current = report is not None"
+            )
+        ],
+        Sim("power-cut,partition", "unproven"),
+    ),
+    Mutant(
+        "stale inventory",
+        "a host is READY on the inventory of an earlier session",
+        [
+            Edit(
+                STEP,
+                "if host.state is HostState.JOINING and current and host.session:",
+                "if host.state is HostState.JOINING and host.inventory and host.session:",
+            )
+        ],
+        tests("golden", "unit/test_leader.py"),
+    ),
+    Mutant(
+        "allocation deleted before proof",
+        "units are free as soon as the VM has ended",
+        [
+            Edit(
+                STEP,
+                "        if report.state not in (UnitState.FREE, UnitState.QUARANTINED):\n            return\n",
+                "",
+            )
+        ],
+        tests("golden"),
+    ),
+    Mutant(
+        "unit shared",
+        "the scheduler forgets that a unit is held",
+        [
+            Edit(MODEL, "        if unit in self.held:\n            return UnitState.HELD\n", ""),
+            Edit(LEADER, "(broken := violations(self.cluster))", "(broken := [])"),
+        ],
+        Sim("power-cut", "reserved for"),
+        fast=True,
+    ),
+    Mutant(
+        "brake without effect",
+        "lost jobs restart although the mass failure brake is on",
+        [
+            Edit(
+                "scheduler/core/brake.py",
+                "        cluster.brake = Brake(now, until_s, why, tuple(sorted(lost)))\n        cluster.log",
+                "        cluster.log",
+            )
+        ],
+        tests("golden"),
+    ),
+    Mutant(
+        "idempotency ignored",
+        "a submission that is repeated after a lost answer is another job",
+        [
+            Edit(
+                "scheduler/jobs_api.py",
+                "request.idempotency_key.encode() if request.idempotency_key else self._token()",
+                "self._token()",
+            )
+        ],
+        Sim("reply-loss", "submitted", settle=True),
+        fast=True,
+    ),
+)
