@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from . import failover, footprint, inventory, leader, replace, start, store_commit, submit
+from . import failover, footprint, inventory, leader, replace, reservation, start, store_commit, submit
 from .row import Row, as_json, print_table
 
 BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
@@ -25,6 +25,7 @@ BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "replace": replace.run,
     "inventory": inventory.run,
     "start": start.run,
+    "reservation": reservation.run,
 }
 
 

@@ -209,6 +209,7 @@ def inventory_of(wire: inventory_pb2.Inventory) -> model.InventoryFact:
             for n in nodes
             for pages in sorted(n.hugepages, key=lambda pages: pages.size_kib)
         ),
+        labels=tuple(sorted(wire.labels.items())),
     )
 
 

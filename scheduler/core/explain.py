@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from .fit import fit
+from .admission import kept_out
+from .fit import Fit, fit
 from .model import Cluster, Job
 from .power import told
 from .reasons import Reason, Refusal
@@ -28,10 +29,10 @@ def explain(cluster: Cluster, job: Job, now: float) -> Explanation:
     """Explain the job's state at `now`; hosts are judged only while it is pending."""
     if job.state is not JobState.PENDING:
         return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}{_lost(cluster, job, now)}", 0, (), ())
-    verdicts = []
-    for name in sorted(cluster.hosts):
-        outcome = fit(cluster.hosts[name], job.request, cluster.policy.starts_at_once)
-        verdicts.append((name, outcome if isinstance(outcome, Refusal) else None))
+    at_once = cluster.policy.starts_at_once
+    outcomes = [(name, fit(cluster.hosts[name], job.request, at_once)) for name in sorted(cluster.hosts)]
+    kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)])
+    verdicts = [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
     waits = wait(cluster, job, now)

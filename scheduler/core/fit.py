@@ -45,6 +45,18 @@ def fit(host: Host, request: Request, starts_at_once: int = 0) -> Fit | Refusal:
 
 
 def _host_refusal(host: Host, request: Request, starts_at_once: int) -> Refusal | None:
+    refusal = closed(host)
+    if refusal is not None or host.inventory is None:
+        return refusal
+    if 0 < starts_at_once <= len(host.starting):
+        return Refusal(Reason.HOST_STARTS_ENOUGH, f"{len(host.starting)} VMs are starting there, as many as may")
+    if request.image not in host.inventory.images:
+        return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
+    return None
+
+
+def closed(host: Host) -> Refusal | None:
+    """Why the host takes nothing new, whatever is asked."""
     if host.state is not HostState.READY or host.inventory is None:
         return Refusal(Reason.HOST_NOT_READY, f"it is {host.state.value}")
     if host.intent.cordoned:
@@ -55,10 +67,6 @@ def _host_refusal(host: Host, request: Request, starts_at_once: int) -> Refusal 
         return Refusal(Reason.HOST_DRAINING, drain.reason or "draining")
     if host.intent.maintenance:
         return Refusal(Reason.HOST_IN_MAINTENANCE, host.intent.maintenance_reason or "in maintenance")
-    if 0 < starts_at_once <= len(host.starting):
-        return Refusal(Reason.HOST_STARTS_ENOUGH, f"{len(host.starting)} VMs are starting there, as many as may")
-    if request.image not in host.inventory.images:
-        return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
     return None
 
 

@@ -260,6 +260,7 @@ class InventoryFact:
     nodes: tuple[tuple[int, tuple[tuple[int, ...], ...], int], ...]  # id, cores, memory_mib
     images: frozenset[str]
     hugepages: tuple[HugepagesFact, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()  # by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,6 +453,8 @@ class Cluster:
     named: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by name
     ordered: set[str] = field(default_factory=set)  # jobs that wait to restart, and name others that go before them
     capacity_epoch: int = 0
+    stale_hosts: set[str] = field(default_factory=set)  # changed since the reservation last looked (reserve.py)
+    stale_jobs: set[str] = field(default_factory=set)
     dirty: Dirty = field(default_factory=Dirty)
     log: list[Transition] = field(default_factory=list)
 
@@ -477,6 +480,7 @@ class Cluster:
         """Something that placement looks at has changed on `host`."""
         host.version += 1
         self.capacity_epoch += 1
+        self.stale_hosts.add(host.name)
 
     # The funnel: no state changes anywhere else.
 
@@ -508,6 +512,7 @@ class Cluster:
     def enqueue(self, job: Job) -> None:
         """Put a pending job into the queue, take any other out. What must not start now is in it, but not offered."""
         self._index(job)
+        self.stale_jobs.add(job.id)
         if job.state is not JobState.PENDING:
             self.pending.discard(job.id)
             self.ordered.discard(job.id)
@@ -560,6 +565,7 @@ class Cluster:
         host.allocations.add(allocation.id)
         host.held.update(dict.fromkeys(allocation.units, allocation.id))
         host.version += 1
+        self.stale_hosts.add(host.name)
         self._note_starting(host, allocation)
         self._account(host, allocation, taken=True)
 

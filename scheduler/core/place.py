@@ -8,11 +8,14 @@ hosts stay free for large jobs), then the name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from operator import itemgetter
+from typing import Any
 
 from . import brake, failovers, order
+from .admission import TRIES, Admission, Choice
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
 from .retry import crashed_on
@@ -55,6 +58,7 @@ class Placer:
     epoch: int = -1
     hopeless: set[Request] = field(default_factory=set)
     rankings: dict[Request, _Ranking] = field(default_factory=dict)
+    admission: Admission = field(default_factory=Admission)
     turn: int = 0
     taken: list[str] = field(default_factory=list)  # the host of each placement in this turn, which changes no other
 
@@ -63,6 +67,9 @@ class Placer:
         brake.look(cluster, now)
         order.release(cluster)
         cluster.pending.due(now)
+        if not cluster.policy.reservation.hosts:  # nobody looks
+            cluster.stale_hosts.clear()
+            cluster.stale_jobs.clear()
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
@@ -70,12 +77,16 @@ class Placer:
         placed = 0
         for job_id, request in cluster.pending.offers(self.hopeless):
             job = cluster.jobs[job_id]
-            best = self._best_host(cluster, job)
-            if best is None:
-                self.hopeless.add(request)
+            if self.admission.out(cluster, job):
                 continue
-            _bind(cluster, job, *best, now)
-            self.taken.append(best[0].name)
+            choice = self._choose(cluster, job)
+            if choice is None:
+                if not self.admission.out(cluster, job):
+                    self.hopeless.add(request)
+                continue
+            _bind(cluster, job, choice.host, choice.fit, now)
+            self.admission.placed(job, choice)
+            self.taken.append(choice.host.name)
             placed += 1
             if placed >= limit:
                 break
@@ -92,17 +103,20 @@ class Placer:
         self._next_turn()
         return [rank[3] for rank, _ in sorted(self._ranking(cluster, request).fits.values(), key=itemgetter(0))]
 
-    def _best_host(self, cluster: Cluster, job: Job) -> tuple[Host, Fit] | None:
-        """The best host for the job, with what it would take there."""
+    def _choose(self, cluster: Cluster, job: Job) -> Choice | None:
+        """The best host for the job that may take it, with what it would take there."""
         fits = self._ranking(cluster, job.request).fits
         if not fits:
             return None
         shun, want = _hosts_by_history(job)
+        key: Callable[[tuple[Rank, Fit]], Any] = itemgetter(0)
         if (shun | want) & fits.keys():
-            rank, found = min(fits.values(), key=lambda r: (r[0][3] in shun, r[0][3] not in want, r[0]))
-        else:
-            rank, found = min(fits.values(), key=itemgetter(0))
-        return cluster.hosts[rank[3]], found
+            key = lambda r: (r[0][3] in shun, r[0][3] not in want, r[0])  # noqa: E731
+        if cluster.policy.reservation.hosts:
+            best = [(rank[3], found) for rank, found in nsmallest(TRIES, fits.values(), key=key)]
+            return self.admission.choose(cluster, job, best, fits)
+        rank, found = min(fits.values(), key=key)
+        return Choice(cluster.hosts[rank[3]], found)
 
     def _ranking(self, cluster: Cluster, request: Request) -> _Ranking:
         ranking = self.rankings.get(request)

@@ -209,6 +209,8 @@ def _cancel_requested(cluster: Cluster, event: JobCancelRequested, now: float) -
     if allocation is None:
         cluster.change_job(job, JobEvent.CANCELLED, now, job.cancel_reason)
         return
+    cluster.stale_jobs.add(job.id)  # no room need be kept for it any more
+    cluster.capacity_epoch += 1
     allocation.stop_reason = job.cancel_reason
     allocation.stop_requested_s = allocation.stop_requested_s or now  # a drain may have asked before
     cluster.dirty.allocations.add(allocation.id)

@@ -1,0 +1,131 @@
+"""Room for restarts after one placement: 10,000 hosts of 8 GPUs, nearly full of mixed shapes, re-checked incrementally.
+
+The ceiling is the same question asked from scratch, in the same run. No store, no network: the core alone.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.fit import Fit, fit
+from scheduler.core.model import (
+    Allocation,
+    Attempt,
+    Cluster,
+    GuardKind,
+    Host,
+    InventoryFact,
+    Job,
+    Request,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.policy import Policy, ReservationPolicy
+from scheduler.core.reserve import Reserve
+from scheduler.core.step import step
+from scheduler.core.tables import JobState
+
+from .row import Row
+
+HOSTS, GPUS, PLACEMENTS, SCRATCH = 10_000, 8, 300, 3
+NODE_CORES, NODE_MIB = 32, 512 * 1024
+SHAPES = [Request("img", n, "a100", 0, n * 12, n * 110_000) for n in (1, 1, 1, 1, 2, 2, 4, 8)]
+TARGET = "< 5 ms"
+
+
+async def run(tell: Callable[[str], None]) -> list[Row]:
+    """A fleet at about 80 % and one at about 95 %."""
+    return [row for use in (0.80, 0.95) for row in _measured(use, tell)]
+
+
+def _measured(use: float, tell: Callable[[str], None]) -> list[Row]:
+    rng = random.Random(7)  # the same fleet in each run
+    cluster = _fleet()
+    _fill(cluster, use, rng)
+    held = sum(len(host.held) for host in cluster.hosts.values()) / (HOSTS * GPUS)
+    tell(f"{HOSTS} hosts at {held:.0%}, {len(cluster.jobs)} VMs")
+    scratch = []
+    for _ in range(SCRATCH):
+        begun = time.perf_counter()
+        reserve = Reserve(cluster)
+        scratch.append((time.perf_counter() - begun) * 1000)
+    covered = list(reserve.covered().values())
+    tell(f"{sum(covered)} of {len(covered)} hosts covered, {len(reserve.shapes())} sets of shapes")
+    checks, refused = [], 0
+    names = sorted(cluster.hosts)
+    while len(checks) < PLACEMENTS:
+        host, request = cluster.hosts[rng.choice(names)], rng.choice(SHAPES)
+        found = fit(host, request)
+        if not isinstance(found, Fit):
+            continue
+        job = _job(cluster, request)
+        begun = time.perf_counter()
+        verdict = reserve.judge(job, host, found)
+        spent = time.perf_counter() - begun
+        if verdict.broken is None:
+            _put(cluster, job, host, found)
+            begun = time.perf_counter()
+            reserve.placed(job, host, verdict)
+            spent += time.perf_counter() - begun
+        refused += verdict.broken is not None
+        checks.append(spent * 1000)
+    tell(f"{refused} of {PLACEMENTS} placements would have broken it")
+    assert reserve.covered() == Reserve(cluster, once=True).covered()
+    what = f"re-check after one placement, {held:.0%} in use"
+    return [
+        Row(what, "ms", checks, sorted(scratch)[1], "from scratch", TARGET),
+        Row(
+            f"the same, 99th of 100, {refused} of {PLACEMENTS} refused", "ms", [sorted(checks)[PLACEMENTS * 99 // 100]]
+        ),
+    ]
+
+
+def _fleet() -> Cluster:
+    cluster = Cluster(policy=Policy(reservation=ReservationPolicy(hosts=1)))
+    nodes = tuple(
+        (node, tuple((2 * c, 2 * c + 1) for c in range(node * NODE_CORES, (node + 1) * NODE_CORES)), NODE_MIB)
+        for node in (0, 1)
+    )
+    units = tuple(UnitFact(f"u{n}", "a100", 81920, n * 2 // GPUS, (f"u{n}",)) for n in range(GPUS))
+    for session in range(1, HOSTS + 1):
+        name = f"h{session:05}"
+        step(cluster, SessionChanged(name, SessionFact(session, "b", GuardKind.SOFT, True, True)), 1.0)
+        step(cluster, InventoryChanged(name, InventoryFact(session, units, nodes, frozenset({"img"}))), 1.0)
+        for unit in units:
+            step(cluster, UnitReported(name, unit.id, UnitReport(UnitState.FREE, session, "")), 1.0)
+    cluster.take_dirty()
+    return cluster
+
+
+def _fill(cluster: Cluster, use: float, rng: random.Random) -> None:
+    """Each host gets random shapes, up to a random share about `use` of its GPUs; some hosts stay as good as empty."""
+    for name in sorted(cluster.hosts):
+        host = cluster.hosts[name]
+        want = GPUS if rng.random() < use else rng.randrange(GPUS)
+        for request in rng.choices(SHAPES, k=12):
+            if len(host.held) + request.gpus <= want and isinstance(found := fit(host, request), Fit):
+                _put(cluster, _job(cluster, request), host, found)
+    cluster.take_dirty()
+
+
+def _job(cluster: Cluster, request: Request) -> Job:
+    number = len(cluster.jobs)
+    job = Job(f"j{number:06}", request, number, 1.0)
+    step(cluster, JobSubmitted(job), 1.0)
+    return job
+
+
+def _put(cluster: Cluster, job: Job, host: Host, found: Fit) -> None:
+    """As placement would, in the state that the core is in then."""
+    job.attempt_count, job.state = 1, JobState.RUNNING
+    cluster.pending.discard(job.id)
+    job.attempts.append(Attempt(1, host.name, found.units, 1.0, 1.0))
+    cluster.reserve(
+        Allocation(f"{job.id}.1", job.id, 1, host.name, host.session, found.units, found.nodes, found.cores,
+                   found.memory_mib, 1.0)
+    )  # fmt: skip

@@ -1,0 +1,114 @@
+"""Which of the hosts that fit a job may take it, so that room for restarts stays: the reservation's part of placement.
+
+A job that has not run yet is placed where every failure domain that is covered stays so, or, by policy, with a warning.
+One that lost its place may use what was kept for it; it leaves the room of the others that wait where it can. While the
+site keeps no room this decides nothing and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from .fit import Fit
+from .model import Cluster, Host, Job, Request
+from .reasons import Reason, Refusal
+from .reserve import Gap, Reserve, Verdict, ran_before, restartable
+
+TRIES = 32  # hosts, the best first
+EXPLAINED = 128  # hosts
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where the job goes. `warning`: what that breaks, by policy."""
+
+    host: Host
+    fit: Fit
+    verdict: Verdict | None = None
+    warning: str = ""
+
+
+@dataclass(slots=True)
+class Admission:
+    """See the module docstring. Belongs to one cluster."""
+
+    reserve: Reserve | None = None
+    refused: set[tuple[Request, bool]] = field(default_factory=set)  # shapes, and whether restartable
+    epoch: int = -1
+
+    def out(self, cluster: Cluster, job: Job) -> bool:
+        """Whether a job just like this one was refused, and nothing has been set free since."""
+        if not self.refused:
+            return False
+        if self.epoch != cluster.capacity_epoch:
+            self.refused.clear()
+        return (job.request, restartable(job)) in self.refused and not ran_before(job)
+
+    def choose(
+        self, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Collection[str]
+    ) -> Choice | None:
+        """One of the hosts that are `fitting`, of which the best are `ranked`; None: the job waits."""
+        if self.reserve is None:
+            self.reserve = Reserve(cluster)
+        if ran_before(job):
+            return self._restart(self.reserve, cluster, job, ranked, fitting)
+        first: Verdict | None = None
+        for name, found in ranked:
+            verdict = self.reserve.judge(job, cluster.hosts[name], found)
+            if verdict.broken is None:
+                return Choice(cluster.hosts[name], found, verdict)
+            first = first or verdict
+        if first is not None and cluster.policy.reservation.warn:
+            return Choice(cluster.hosts[ranked[0][0]], ranked[0][1], warning=said(first))
+        self.refused.add((job.request, restartable(job)))
+        self.epoch = cluster.capacity_epoch
+        return None
+
+    @staticmethod
+    def _restart(
+        reserve: Reserve, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Collection[str]
+    ) -> Choice:
+        """The best host that leaves the others' room, or the room that was kept for this one, or just the best."""
+        kept = reserve.promised(job)
+        for name, found in ranked:
+            if kept is None or reserve.spares(job, cluster.hosts[name], found):
+                return Choice(cluster.hosts[name], found)
+        if kept is not None and kept[0].name in fitting:
+            return Choice(*kept)
+        return Choice(cluster.hosts[ranked[0][0]], ranked[0][1])
+
+    def placed(self, job: Job, choice: Choice) -> None:
+        """The job was placed so."""
+        if choice.warning:
+            job.attempts[-1].warnings += (choice.warning,)
+        if choice.verdict is not None and self.reserve is not None:
+            self.reserve.placed(job, choice.host, choice.verdict)
+
+
+def said(verdict: Verdict) -> str:
+    """Why a place is refused, for people."""
+    maybe = "" if verdict.complete else "; the search for room was given up at its bound"
+    return f"it would take room kept for failover: not all of {verdict.broken} could be restarted elsewhere{maybe}"
+
+
+def kept_out(cluster: Cluster, job: Job, fits: Sequence[tuple[str, Fit]]) -> dict[str, Refusal]:
+    """Of the hosts that fit a job that waits, those that the reservation keeps it from. Asks at most EXPLAINED."""
+    policy = cluster.policy.reservation
+    if not policy.hosts or policy.warn or not fits or ran_before(job):
+        return {}
+    reserve = Reserve(cluster, once=True)
+    found = {}
+    for name, place in fits[:EXPLAINED]:
+        verdict = reserve.judge(job, cluster.hosts[name], place)
+        if verdict.broken is not None:
+            found[name] = Refusal(Reason.RESERVED_FOR_FAILOVER, said(verdict))
+    if len(found) == EXPLAINED:
+        more = f"not asked, as the {EXPLAINED} hosts before it would all take room kept for failover"
+        found |= {name: Refusal(Reason.RESERVED_FOR_FAILOVER, more) for name, _ in fits[EXPLAINED:]}
+    return found
+
+
+def gaps(cluster: Cluster) -> list[Gap]:
+    """The failure domains that are not covered now, if the site keeps room for restarts."""
+    return Reserve(cluster, once=True).gaps() if cluster.policy.reservation.hosts else []
