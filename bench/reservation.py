@@ -56,7 +56,8 @@ def _measured(use: float, tell: Callable[[str], None]) -> list[Row]:
         scratch.append((time.perf_counter() - begun) * 1000)
     covered = list(reserve.covered().values())
     tell(f"{sum(covered)} of {len(covered)} hosts covered, {len(reserve.shapes())} sets of shapes")
-    checks, refused = [], 0
+    checks: list[float] = []
+    refused = 0
     names = sorted(cluster.hosts)
     while len(checks) < PLACEMENTS:
         host, request = cluster.hosts[rng.choice(names)], rng.choice(SHAPES)
