@@ -114,3 +114,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PowerFileError) as caught:
         load_power(tmp_path / "nosuch.yaml")
     assert "cannot be read" in caught.value.violations[0]
+
+
+def test_the_example_is_right_but_for_the_passwords() -> None:
+    example = Path(__file__).parents[2] / "deploy" / "power.yaml"
+    with pytest.raises(PowerFileError) as caught:
+        load_power(example)
+    assert len(caught.value.violations) == 3
+    assert all("password_file: cannot read" in found for found in caught.value.violations)
