@@ -19,6 +19,7 @@ from gpupool.v1.records_pb2 import ClusterIntent, UnitHistory
 
 from .devices.blocking import RunBlocking, in_own_thread
 from .devices.host import Devices
+from .history import History
 from .ports import Clock, Guard, VmRuntime
 from .session import SessionKeeper
 from .survey import Judge, Survey
@@ -72,6 +73,7 @@ class Agent:
         self._survey = Survey(parts.devices, parts.images, parts.judges, run_blocking=parts.run_blocking)
         self._look = asyncio.Event()
         self._surveyed = asyncio.Event()
+        history = History(parts.records)
         self.ledger = Ledger(parts.records, parts.clock, self._ended, self._history)
         actions = Actions(
             parts.runtime,
@@ -96,6 +98,7 @@ class Agent:
             inventory=lambda: self._survey.inventory,
             may_start=self._may_start,
             doubt=lambda: self.keeper.doubt(),  # noqa: PLW0108 - the keeper is made after the worker
+            history=history,
         )
         self.keeper = SessionKeeper(
             identity,
@@ -106,6 +109,7 @@ class Agent:
             parts.records,
             self.worker.no_vms,
             unguarded=unguarded,
+            history=history,
         )
         self.worker.wishes.on_cluster = self._cluster_wish
 
@@ -156,6 +160,7 @@ class Agent:
             if isinstance(result, Exception):
                 raise result
         _log.error("%s", results[1])
+        self.worker.wishes.again()
 
     async def _serve(self, session: int) -> None:
         await self._surveyed.wait()

@@ -21,6 +21,7 @@ from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, St
 from gpupool.v1 import records_pb2
 
 from .declare import Declaration, Said
+from .history import History
 from .ports import Clock, Guard, GuardError
 from .timing import Identity, Timing, why_not_replace
 from .work.records import Records
@@ -46,6 +47,7 @@ class SessionKeeper:
         records: Records,
         no_vms: Callable[[], Awaitable[None]],
         *,
+        history: History,
         unguarded: str = "",
     ) -> None:
         self._me = identity
@@ -68,6 +70,8 @@ class SessionKeeper:
         self._had_session = False
         self._doubt = asyncio.Event()
         self._told = ""
+        self._left_lease = 0  # of the session that was over last
+        self._history = history
 
     @property
     def session(self) -> int:
@@ -108,6 +112,9 @@ class SessionKeeper:
         if not session:
             self._forget()
             await self._no_vms()
+            if self._left_lease:  # nothing lives: no need to wait until it expires
+                with contextlib.suppress(StoreError):
+                    await self._store.revoke(self._left_lease)
             session = await self._insist(self._announce)
             _log.info("session %d of host %s announced: %s", session, self._me.host, self._me)
         self._session = session
@@ -120,13 +127,13 @@ class SessionKeeper:
             sent = self._clock.boot()
             try:
                 async with asyncio.timeout(self._timing.renew_s):
-                    ours = await self._renew(sent, look=self._doubt.is_set())
+                    over = await self._renew(sent, look=self._doubt.is_set())
             except (StoreError, TimeoutError) as exc:
                 _log.warning("session %d not renewed, %.1f s left: %r", self._session, self.left_s(), exc)
                 await asyncio.sleep(self._retry_s)
                 continue
-            if not ours:
-                reason = f"session {self._session} is over: its lease or its key is gone"
+            if over:
+                reason = f"session {self._session} is over: {over}"
                 self._forget()
                 return reason
             self._doubt.clear()
@@ -161,8 +168,10 @@ class SessionKeeper:
         put = self._put(said)
         if kv.value != put.value:
             # Its last revision is a guard: what was sent earlier, and whose fate is unknown, must not come after it.
+            before = self._history.mark()
             done = await self._store.commit([Unmodified(self._key, kv.mod_revision)], [put])
-            if not done.succeeded:
+            if not done.succeeded or self._history.wrote(before, [put], done.revision):
+                self.doubt()
                 return False
         if self._session not in (0, kv.create_revision):
             return False  # that session is over
@@ -217,6 +226,9 @@ class SessionKeeper:
         kv = await self._store.get(self._key)
         if kv is None or not self._ours(kv) or saved not in (0, kv.create_revision):
             return 0
+        if why := await self._went_back():
+            _log.error("session %d is not resumed: %s", kv.create_revision, why)
+            return 0
         # A restarted agent may listen elsewhere, or be of another mind. Until now the guard is as the record says.
         if not await self._write(kv, self._declaration.due(sent + ttl_s - self._timing.kill_margin_s)):
             return 0
@@ -224,18 +236,28 @@ class SessionKeeper:
         self._renewed(sent, ttl_s)
         return kv.create_revision
 
-    async def _renew(self, sent: float, *, look: bool) -> bool:
-        """One renewal of the session that is held; False when it is over. With `look`, its key must still be there."""
+    async def _renew(self, sent: float, *, look: bool) -> str:
+        """One renewal of the session that is held; why it is over, if it is. With `look`, its key must still be there.
+
+        The store may have been restored between any two renewals, so each looks whether history went back.
+        """
         try:
             ttl_s = await self._store.renew(self._lease)
         except LeaseNotFound:
-            return False
+            return "its lease is gone"
         if look:
             kv = await self._store.get(self._key)
             if kv is None or kv.create_revision != self._session:
-                return False
+                return "its key is gone"
+        if why := await self._went_back():
+            return why
         self._renewed(sent, ttl_s)
-        return True
+        return ""
+
+    async def _went_back(self) -> str:
+        before = self._history.mark()
+        why = self._history.check(before, await self._store.list(before.key or self._key))
+        return f"the store's history went back, as if restored from a backup: {why}" if why else ""
 
     async def _announce(self) -> int | None:
         """One try to put the session's key on a lease of ours; None: not yet."""
@@ -256,6 +278,7 @@ class SessionKeeper:
         elif not await self._write(kv, said):  # an earlier try was done, unknown to us
             return None
         session = kv.create_revision if kv else done.revision
+        self._history.begin(self._key, kv.mod_revision if kv else session)
         self._save(session)
         self._renewed(sent, ttl_s)
         return session
@@ -331,6 +354,7 @@ class SessionKeeper:
         self._records.save(_RECORD, _RECORD, {**record, "had_session": self._had_session})
 
     def _forget(self) -> None:
+        self._left_lease = self._lease or self._left_lease
         self._session = self._lease = 0
         self._declaration.forget()
         self._said = None

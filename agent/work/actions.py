@@ -27,6 +27,7 @@ from .report import Reporter
 from .tables import VmIs
 from .vmspec import vm_spec
 from .volumes import VolumeError, VolumeStore
+from .wishes import Wishes
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 1.0
@@ -36,6 +37,7 @@ class Loop(Protocol):
     """What actions ask of the loop that begins them."""
 
     reporter: Reporter
+    wishes: Wishes
 
     def view(self, *, without: str = "") -> reconcile.View:
         """What a plan rests on, as if the allocation `without` were not being worked on."""
@@ -167,6 +169,9 @@ class Actions:
     async def _bring_up(self, want: Allocation) -> None:
         # The report is guarded by the session's key: once it stands, the store has just confirmed that session.
         await self._worker.reporter.committed()
+        # That commit says nothing of the allocation, which a store restored from a backup may have forgotten.
+        if not await self._worker.wishes.still(want):
+            raise VmStartError("its allocation is not in the store, or says otherwise now")
         for unit in self._units(want.units):
             await self._bind(unit)
         spec = vm_spec(want, await self._mounts(want), self._inventory(), self._reserved_cpus)

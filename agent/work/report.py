@@ -14,6 +14,8 @@ from typing import NoReturn
 from gpupool.store import keys
 from gpupool.store.port import Created, Delete, Op, Put, Store, StoreError
 
+from ..history import History
+
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
 
@@ -21,17 +23,24 @@ _RETRY_S = 0.5
 class Reporter:
     """Writes what `wanted()` says under agents/<host>/: key to value, None for "leave what is there".
 
-    `doubt` is called when the store refuses a write because the session is not (or no longer) ours.
+    `doubt` is called when the store refuses a write because the session is not (or no longer) ours, or when its answer
+    shows that its history went back; `history` is what was seen of that.
     """
 
     def __init__(
-        self, store: Store, host: str, wanted: Callable[[], Mapping[str, bytes | None]], doubt: Callable[[], None]
+        self,
+        store: Store,
+        host: str,
+        wanted: Callable[[], Mapping[str, bytes | None]],
+        doubt: Callable[[], None],
+        history: History,
     ) -> None:
         self._store = store
         self._prefix = keys.agent_prefix(host)
         self._session_key = keys.session(host)
         self._wanted = wanted
         self._doubt = doubt
+        self._history = history
         self._stored: dict[str, bytes] = {}
         self._asked = 0
         self._done = 0
@@ -94,6 +103,7 @@ class Reporter:
         return sorted(puts + deletes, key=lambda op: op.key)
 
     async def _commit(self, session: int, ops: list[Op]) -> bool:
+        before = self._history.sending(ops)
         try:
             done = await self._store.commit([Created(self._session_key, session)], ops)
         except StoreError as exc:
@@ -104,6 +114,10 @@ class Reporter:
         self._away = False
         if not done.succeeded:
             _log.warning("reports refused: session %d does not stand in the store", session)
+            self._doubt()
+            return False
+        if why := self._history.wrote(before, ops, done.revision):
+            _log.error("reports are not believed to stand: %s", why)
             self._doubt()
             return False
         for op in ops:

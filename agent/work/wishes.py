@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from gpupool.store import keys
 from gpupool.store.follow import follow
@@ -28,10 +29,36 @@ class Wishes:
         self.allocations: dict[str, Allocation] = {}
         self.intents: dict[str, UnitIntent] = {}
         self.known = asyncio.Event()
+        self.seen: Callable[[int], object] = lambda _: None  # is told the revision of each change
+        self._again = asyncio.Event()
         self.on_cluster: Callable[[ClusterIntent], object] = lambda _: None  # what is wanted of all hosts together
 
-    async def follow(self) -> None:
+    def again(self) -> None:
+        """Read it all anew: the store may have another history now, in which a watch could wait for ever."""
+        self.known.clear()
+        self._again.set()
+
+    async def still(self, want: Allocation) -> bool:
+        """Whether the allocation stands in the store at this moment, as one to run. Raises StoreError."""
+        kv = await self._store.get(keys.allocation(self._host, want.id))
+        found = Allocation.FromString(kv.value) if kv is not None else Allocation()
+        return (found.session, found.session_nonce, found.desired) == (want.session, want.session_nonce, want.desired)
+
+    async def follow(self) -> NoReturn:
         """Keep up, until cancelled."""
+        while True:
+            self._again.clear()
+            tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._again.wait())]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+            if isinstance(results[0], Exception):
+                raise results[0]
+
+    async def _follow(self) -> None:
         async with asyncio.TaskGroup() as group:
             prefix = keys.allocation_prefix(self._host)
             group.create_task(
@@ -54,6 +81,7 @@ class Wishes:
         self._changed()
 
     def _change_allocations(self, changes: Sequence[Change]) -> None:
+        self.seen(changes[-1].revision)
         for change in changes:
             if change.kv is not None:
                 self.allocations[_name(change.key)] = Allocation.FromString(change.kv.value)

@@ -17,6 +17,7 @@ from gpupool.store.port import Store
 from gpupool.v1.inventory_pb2 import Inventory
 from gpupool.v1.records_pb2 import Allocation, UnitReport
 
+from ..history import History
 from ..ports import Clock, GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent, VmGone, VmRuntime
 from ..timing import Limits
 from . import reconcile
@@ -53,6 +54,7 @@ class Worker:
         inventory: Callable[[], Inventory],
         may_start: Callable[[], bool],
         doubt: Callable[[], None],
+        history: History,
     ) -> None:
         self._host = host
         self._runtime = runtime
@@ -63,8 +65,9 @@ class Worker:
         self._limits = limits
         self._inventory = inventory
         self._may_start = may_start
-        self.reporter = Reporter(store, host, self._wanted, doubt)
+        self.reporter = Reporter(store, host, self._wanted, doubt, history)
         self.wishes = Wishes(store, host, self.kick, self._vouch_for_unseen)
+        self.wishes.seen = history.seen
         self._kick = asyncio.Event()
         self._session = 0
         self._nonce = ""
