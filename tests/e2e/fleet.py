@@ -169,6 +169,9 @@ class Fleet:
                 await host.power_cut()
                 host.power_on()
         await self._cancel_all()
+        for shown in await self.client.hosts():  # a wish that is left would keep jobs from the host
+            await self.client.undrain(shown.name)
+            await self.client.maintenance(shown.name, on=False)
         await self.cluster.ready(set(self.hosts))
         for view in await self.client.units():
             self.inject(self.hosts[view.host], view.unit.id, None)
