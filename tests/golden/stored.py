@@ -108,7 +108,9 @@ def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
         yield keys.session(host.name), session, fact.session
     if host.inventory is not None:
         found = host.inventory
-        inventory = inventory_pb2.Inventory(session=found.session, images=sorted(found.images), labels=dict(found.labels))
+        inventory = inventory_pb2.Inventory(
+            session=found.session, images=sorted(found.images), labels=dict(found.labels)
+        )
         for unit in found.units:
             inventory.units.add(
                 id=unit.id, model=unit.model, gpu_memory_mib=unit.memory_mib, numa_node=unit.node, unfit=unit.unfit,
