@@ -44,11 +44,16 @@ def planned(host: scheduler_pb2.Host, now_s: float) -> Pairs:
     record, intent = host.record, host.intent
     return [
         ("cordoned", _why(intent.reason, intent.by) if intent.cordoned else ""),
-        ("held out", f"{record.held_out} (for {age(record.held_out_s, now_s)})" if record.held_out else ""),
+        ("held out", _held_out(host, now_s) if record.held_out else ""),
         ("drain", drain(host, now_s)),
         ("maintenance", _why(intent.maintenance_reason, intent.maintenance_by) if intent.maintenance else ""),
         ("power", power(record, now_s)),
     ]
+
+
+def _held_out(host: scheduler_pb2.Host, now_s: float) -> str:
+    since = f" (for {age(host.record.held_out_s, now_s)})" if host.record.held_out_s else ""
+    return f"{host.record.held_out}{since}; `gpupool uncordon {host.name}` lets it in"
 
 
 def _why(reason: str, by: str) -> str:
