@@ -98,7 +98,9 @@ def _too_much(cluster: Cluster, lost: list[str]) -> str:
     policy = cluster.policy.brake
     alive = {host.name for host in cluster.hosts.values() if host.state in ALIVE}
     known = len(alive.union(lost))
-    found = f"{len(lost)} of {known} hosts were lost within {policy.window_s:.0f} s"
+    still = [name for name in lost if cluster.hosts[name].lost_s[-1] < cluster.intent.at_s]
+    when = ", or still lost when fencing was armed" if still else ""
+    found = f"{len(lost)} of {known} hosts were lost within {policy.window_s:.0f} s{when}"
     by_number = 0 < policy.hosts <= len(lost)
     by_share = policy.share > 0 and len(lost) >= max(policy.at_least, policy.share * known)
     everything = not alive and len(lost) > 1

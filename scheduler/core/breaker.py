@@ -29,5 +29,6 @@ def judge(job: Job, now: float) -> None:
     if not 0 < job.max_host_deaths <= job.host_deaths or job.hold:
         return
     hosts = [a.host for a in job.attempts if a.outcome is Outcome.HOST_LOST][-job.host_deaths :]
-    job.hold = f"{job.host_deaths} hosts in a row died with it: {', '.join(hosts)}"
+    many = f"{job.host_deaths} hosts in a row died with it" if job.host_deaths > 1 else "its host died with it"
+    job.hold = f"{many}: {', '.join(hosts)}"
     job.held_s = now

@@ -52,6 +52,8 @@ def _lost(cluster: Cluster, job: Job, now: float) -> str:
         return ""
     power = told(cluster, host, now)
     doing = f"; power fencing: {power}" if power else ""
+    if cluster.intent.disarmed:
+        doing += "; fencing is disarmed" if not power else ""
     return f"; {host.name} is lost, and nothing proves yet that its VMs are dead{doing}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from . import brake, breaker, failovers, flap
 from .model import Cluster, Evidence, FenceRecord, GuardKind, Host, Outcome, SessionFact
 from .power import seen_off
-from .retry import end_attempt
+from .retry import end_attempt, units_clean
 from .tables import AllocationEvent, AllocationState, HostEvent, HostState
 
 
@@ -120,6 +120,7 @@ def _lose(cluster: Cluster, host: Host, allocation_id: str, kind: Evidence, now:
         end_attempt(cluster, job, Outcome.HOST_LOST, now, message=message, evidence=kind)
     cluster.release(allocation)
     cluster.dirty.deleted[allocation.id] = allocation
+    units_clean(cluster, allocation)  # whoever waited for them need wait no longer
 
 
 def _adopt(cluster: Cluster, host: Host, fact: SessionFact, now: float) -> None:

@@ -49,7 +49,7 @@ def _host_refusal(host: Host, request: Request, starts_at_once: int) -> Refusal 
     if refusal is not None or host.inventory is None:
         return refusal
     if 0 < starts_at_once <= len(host.starting):
-        return Refusal(Reason.HOST_STARTS_ENOUGH, f"{len(host.starting)} VMs are starting there, as many as may")
+        return Refusal(Reason.HOST_STARTS_ENOUGH, f"as many VMs as may be are starting there: {len(host.starting)}")
     if request.image not in host.inventory.images:
         return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
     return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .model import Cluster, Host
+from .model import STARTING, Cluster, Host
 from .tables import JobState
 
 
 def violations(cluster: Cluster) -> list[str]:
     """Every broken invariant, in words with values, in a fixed order."""
-    return [*_allocations(cluster), *_jobs(cluster), *_hosts(cluster)]
+    return [*_allocations(cluster), *_jobs(cluster), *_held_up(cluster), *_hosts(cluster)]
 
 
 def _allocations(cluster: Cluster) -> Iterator[str]:
@@ -42,9 +42,30 @@ def _jobs(cluster: Cluster) -> Iterator[str]:
             yield f"job {job_id}: {job.attempt_count} attempts, the last is number {job.attempts[-1].number}"
 
 
+def _held_up(cluster: Cluster) -> Iterator[str]:
+    """What the brake, an operator or the breaker keeps from starting must not start."""
+    withheld = cluster.brake is not None or cluster.intent.disarmed
+    for allocation_id in sorted(cluster.dirty.created):
+        allocation = cluster.allocations.get(allocation_id)
+        job = cluster.jobs.get(allocation.job) if allocation is not None else None
+        if withheld and job is not None and job.allocation_id == allocation_id and job.lost_before:
+            yield f"allocation {allocation_id}: restarts what was lost, under the brake or while disarmed"
+    for job_id in sorted(cluster.jobs):
+        job = cluster.jobs[job_id]
+        if job.hold and job.state is not JobState.PENDING:
+            yield f"job {job_id}: {job.state.value} though it is held"
+        if job.state is JobState.PENDING and cluster.held_up(job) and not cluster.pending.parked(job_id):
+            yield f"job {job_id}: offered to hosts though it is held up"
+
+
 def _hosts(cluster: Cluster) -> Iterator[str]:
     for name in sorted(cluster.hosts):
         host = cluster.hosts[name]
+        starting = {
+            a for a in host.allocations if a in cluster.allocations and cluster.allocations[a].state in STARTING
+        }
+        if starting != host.starting:
+            yield f"host {name}: counts {sorted(host.starting)} as starting, but {sorted(starting)} are"
         for unit, allocation_id in sorted(host.held.items()):
             if allocation_id not in cluster.allocations:
                 yield f"unit {name}/{unit}: held by {allocation_id}, which does not exist"

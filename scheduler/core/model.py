@@ -147,10 +147,12 @@ class Job:
     @property
     def lost(self) -> bool:
         """Whether its last VM that ran at all was lost with its host; tries that did not start since change nothing."""
-        for attempt in reversed(self.attempts):
-            if attempt.outcome is not Outcome.START_FAILED:
-                return attempt.outcome is Outcome.HOST_LOST
-        return False
+        return _lost(self.attempts)
+
+    @property
+    def lost_before(self) -> bool:
+        """As `lost`, before the last attempt was made."""
+        return _lost(self.attempts[:-1])
 
     @property
     def allocation_id(self) -> str | None:
@@ -158,6 +160,13 @@ class Job:
         if self.state in (JobState.STARTING, JobState.RUNNING):
             return f"{self.id}.{self.attempt_count}"
         return None
+
+
+def _lost(attempts: list[Attempt]) -> bool:
+    for attempt in reversed(attempts):
+        if attempt.outcome is not Outcome.START_FAILED:
+            return attempt.outcome is Outcome.HOST_LOST
+    return False
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from scheduler.core import events
+from scheduler.core import events, failovers
 from scheduler.core.model import Cluster, ClusterIntent, JobIntent
 from scheduler.core.policy import Policy
 from scheduler.core.tables import AllocationState
@@ -42,11 +42,13 @@ class Policies:
         for allocation_id in sorted(self.cluster.allocations):
             if self.cluster.allocations[allocation_id].state in (AllocationState.BOUND, AllocationState.PREPARING):
                 self.do_report(allocation_id, "RUNNING")
+        failovers.look(self.cluster, self.now)  # as in the leader's next turn
 
-    def do_crash(self, job: str, *, said: str = "qemu_died") -> None:
-        """The VM of the job's present attempt ends by itself, without an exit code."""
-        found = self.cluster.jobs[job]
-        self.do_report(f"{job}.{found.attempt_count}", "ENDED", outcome="CRASHED", said=said)
+    def do_crash(self, *jobs: str, said: str = "qemu_died") -> None:
+        """The VMs of the jobs' present attempts end by themselves, without an exit code."""
+        for job in jobs:
+            found = self.cluster.jobs[job]
+            self.do_report(f"{job}.{found.attempt_count}", "ENDED", outcome="CRASHED", said=said)
 
     def do_brake(self) -> None:
         brake = self.cluster.brake
@@ -72,9 +74,15 @@ class Policies:
         wanted = replace(self.cluster.intent, disarmed=False, reason="done", by="ann", at_s=self.now)
         self.tell(events.ClusterIntentChanged(wanted))
 
-    def do_disarm_unseen(self) -> None:
-        """As `disarm`, while no leader watches."""
-        self.cluster.intent = ClusterIntent(disarmed=True, reason="etcd gets new disks", by="ann", at_s=self.now)
+    def do_arm_unseen(self) -> None:
+        """As `arm`, while no leader watches."""
+        self.cluster.intent = ClusterIntent(disarmed=False, reason="done", by="ann", at_s=self.now)
+
+    def do_unguarded(self, host: str, why: str) -> None:
+        """The agent's session says, from now on, that its guard does not stand."""
+        fact = self.cluster.hosts[host].fact
+        assert fact is not None
+        self.tell(events.SessionChanged(host, replace(fact, unguarded=why.replace("_", " "))))
 
     def do_release(self, job: str) -> None:
         self.tell(events.JobIntentChanged(job, JobIntent(self.now, "ann", "its image is mended")))
@@ -84,6 +92,7 @@ class Policies:
         self.tell(events.HostIntentChanged(host, replace(intent, cordoned=False, uncordoned_s=self.now)))
 
     def do_failovers(self) -> None:
+        failovers.look(self.cluster, self.now)
         for (host, session), found in sorted(self.cluster.failovers.items()):
             done = f"done at {found.done_s:.0f}" if found.done_s else "not done"
             brake = f"; held up: {found.brake}" if found.brake else ""
