@@ -64,6 +64,7 @@ class World:
         self.epochs: dict[str, int] = {}
         for host in HOSTS:
             self.back(host)
+        self.cluster.take_dirty()
 
     def tell(self, event: events.Event) -> None:
         step(self.cluster, event, self.now)
@@ -235,6 +236,7 @@ def test_only_the_newest_failovers_are_kept() -> None:
             world.uncordon(host)
         world.act("release", "e")
         world.turn()
+        world.turn()  # hosts that were changed are placed on once that is committed
         world.run()
         host = cluster.allocations[cluster.jobs["e"].allocation_id or ""].host
         world.lose(host)
