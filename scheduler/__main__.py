@@ -143,7 +143,9 @@ async def serve(config: Config) -> None:
     mirror = Mirror(store, time.time)
     policy = config.policy
     jobs = JobsApi(store, mirror, policy=policy, wall=time.time, token=lambda: os.urandom(16))
-    operations = OperationsApi(store, mirror, replica=config.name, version=version("gpupool"), wall=time.time)
+    operations = OperationsApi(
+        store, mirror, replica=config.name, version=version("gpupool"), wall=time.time, policy=policy
+    )
     # Clients ping idle watches, to notice a frozen replica; gRPC's default takes that for abuse.
     # Two replicas must not share a port unnoticed, which SO_REUSEPORT would let them.
     options = [("grpc.http2.min_ping_interval_without_data_ms", 5000), ("grpc.so_reuseport", 0)]

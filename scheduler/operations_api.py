@@ -16,6 +16,8 @@ from gpupool.store.port import Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
 from .cluster_intents import ClusterIntents
+from .core.policy import Policy
+from .failover_plan import FailoverPlans
 from .host_intents import HostIntents
 from .intents import ApiError
 from .mirror import EVENTS_KEPT, Mirror
@@ -27,7 +29,16 @@ _Used = defaultdict[str, list[records_pb2.Allocation]]  # by host
 class OperationsApi:
     """See the module docstring."""
 
-    def __init__(self, store: Store, mirror: Mirror, *, replica: str, version: str, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        mirror: Mirror,
+        *,
+        replica: str,
+        version: str,
+        wall: Callable[[], float],
+        policy: Policy | None = None,
+    ) -> None:
         self._store = store
         self._mirror = mirror
         self._replica = replica
@@ -35,6 +46,7 @@ class OperationsApi:
         self._wall = wall
         self.host_intents = HostIntents(store, mirror, self.host, wall)
         self.cluster_intents = ClusterIntents(store, mirror, wall)
+        self.plans = FailoverPlans(mirror, policy or Policy(), self.host, wall)
 
     def cluster(self) -> scheduler_pb2.Cluster:
         """A summary."""
@@ -53,6 +65,7 @@ class OperationsApi:
             revision=self._mirror.revision,
             record=self._mirror.get(Kind.CLUSTER, records_pb2.ClusterRecord),
             intent=self._mirror.get(Kind.CLUSTER_INTENT, records_pb2.ClusterIntent),
+            reservation=self.plans.reservation(),
         )
 
     def _state_of(self, job_id: str) -> str:

@@ -190,7 +190,7 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
     async def PlanFailover(
         self, request: scheduler_pb2.PlanFailoverRequest, context: Context
     ) -> scheduler_pb2.FailoverPlan:
-        raise NotImplementedError(await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not there yet"))
+        return await _unary(context, _call(self._api.plans.plan, request))
 
     async def ListFailovers(
         self, request: scheduler_pb2.ListFailoversRequest, context: Context

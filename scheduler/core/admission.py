@@ -88,8 +88,13 @@ class Admission:
 
 def said(verdict: Verdict) -> str:
     """Why a place is refused, for people."""
-    maybe = "" if verdict.complete else "; the search for room was given up at its bound"
-    return f"it would take room kept for failover: not all of {verdict.broken} could be restarted elsewhere{maybe}"
+    domain = verdict.broken
+    if domain is not None and domain.kind == "lost":
+        why = f"not all that was lost with {domain.name} would find a place"
+    else:
+        why = f"if {domain} died, not all that is to be restarted would find a place"
+    maybe = "" if verdict.complete else ", or none was found before the search was given up"
+    return f"it would take room that is kept: {why}{maybe}"
 
 
 def kept_out(cluster: Cluster, job: Job, fits: Sequence[tuple[str, Fit]]) -> dict[str, Refusal]:

@@ -36,6 +36,7 @@ from scheduler.core.todo import todo
 from scheduler.load import load
 from tests.golden.planned import Planned
 from tests.golden.policies import Policies
+from tests.golden.reserved import Reserved
 from tests.golden.stored import stored
 
 CORES_PER_NODE, NODE_MIB = 8, 65536
@@ -52,7 +53,7 @@ def inventory(session: int, gpus: dict[str, int], nodes: int = 2) -> InventoryFa
     return InventoryFact(session, units, tuple((n, cores[n], NODE_MIB) for n in range(nodes)), frozenset({"img"}))
 
 
-class Player(Planned, Policies):
+class Player(Planned, Policies, Reserved):
     """Commands: host, submit, cancel, report, clean, sick, pages, unfit, lost, back, cordon, uncordon, confirm, place,
     leader, explain, attempts, owed, wait."""
 
