@@ -139,7 +139,7 @@ def failover_of(wire: records_pb2.FailoverRecord) -> model.Failover:
 
 def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -> None:
     """Give the cluster what the leader last recorded for all hosts together."""
-    cluster.settled_s = record.settled_s
+    cluster.settled_s, cluster.noted_s = record.settled_s, record.noted_s
     if record.HasField("brake"):
         brake = record.brake
         cluster.brake = model.Brake(brake.since_s, brake.until_s, brake.reason, tuple(brake.hosts))

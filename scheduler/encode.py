@@ -114,7 +114,7 @@ def failover(found: Failover) -> records_pb2.FailoverRecord:
 
 def cluster_record(cluster: Cluster) -> records_pb2.ClusterRecord:
     """The record of what is decided for all hosts together."""
-    wire = records_pb2.ClusterRecord(settled_s=cluster.settled_s)
+    wire = records_pb2.ClusterRecord(settled_s=cluster.settled_s, noted_s=cluster.noted_s)
     if (brake := cluster.brake) is not None:
         wire.brake.CopyFrom(
             records_pb2.Brake(since_s=brake.since_s, until_s=brake.until_s, reason=brake.reason, hosts=brake.hosts)

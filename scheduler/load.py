@@ -16,7 +16,7 @@ from gpupool.v1 import job_pb2, records_pb2
 
 from .core import events, model
 from .core.brake import consider
-from .core.fence import session_changed
+from .core.fence import intent_noted, lost_unseen
 from .core.step import step
 from .decode import (
     UNREADABLE,
@@ -73,7 +73,8 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
     for name in sorted(cluster.hosts):  # sessions that ended while nobody led
         host = cluster.hosts[name]
         if host.fact is None and host.session:
-            session_lost_unseen(cluster, host, now)
+            lost_unseen(cluster, host, now)
+    intent_noted(cluster)
     if cluster.brake is None:  # it may have been armed again, with much still lost, while nobody led
         consider(cluster, now)
 
@@ -87,12 +88,6 @@ def _know_intents(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[s
                 cluster.intent = event.intent
             elif isinstance(event, events.HostIntentChanged):
                 cluster.host(event.host).intent = event.intent
-
-
-def session_lost_unseen(cluster: model.Cluster, host: model.Host, now: float) -> None:
-    """Tell a host's lost session to a cluster that never saw it alive."""
-    host.fact = model.SessionFact(host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False)
-    session_changed(cluster, host, None, now)
 
 
 def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]) -> set[str]:

@@ -709,8 +709,11 @@ class ClusterRecord(_message.Message):
 
     BRAKE_FIELD_NUMBER: _builtins.int
     SETTLED_S_FIELD_NUMBER: _builtins.int
+    NOTED_S_FIELD_NUMBER: _builtins.int
     settled_s: _builtins.float
     """Unix time at which the last brake ended"""
+    noted_s: _builtins.float
+    """`at_s` of the ClusterIntent that a leader has taken note of; 0: of none"""
     @_builtins.property
     def brake(self) -> Global___Brake:
         """absent: it is not on"""
@@ -720,10 +723,11 @@ class ClusterRecord(_message.Message):
         *,
         brake: Global___Brake | None = ...,
         settled_s: _builtins.float = ...,
+        noted_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["brake", b"brake"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["brake", b"brake", "settled_s", b"settled_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brake", b"brake", "noted_s", b"noted_s", "settled_s", b"settled_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,26 @@ def intent_changed(cluster: Cluster, host: Host, now: float) -> None:
     advance(cluster, host, now)
 
 
+def lost_unseen(cluster: Cluster, host: Host, now: float) -> None:
+    """The host's session is gone, and this cluster never saw it alive.
+
+    What it declared last, nobody knows, if fencing was or is disarmed since a leader last watched: its agent may have
+    taken the guard back, and let its VMs live on. So the end of its lease is no evidence.
+    """
+    watched = not cluster.intent.disarmed and cluster.intent.at_s == cluster.noted_s
+    if not watched and host.state in (HostState.JOINING, HostState.READY):
+        host.guard = GuardKind.NONE
+    host.fact = SessionFact(host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False)
+    session_changed(cluster, host, None, now)
+
+
+def intent_noted(cluster: Cluster) -> None:
+    """From here on this leader sees whatever sessions declare."""
+    if cluster.noted_s != cluster.intent.at_s:
+        cluster.noted_s = cluster.intent.at_s
+        cluster.dirty.cluster = True
+
+
 def armed_changed(cluster: Cluster, now: float) -> None:
     """Fencing was disarmed, or armed again: then what is still lost is dealt with as if it were lost now."""
     cluster.requeue_lost()

@@ -458,6 +458,7 @@ class Cluster:
     intent: ClusterIntent = field(default_factory=ClusterIntent)
     brake: Brake | None = None
     settled_s: float = 0.0  # when the last brake ended
+    noted_s: float = 0.0  # `intent.at_s` as of which leaders have watched what sessions declare
     draining: set[str] = field(default_factory=set)  # hosts whose intent has a drain
     named: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by name
     ordered: set[str] = field(default_factory=set)  # jobs that wait to restart, and name others that go before them

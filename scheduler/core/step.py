@@ -21,7 +21,7 @@ from .events import (
     UnitReported,
     VmReported,
 )
-from .fence import advance, armed_changed, intent_changed, session_changed
+from .fence import advance, armed_changed, intent_changed, intent_noted, session_changed
 from .hugepages import MAY_HAVE_PAGES, pool_of
 from .model import Allocation, Cluster, Host, InventoryFact, Job, Node, Outcome, UnitFact, UnitState
 from .power import power_fenced
@@ -67,6 +67,7 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
 
 def _cluster_intent_changed(cluster: Cluster, event: ClusterIntentChanged, now: float) -> None:
     before, cluster.intent = cluster.intent, event.intent
+    intent_noted(cluster)
     if before.disarmed == event.intent.disarmed:
         return
     words = ("disarmed", "armed") if before.disarmed else ("armed", "disarmed")

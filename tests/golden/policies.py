@@ -74,6 +74,10 @@ class Policies:
         wanted = replace(self.cluster.intent, disarmed=False, reason="done", by="ann", at_s=self.now)
         self.tell(events.ClusterIntentChanged(wanted))
 
+    def do_disarm_unseen(self) -> None:
+        """As `disarm`, while no leader watches."""
+        self.cluster.intent = ClusterIntent(disarmed=True, reason="etcd gets new disks", by="ann", at_s=self.now)
+
     def do_arm_unseen(self) -> None:
         """As `arm`, while no leader watches."""
         self.cluster.intent = ClusterIntent(disarmed=False, reason="done", by="ann", at_s=self.now)
