@@ -5,24 +5,35 @@ committed; it decides nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import grpc
 
 from gpupool.v1 import job_pb2, scheduler_pb2
 
 from .core.admission import gaps
+from .core.model import Cluster
 from .core.plan import Expected, Restart, plan
 from .core.policy import Policy
 from .core.reserve import Gap
 from .intents import ApiError
-from .mirror import Mirror
+
+
+class Committed(Protocol):
+    """What is committed, as far as plans need it: a mirror."""
+
+    revision: int
+
+    def cluster(self, policy: Policy) -> Cluster:
+        """A copy of its own for whoever asks."""
+        ...
 
 
 class FailoverPlans:
     """See the module docstring. `known` raises ApiError NOT_FOUND for a host that is not known."""
 
     def __init__(
-        self, mirror: Mirror, policy: Policy, known: Callable[[str], object], wall: Callable[[], float]
+        self, mirror: Committed, policy: Policy, known: Callable[[str], object], wall: Callable[[], float]
     ) -> None:
         self._mirror = mirror
         self._policy = policy
