@@ -12,7 +12,24 @@ Pairs = list[tuple[str, str]]
 
 def safety(cluster: scheduler_pb2.Cluster, now_s: float) -> Pairs:
     """Whether failures are acted on."""
-    return [("fencing", fencing(cluster, now_s)), ("brake", brake(cluster, now_s))]
+    return [
+        ("fencing", fencing(cluster, now_s)),
+        ("brake", brake(cluster, now_s)),
+        ("room for restarts", room(cluster)),
+    ]
+
+
+def room(cluster: scheduler_pb2.Cluster) -> str:
+    """Whether any one loss leaves room for restarts; "" where the site keeps none."""
+    if not cluster.HasField("reservation"):
+        return ""
+    what = cluster.reservation.domain_label or "host"
+    uncovered = cluster.reservation.uncovered
+    if not uncovered:
+        return f"kept for the loss of any one {what}"
+    shown = ", ".join(each.domain for each in uncovered[:3]) + (", ..." if len(uncovered) > 3 else "")
+    jobs = sum(len(each.jobs) for each in uncovered)
+    return f"NOT for the loss of {shown}: {len(uncovered)} in all, {jobs} jobs would find no place"
 
 
 def fencing(cluster: scheduler_pb2.Cluster, now_s: float) -> str:

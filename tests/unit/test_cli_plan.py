@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gpupool.cli.app import run
+from gpupool.cli.planned_views import room
 from gpupool.v1 import job_pb2, scheduler_pb2
 from tests.fakes.server import FakeScheduler
 
@@ -90,3 +91,13 @@ def test_the_exit_code_is_0_if_all_would_restart_by_themselves(fake: FakeSchedul
 def test_a_host_without_vms(fake: FakeScheduler, gpupool: Run) -> None:
     fake.plan = scheduler_pb2.FailoverPlan(hosts=["gpu07"])
     assert gpupool("failover", "plan", "gpu07")[::2] == (0, "no VM runs on gpu07\n")
+
+
+def test_status_tells_of_the_reservation() -> None:
+    cluster = scheduler_pb2.Cluster()
+    assert room(cluster) == ""
+    cluster.reservation.hosts = 1
+    assert room(cluster) == "kept for the loss of any one host"
+    for n in range(4):
+        cluster.reservation.uncovered.add(domain=f"rack=r{n}", jobs=["a", "b"])
+    assert room(cluster) == "NOT for the loss of rack=r0, rack=r1, rack=r2, ...: 4 in all, 8 jobs would find no place"
