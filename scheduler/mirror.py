@@ -11,7 +11,6 @@ import logging
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -22,10 +21,10 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Change, KeyValue, Snapshot, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from . import states_told, wishes_told
 from .core.model import Cluster
 from .core.policy import Policy
 from .load import load
-from .wishes_told import drained, told
 
 _log = logging.getLogger(__name__)
 
@@ -52,9 +51,6 @@ _TYPES: dict[Kind, type[Message]] = {
     Kind.FAILOVER: records_pb2.FailoverRecord,
     Kind.LEADER: records_pb2.Leader,
 }
-
-# Whose `state` field makes events, and how the subject is called.
-_TOLD = {Kind.HOST: "host", Kind.UNIT: "unit", Kind.VM: "allocation", Kind.JOB_STATUS: "job"}
 
 
 class Mirror:
@@ -205,9 +201,8 @@ class Mirror:
     def _happened(
         self, kind: Kind, ids: Ids, before: Message | None, after: Message | None
     ) -> Iterator[scheduler_pb2.Event]:
-        if kind in _TOLD:
-            yield from _events(_TOLD[kind], ids, before, after)
-        yield from told(ids, before, after)
+        yield from states_told.told(kind, ids, before, after)
+        yield from wishes_told.told(ids, before, after)
         if (kind is Kind.ALLOCATION and after is None) or kind is Kind.HOST_INTENT:
             yield from self._drained(ids[0], before)
 
@@ -216,7 +211,7 @@ class Mirror:
         if not _drains(intent) or _drains(before):
             return
         if not any(ids[0] == host for ids in self._records[Kind.ALLOCATION]):
-            yield drained(host)
+            yield wishes_told.drained(host)
 
     def _note_arrival(self, job_id: str, old: KeyValue | None, new: KeyValue | None) -> None:
         if old is not None:
@@ -227,77 +222,3 @@ class Mirror:
 
 def _drains(intent: Message | None) -> bool:
     return isinstance(intent, records_pb2.HostIntent) and intent.HasField("drain") and not intent.drain.paused
-
-
-def _state_name(record: Message | None) -> str:
-    return _plain_state(record) + (",SICK" if _sick(record) else "")
-
-
-def _plain_state(record: Message | None) -> str:
-    if record is None:
-        return ""
-    field = record.DESCRIPTOR.fields_by_name["state"]
-    assert field.enum_type is not None
-    number = getattr(record, "state")  # noqa: B009 - messages are untyped here
-    known = field.enum_type.values_by_number.get(number)
-    if known is None:
-        return f"state {number}"  # of a later version
-    prefix = {"HostState": "HOST", "UnitState": "UNIT", "AllocationState": "ALLOCATION", "JobState": "JOB"}
-    return str(known.name).removeprefix(prefix[field.enum_type.name] + "_STATE_")
-
-
-def _events(kind: str, ids: Ids, before: Message | None, after: Message | None) -> Iterator[scheduler_pb2.Event]:
-    """What happened between two versions of a record, with the state in between that one commit may have passed by."""
-    if after is None and kind == "allocation":
-        return
-    subject = "/".join(ids) if kind == "unit" else ids[-1]  # an allocation's id names it without its host
-    states = [(_state_name(before), ""), *_passed(before, after), (_state_name(after) or "GONE", _why(after))]
-    for (old, _), (new, why) in pairwise(states):
-        if old != new or _sick(before) != _sick(after):
-            event = scheduler_pb2.Event(kind=kind, subject=subject, to=new, reason=why)
-            setattr(event, "from", old)
-            yield event
-
-
-def _passed(before: Message | None, after: Message | None) -> Iterator[tuple[str, str]]:
-    """A fence and a lost attempt are told even where the host is back, or the job placed anew, in the same commit."""
-    match before, after:
-        case records_pb2.HostRecord(), records_pb2.HostRecord() if (
-            after.last_fence.session != before.last_fence.session
-        ):
-            yield "FENCED", _fenced(after.last_fence)
-        case job_pb2.JobStatus(), job_pb2.JobStatus() if 0 < before.attempt_count < after.attempt_count:
-            ended = [attempt for attempt in after.attempts if attempt.number == before.attempt_count]
-            yield "PENDING", ended[0].message if ended else ""
-
-
-def _sick(record: Message | None) -> str:
-    """What is wrong with a unit that is not quarantined for it yet."""
-    if not isinstance(record, records_pb2.UnitReport) or record.state == records_pb2.UNIT_STATE_QUARANTINED:
-        return ""
-    return record.sick
-
-
-def _held(report: records_pb2.UnitReport) -> bool:
-    return report.state == records_pb2.UNIT_STATE_HELD and bool(report.allocation)
-
-
-def _why(record: Message | None) -> str:
-    match record:
-        case job_pb2.JobStatus() | records_pb2.VmReport():
-            return record.message
-        case records_pb2.UnitReport() if _sick(record):
-            return f"{record.sick}; held by {record.allocation}" if _held(record) else record.sick
-        case records_pb2.UnitReport():
-            return record.reason or record.proof
-        case records_pb2.HostRecord() if record.state == records_pb2.HOST_STATE_FENCED:
-            return _fenced(record.last_fence)
-        case records_pb2.HostRecord() if record.state == records_pb2.HOST_STATE_FENCING:
-            return f"no evidence yet that session {record.session} is dead"
-        case records_pb2.HostRecord():
-            return f"session {record.session}"
-    return ""
-
-
-def _fenced(fence: records_pb2.FenceRecord) -> str:
-    return f"{job_pb2.Evidence.Name(fence.evidence).removeprefix('EVIDENCE_')}: {fence.detail}"

@@ -119,3 +119,36 @@ async def test_a_host_in_maintenance_is_rebooted_and_nobody_is_alarmed(fleet: Fl
 async def _lost(fleet: Fleet, session: int) -> bool:
     shown = next(each for each in await fleet.client.hosts() if each.name == "h1")
     return shown.record.last_fence.session == session and shown.record.state == records_pb2.HOST_STATE_FENCED
+
+
+async def test_a_rolling_reboot_boots_every_host_and_loses_no_job(fleet: Fleet, short_folder: Path) -> None:
+    job = await fleet.submit(FOREVER, restart={"max_restarts": 0}, stop_grace_s=2)
+    before = {each.name: each.record.boot_id for each in await fleet.client.hosts()}
+
+    async def machines() -> None:
+        """What an operator's command does: power off, power on."""
+        while True:
+            for name, host in fleet.hosts.items():
+                asked = short_folder / name
+                if asked.exists():
+                    asked.unlink()
+                    await host.power_cut()
+                    host.power_on()
+            await asyncio.sleep(0.1)
+
+    power = asyncio.create_task(machines())
+    try:
+        await fleet.runs(job)
+        line = f"touch {short_folder}/{{host}}"
+        assert await gpupool(fleet, "reboot", "h1", "h2", "--command", line, "--back-within-s", "120") == 0
+    finally:
+        power.cancel()
+    after = {each.name: each for each in await fleet.client.hosts()}
+    assert all(after[name].record.boot_id != boot for name, boot in before.items())
+    assert not any(each.intent.maintenance or each.intent.HasField("drain") for each in after.values())
+    status = (await fleet.client.get(job)).status
+    assert (status.state, status.restarts) in [
+        (job_pb2.JOB_STATE_RUNNING, 0),
+        (job_pb2.JOB_STATE_STARTING, 0),
+    ]
+    assert {each.outcome for each in status.attempts[:-1]} == {job_pb2.OUTCOME_STOPPED}
