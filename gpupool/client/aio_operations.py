@@ -30,9 +30,9 @@ class AsyncOperations(AsyncTransport):
     ) -> scheduler_pb2.Host:
         """Have the host's VMs stop and their jobs start elsewhere; nothing new is placed there. Raises NotFound.
 
-        It is done once the host's `vms` is 0. `grace_s` is the time from the request to a VM's end (0: as each job
-        says), `at_once` how many may be stopping at once (0: all). With `wait` a VM is stopped only once another host
-        could take its job now; `paused` stops nothing yet. Asked again, it changes these.
+        It is done once the host's `vms` is 0, and still is some seconds later. `grace_s` is the time from the request
+        to a VM's end (0: as each job says), `at_once` how many may be stopping at once (0: all). With `wait` a VM is
+        stopped only once another host could take its job now; `paused` stops nothing yet. Asked again: changes these.
         """
         wanted = records_pb2.Drain(reason=reason, grace_s=grace_s, at_once=at_once, wait=wait, paused=paused, by=by)
         request = scheduler_pb2.DrainHostRequest(host=host, drain=wanted)
