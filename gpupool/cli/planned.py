@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 
 import click
 
+from gpupool.client import Client
 from gpupool.client.policy import Deadline
+from gpupool.errors import NotFound
 from gpupool.v1 import scheduler_pb2
 
 from . import host_views
@@ -87,7 +90,7 @@ def undrain(hosts: tuple[str, ...], output: str) -> None:
     A VM that was asked to stop already stops, and its job starts again where there is a place, perhaps there.
     """
     with connect() as client:
-        for name in dict.fromkeys(hosts):
+        for name in _known(client, hosts):
             client.undrain(name, by=me())
     _show(hosts, output)
 
@@ -113,7 +116,7 @@ def maintenance() -> None:
 def maintenance_on(hosts: tuple[str, ...], reason: str, output: str) -> None:
     """Place nothing on hosts, over reboots, until `gpupool maintenance off`."""
     with connect() as client:
-        for name in dict.fromkeys(hosts):
+        for name in _known(client, hosts):
             found = client.maintenance(name, on=True, reason=reason, by=me())
             if found.vms:
                 note(f"{name} has {found.vms} VMs, which run on; to have them start elsewhere: gpupool drain {name}")
@@ -127,12 +130,21 @@ def maintenance_on(hosts: tuple[str, ...], reason: str, output: str) -> None:
 def maintenance_off(hosts: tuple[str, ...], output: str) -> None:
     """Let jobs be placed on hosts again."""
     with connect() as client:
-        for name in dict.fromkeys(hosts):
+        for name in _known(client, hosts):
             found = client.maintenance(name, on=False, by=me())
             others = host_views.wishes(found)
             if others:
                 note(f"{name} takes no jobs yet: {','.join(others)}")
     _show(hosts, output)
+
+
+def _known(client: Client, names: Iterable[str]) -> list[str]:
+    """Each name once. Raises NotFound before anything is touched: a misspelt one changes nothing."""
+    wanted, known = list(dict.fromkeys(names)), [host.name for host in client.hosts()]
+    missing = sorted(set(wanted).difference(known))
+    if missing:
+        raise NotFound(f"no host {', '.join(missing)}; known hosts: {', '.join(known) or 'none'}")
+    return wanted
 
 
 def _show(names: tuple[str, ...], output: str) -> None:

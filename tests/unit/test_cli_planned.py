@@ -145,6 +145,9 @@ def test_a_misspelt_host_drains_nothing(fake: FakeScheduler, gpupool: Run) -> No
     done = gpupool("drain", "h1", "h9")
     assert (done.code, done.err) == (3, "error: no host h9; known hosts: h0, h1, h2, h3\n")
     assert not drains(fake)
+    for command in (["undrain"], ["maintenance", "off"], ["maintenance", "on", "--reason", "board"]):
+        assert gpupool(*command, "h1", "h9").code == 3
+    assert not fake.calls["UndrainHost"] + fake.calls["SetMaintenance"]
 
 
 def test_maintenance_warns_of_vms_and_of_what_else_keeps_the_host_out(fake: FakeScheduler, gpupool: Run) -> None:
