@@ -3,8 +3,8 @@
 A renewal sent at boot-clock time s and acknowledged means that the store keeps the session until at least D = s + TTL.
 The guard kills the VMs at D - kill margin, so whoever finds the key gone knows that they are dead. This module moves
 the guard's deadline, and nothing else does. It must never extend it by more than an acknowledged renewal of a session
-that is still ours (but for a record that declares no guard, see declare.py), and never announce a new session while a
-VM of an earlier one lives.
+that is still ours, or a poll that proves that no member of the store leads (riding.py); but for a record that declares
+no guard, see declare.py. And never announce a new session while a VM of an earlier one lives.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gpupool.v1 import records_pb2
 
 from .declare import Declaration, Said
 from .history import History
+from .outage import Outage
 from .ports import Clock, Guard, GuardError
 from .timing import Identity, Timing, why_not_replace
 from .work.records import Records
@@ -64,6 +65,9 @@ class SessionKeeper:
         self._nonce = ""
         self._started_s = 0.0
         self._kill_at = 0.0  # the guard's deadline, on the boot clock
+        self._sure_until = 0.0  # the same by renewals alone: what an outage adds lets VMs live, and none start
+        self._ttl_s = timing.ttl_s
+        self._outage = Outage(store, clock)
         self._renew_at = 0.0
         self._declaration = Declaration(guard, timing, unguarded)
         self._said: Said | None = None  # what the store is known to say of the guard
@@ -88,8 +92,9 @@ class SessionKeeper:
         return max(0.0, self._kill_at - self._clock.boot())
 
     def fresh(self) -> bool:
-        """Whether the session is ours, and it is long enough before the kill to start a VM."""
-        return self._session != 0 and self.left_s() > self._timing.start_margin_s
+        """Whether the session is ours by a renewal, and it is long enough before its kill to start a VM."""
+        left_s = self._sure_until - self._clock.boot()
+        return self._session != 0 and left_s > self._timing.start_margin_s
 
     def may_start(self) -> bool:
         """Whether a VM may start now: behind a guard that is what the session's record says, or more."""
@@ -130,6 +135,7 @@ class SessionKeeper:
                     over = await self._renew(sent, look=self._doubt.is_set())
             except (StoreError, TimeoutError) as exc:
                 _log.warning("session %d not renewed, %.1f s left: %r", self._session, self.left_s(), exc)
+                await self._ride()
                 await asyncio.sleep(self._retry_s)
                 continue
             if over:
@@ -137,6 +143,7 @@ class SessionKeeper:
                 self._forget()
                 return reason
             self._doubt.clear()
+            await self._outage.renewed()
 
     async def tend_guard(self) -> None:
         """Keep a guard alive; while there is none, the session's record says so, and its expiry proves nothing."""
@@ -321,12 +328,23 @@ class SessionKeeper:
     async def _until_due(self) -> None:
         left_s = self._renew_at - self._clock.boot()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._doubt.wait(), max(left_s, 0.0))
+            async with asyncio.timeout(max(left_s, 0.0)):  # not wait_for: it loses a cancellation that meets the event
+                await self._doubt.wait()
 
     def _renewed(self, sent: float, ttl_s: int) -> None:
-        self._kill_at = max(self._kill_at, sent + ttl_s - self._timing.kill_margin_s)
+        self._sure_until = max(self._sure_until, sent + ttl_s - self._timing.kill_margin_s)
+        self._kill_at = max(self._kill_at, self._sure_until)
+        self._ttl_s = ttl_s
         self._renew_at = sent + self._timing.renew_s
         self._extend(sent + ttl_s)
+
+    async def _ride(self) -> None:
+        """A renewal failed: if no member of the store leads, VMs may live on. See riding.py."""
+        margin_s = self._timing.kill_margin_s
+        kill_at = await self._outage.kill_at(self._kill_at, ttl_s=self._ttl_s, margin_s=margin_s)
+        if kill_at > self._kill_at:
+            self._kill_at = kill_at
+            self._extend(kill_at + margin_s)
 
     def _ours(self, kv: KeyValue) -> bool:
         found = records_pb2.Session.FromString(kv.value)

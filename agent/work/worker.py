@@ -160,7 +160,9 @@ class Worker:
                 self._begin(action)
             self.reporter.kick()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._kick.wait(), self._patience_s())
+                # Not wait_for: it loses a cancellation that comes with the kick, and the agent would never end.
+                async with asyncio.timeout(self._patience_s()):
+                    await self._kick.wait()
 
     def _patience_s(self) -> float | None:
         """How long nothing can be due: until a deadline, or until a start may be allowed that is not now."""

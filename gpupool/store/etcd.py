@@ -18,8 +18,9 @@ from aetcd.rpc import rpc_pb2
 from gpupool.store import etcd_wire as wire
 from gpupool.store._check import check_commit, check_key
 from gpupool.store.etcd_link import Link, Member, TlsFiles
+from gpupool.store.etcd_members import Members
 from gpupool.store.etcd_watch import watch
-from gpupool.store.port import Change, Committed, Guard, KeyValue, LeaseNotFound, Op, Snapshot, Unavailable
+from gpupool.store.port import Change, Committed, Guard, KeyValue, LeaseNotFound, Op, Poll, Snapshot, Unavailable
 
 __all__ = ["EtcdStore", "TlsFiles"]
 
@@ -53,6 +54,7 @@ class EtcdStore:
         self._page_keys = page_keys
         self._silence_s = silence_s
         self._probe = rpc_pb2.RangeRequest(key=wire.encode_key(probe_key), keys_only=True)
+        self._members = Members(self._link, self._probe)
 
     async def get(self, key: str) -> KeyValue | None:
         """See Store.get."""
@@ -144,6 +146,14 @@ class EtcdStore:
 
         with contextlib.suppress(LeaseNotFound):
             await self._link.run(send, again=True)
+
+    async def learn_members(self) -> None:
+        """See Store.learn_members."""
+        await self._members.learn()
+
+    async def poll_members(self) -> Poll:
+        """See Store.poll_members."""
+        return await self._members.poll()
 
     async def close(self) -> None:
         """See Store.close."""

@@ -68,6 +68,8 @@ class Member:
         self.lease: Any = rpc_pb2_grpc.LeaseStub(self.channel)
         self.watch: Any = rpc_pb2_grpc.WatchStub(self.channel)
         self.auth: Any = rpc_pb2_grpc.AuthStub(self.channel)
+        self.maintenance: Any = rpc_pb2_grpc.MaintenanceStub(self.channel)
+        self.cluster: Any = rpc_pb2_grpc.ClusterStub(self.channel)
 
     async def connected(self, within_s: float) -> bool:
         """Whether the connection stands within that time; False at once when connecting fails."""
@@ -96,7 +98,7 @@ class Link:
             raise ValueError("an etcd store needs at least one endpoint, such as 10.0.0.1:2379")
         self.timeout_s = timeout_s
         self.closed = False
-        self._members = [Member(endpoint, tls) for endpoint in endpoints]
+        self.members = [Member(endpoint, tls) for endpoint in endpoints]
         self._current = 0
         self._login = rpc_pb2.AuthenticateRequest(name=user, password=password) if user is not None else None
         self._token: str | None = None
@@ -110,7 +112,7 @@ class Link:
         and gRPC's own error for a revision that is compacted.
         """
         deadline = _now() + self.timeout_s
-        tries = len(self._members) if again else 1
+        tries = len(self.members) if again else 1
         fresh_token = False
         while True:
             member = await self.ready(deadline)
@@ -148,12 +150,12 @@ class Link:
 
     async def ready(self, deadline: float) -> Member:
         """A member whose connection stands, the one in turn first. Raises Unavailable; then nothing has been sent."""
-        first, count = self._current, len(self._members)
+        first, count = self._current, len(self.members)
         for step in range(count):
             if self.closed:
                 break
             index = (first + step) % count
-            member = self._members[index]
+            member = self.members[index]
             if await member.connected((deadline - _now()) / min(count - step, 2)):
                 self._current = index
                 return member
@@ -161,8 +163,8 @@ class Link:
 
     def rotate(self, failed: Member) -> None:
         """Give the turn to the next member, unless another call has done so already."""
-        if self._members[self._current] is failed:
-            self._current = (self._current + 1) % len(self._members)
+        if self.members[self._current] is failed:
+            self._current = (self._current + 1) % len(self.members)
 
     async def metadata(self, member: Member, deadline: float, *, renew: bool = False) -> grpc.aio.Metadata:
         """What goes with every call: our token, and the wish to hear at once when the member knows no leader."""
@@ -170,8 +172,11 @@ class Link:
         async with self._token_lock:  # one login for all calls that wait for it: etcd hashes the password each time
             if self._login and (self._token is None or self._token == stale):
                 self._token = await self._authenticate(member, deadline)
-        token = (("token", self._token),) if self._token else ()
-        return grpc.aio.Metadata(("hasleader", "true"), *token)
+        return grpc.aio.Metadata(("hasleader", "true"), *self.token())
+
+    def token(self) -> tuple[tuple[str, str], ...]:
+        """The metadata that says who we are, as far as it is known; for what must work without a leader."""
+        return (("token", self._token),) if self._token else ()
 
     async def _authenticate(self, member: Member, deadline: float) -> str:
         """A new token; empty when the cluster does not ask for one."""
@@ -188,11 +193,11 @@ class Link:
     async def close(self) -> None:
         """Close every channel; calls under way end with Unavailable."""
         self.closed = True
-        for member in self._members:
+        for member in self.members:
             await member.channel.close()
 
     def __str__(self) -> str:
-        return ", ".join(member.endpoint for member in self._members)
+        return ", ".join(member.endpoint for member in self.members)
 
 
 def _channel(endpoint: str, tls: TlsFiles | None) -> grpc.aio.Channel:

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from gpupool.store._check import check_commit, check_key
 from gpupool.store.memory_backend import MemoryBackend
-from gpupool.store.port import Change, Committed, Guard, KeyValue, Op, Put, Refused, Snapshot, Unavailable
+from gpupool.store.port import Change, Committed, Guard, KeyValue, Op, Poll, Put, Refused, Snapshot, Unavailable
 
 __all__ = ["MAX_OPS", "MAX_REQUEST_BYTES", "MemoryBackend", "MemoryStore"]
 
@@ -88,6 +88,15 @@ class MemoryStore:
         """See Store.revoke."""
         await self._turn()
         self._backend.revoke(lease)
+
+    async def learn_members(self) -> None:
+        """See Store.learn_members."""
+        await self._turn()
+
+    async def poll_members(self) -> Poll:
+        """See Store.poll_members."""
+        await asyncio.sleep(0)
+        return Poll(tuple(sorted(self._backend.members.items())))
 
     async def close(self) -> None:
         """See Store.close."""

@@ -21,6 +21,7 @@ from gpupool.store.port import (
     Op,
     Put,
     Refused,
+    Sight,
     Snapshot,
 )
 
@@ -49,6 +50,7 @@ class MemoryBackend:
         self._compacted = 0
         self._watchers: dict[int, asyncio.Event] = {}  # a dict, as a set would wake them in no fixed order
         self._timer: asyncio.TimerHandle | None = None
+        self.members = {"memory": Sight.LEADER}  # what a poll sees; a test may say otherwise
         self.revision = 1  # as an empty etcd counts
 
     def get(self, key: str) -> KeyValue | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 
@@ -110,6 +111,26 @@ class Change:
     revision: int
 
 
+class Sight(Enum):
+    """What a poll saw of one member of the store's cluster, at some time during the poll."""
+
+    LEADER = "knows a leader"
+    NO_LEADER = "knows no leader"
+    NOT_RUNNING = "is not running"
+    SILENT = "is silent"  # or answered in a way that proves nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """What each member said for itself. `doubt` says why these may not be all members of the cluster; empty: they are.
+
+    Members are named, sorted by name.
+    """
+
+    members: tuple[tuple[str, Sight], ...]
+    doubt: str = ""
+
+
 class Store(Protocol):
     """See the module docstring. Keys are str; prefixes match literally; every call has a bounded duration."""
 
@@ -149,6 +170,21 @@ class Store(Protocol):
 
     async def revoke(self, lease: int) -> None:
         """End the lease and delete its keys; a lease that has ended already is fine."""
+        ...
+
+    async def learn_members(self) -> None:
+        """Ask the cluster, linearizably, who its members are, for later polls. Raises StoreError; then nothing changed.
+
+        To be called now and then while the store answers: a poll can only be as good as the list.
+        """
+        ...
+
+    async def poll_members(self) -> Poll:
+        """Ask every member at once whether it knows a leader; within about a second, and never raises StoreError.
+
+        Whatever is said was true of that member at some time during the call. See docs/failover.md for what a caller
+        may conclude.
+        """
         ...
 
     async def close(self) -> None:

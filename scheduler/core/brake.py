@@ -11,8 +11,6 @@ also hit the scheduler looks just like that. Losses on record are not counted an
 
 from __future__ import annotations
 
-from math import inf
-
 from .model import Brake, Cluster, Host
 from .tables import HostState, Transition
 
@@ -81,18 +79,18 @@ def _end(cluster: Cluster, now: float, why: str) -> None:
 
 
 def _lost_s(cluster: Cluster, host: Host) -> float:
-    """When the host was lost, as far as the brake minds; -inf: it was not, or that is settled.
+    """When the host was lost, as far as the brake minds; -1: it was not, or that is settled.
 
     Losses of a time of disarmament count only for hosts that are still away when it ends, as of then.
     """
     if not host.lost_s:
-        return -inf
+        return -1.0
     last_s, armed_s = host.lost_s[-1], cluster.intent.at_s
     if host.state in _UNPROVEN:
         last_s = max(last_s, armed_s)
     elif host.state in ALIVE and last_s < armed_s:
-        return -inf
-    return last_s if last_s > cluster.settled_s else -inf
+        return -1.0
+    return last_s if last_s > cluster.settled_s else -1.0
 
 
 def _too_much(cluster: Cluster, lost: list[str]) -> str:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from gpupool.store import keys
 from gpupool.store.memory import MemoryBackend, MemoryStore
-from gpupool.store.port import Change, Committed, Delete, Guard, KeyValue, Op, Put, Snapshot, Unavailable
+from gpupool.store.port import Change, Committed, Delete, Guard, KeyValue, Op, Poll, Put, Snapshot, Unavailable
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
 WALL = 1_700_000_000.0
@@ -140,6 +140,12 @@ class HookedStore:
 
     async def revoke(self, lease: int) -> None:
         await self._up().revoke(lease)
+
+    async def learn_members(self) -> None:
+        await self._up().learn_members()
+
+    async def poll_members(self) -> Poll:
+        return await self.inner.poll_members()
 
     async def close(self) -> None:
         await self.inner.close()

@@ -43,12 +43,12 @@ ON_NODES = (
 ON_MACHINES = (Kind.POWER_CUT, Kind.FREEZE, Kind.GUARD_PAUSE, Kind.GUARD_KILL, Kind.BMC)
 ON_STORE = (Kind.STORE_OUTAGE, Kind.STORE_LEADER, Kind.STORE_SLOW, Kind.COMPACT)
 AMOUNTS: Mapping[Kind, tuple[float, float]] = {
+    Kind.STORE_OUTAGE: (0.0, 1.0),  # above 0.6 the leader is only cut off, below 0.3 a member is down
     Kind.SLOW: (5.0, 500.0),  # times the latency
     Kind.REQUEST_LOSS: (0.05, 1.0),
     Kind.REPLY_LOSS: (0.05, 1.0),
     Kind.CRASH_AT_COMMIT: (0.0, 1.0),  # below one half: before
     Kind.CLOCK_JUMP: (-300.0, 300.0),  # s
-    Kind.STORE_OUTAGE: (0.0, 1.0),  # which kind
     Kind.STORE_LEADER: (0.0, 1.0),  # share of clients that stay with the old one
     Kind.STORE_SLOW: (0.1, 6.0),  # s
     Kind.BMC: (0.0, 1.0),  # which fault
@@ -208,7 +208,7 @@ def _on_processes(world: World, fault: Fault) -> Callable[[], None] | None:
 def _on_store(world: World, fault: Fault) -> Callable[[], None] | None:
     match fault.kind:
         case Kind.STORE_OUTAGE:
-            world.store_outage(True)
+            world.store_outage(True, cut_off=fault.amount > 0.6, down=fault.amount < 0.3)
             return lambda: world.store_outage(False)
         case Kind.STORE_LEADER:
             return world.store_leader_changes(fault.amount)

@@ -8,7 +8,19 @@ from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
 from gpupool.store.memory_backend import MemoryBackend
-from gpupool.store.port import Change, Committed, Guard, KeyValue, Op, Snapshot, Store, StoreError, Unavailable
+from gpupool.store.port import (
+    Change,
+    Committed,
+    Guard,
+    KeyValue,
+    Op,
+    Poll,
+    Sight,
+    Snapshot,
+    Store,
+    StoreError,
+    Unavailable,
+)
 from tests.sim.link import Link
 from tests.sim.loop import VirtualLoop
 
@@ -23,6 +35,8 @@ class SimBackend(MemoryBackend):
         self.on_change: Callable[[Sequence[Change]], None] = lambda _: None
         self.frozen = False
         self.commit_s = 0.0  # how long the disk takes
+        self._cut_off = False
+        self.members = dict.fromkeys(("m1", "m2", "m3"), Sight.LEADER)
 
     def _record(self, changes: tuple[Change, ...]) -> None:
         super()._record(changes)
@@ -38,14 +52,23 @@ class SimBackend(MemoryBackend):
         if not self.frozen:  # a timer for a lease that is due but may not end would fire for ever
             super()._schedule()
 
-    def freeze(self) -> None:
-        """There is no leader: leases do not end (and the doors, FaultyStore, let nobody in)."""
-        self.frozen = True
+    def freeze(self, *, cut_off: bool = False, down: bool = False) -> None:
+        """No member leads: leases do not end (and the doors, FaultyStore, let nobody in). One of three may be `down`.
+
+        With `cut_off` there still is a leader, out of everybody's reach.
+        """
+        self.frozen, self._cut_off = True, cut_off
+        third = Sight.SILENT if cut_off else Sight.NOT_RUNNING if down else Sight.NO_LEADER
+        self.members = {"m1": Sight.NO_LEADER, "m2": Sight.NO_LEADER, "m3": third}
 
     def thaw(self) -> None:
-        """A leader is elected: as in etcd, every lease starts afresh."""
+        """A leader is elected: as in etcd, every lease starts afresh. One that was cut off goes on as before."""
         self.frozen = False
-        self.renew_all()
+        self.members = dict.fromkeys(self.members, Sight.LEADER)
+        if self._cut_off:
+            self._schedule()
+        else:
+            self.renew_all()
 
     def renew_all(self) -> None:
         """Another member leads: as in etcd, every lease starts afresh."""
@@ -114,6 +137,25 @@ class FaultyStore:
     async def revoke(self, lease: int) -> None:
         """See Store.revoke."""
         await self._call(lambda: self._inner.revoke(lease))
+
+    async def learn_members(self) -> None:
+        """See Store.learn_members."""
+        await self._call(self._inner.learn_members)
+
+    async def poll_members(self) -> Poll:
+        """See Store.poll_members. Each member answers or not by itself; nothing is heard through a cut link."""
+        names = [name for name, _ in (await self._inner.poll_members()).members]
+        sights = await asyncio.gather(*(self._sight(name) for name in names))
+        return Poll(tuple(zip(names, sights, strict=True)))
+
+    async def _sight(self, member: str) -> Sight:
+        async def arrive() -> Sight:
+            return dict((await self._inner.poll_members()).members)[member]
+
+        try:
+            return await self._link.call(self._loop.world, arrive, timeout_s=1.0, lost=Unavailable)
+        except Unavailable:
+            return Sight.SILENT
 
     async def close(self) -> None:
         """See Store.close."""

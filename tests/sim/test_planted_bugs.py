@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agent import session
+from agent import riding, session
 from agent.work.ledger import Ledger
-from gpupool.store.port import Committed, Guard, Op
+from gpupool.store.port import Committed, Guard, Op, Sight
 from scheduler import leader
 from scheduler.core import fence, model, retry, step
 from tests.fakes.vms import FakeGuard
@@ -87,6 +87,11 @@ def use_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "touches", lambda *_: None)
 
 
+def silence_is_absence(patch: pytest.MonkeyPatch) -> None:
+    """The agent takes a member that does not answer for one that does not lead."""
+    patch.setattr(riding, "_refusal", lambda poll, *_: "leads" if Sight.LEADER in dict(poll.members).values() else "")
+
+
 PARTITIONS = {Kind.PARTITION: 1.0}
 POWER = {Kind.POWER_CUT: 1.0}
 PAUSES = {Kind.PAUSE: 1.0}
@@ -95,6 +100,7 @@ PAUSES = {Kind.PAUSE: 1.0}
 PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
     "guard asleep": (guard_asleep, PARTITIONS, "runs 2 times"),
     "deadline too generous": (deadline_too_generous, PARTITIONS, "runs 2 times"),
+    "silence is absence": (silence_is_absence, PARTITIONS, "runs 2 times"),
     "dirty units offered": (dirty_units_offered, POWER, "unproven"),
     "use forgotten": (use_forgotten, POWER, "unproven"),
     "unit shared": (unit_shared, POWER, "reserved for"),

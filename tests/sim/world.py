@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Self
@@ -100,11 +101,17 @@ class World(Processes):
 
         return await self.link(caller).call(self.loop.world, second_leg, timeout_s=timeout_s)
 
-    def store_outage(self, on: bool) -> None:
-        """No leader: the store refuses or hangs and no lease ends; when it is over, all leases start afresh."""
+    def store_outage(self, on: bool, *, cut_off: bool = False, down: bool = False) -> None:
+        """No leader: the store refuses or hangs and no lease ends; when it is over, all leases start afresh.
+
+        With `cut_off` the leader is only out of reach, and when that is over, leases end when they would have; with
+        `down` one member's process is not there.
+        """
         if on != self.backend.frozen:
-            self.trace("the store has no leader" if on else "the store has a leader")
-            self.loop.call_in(self.loop.world, self.backend.freeze if on else self.backend.thaw)
+            how = " (it is cut off)" if cut_off else " (one member is down)" if down else ""
+            self.trace(f"the store has no leader{how}" if on else "the store has a leader")
+            freeze = partial(self.backend.freeze, cut_off=cut_off, down=down)
+            self.loop.call_in(self.loop.world, freeze if on else self.backend.thaw)
 
     def store_leader_changes(self, share: float) -> Callable[[], None]:
         """Another member leads: every lease starts afresh. A share of the clients stays with the deposed one a while.
