@@ -56,7 +56,7 @@ def drain(
     """Empty hosts for planned work: their VMs stop, and their jobs start elsewhere.
 
     A VM that owns devices cannot migrate. Each is asked for a checkpoint, then to end; when its grace is over it is
-    powered off. Its job goes back to the head of the queue, which costs none of its restarts. Nothing new is placed on
+    powered off. Its job goes back to its place in the queue, which costs none of its restarts. Nothing new is placed on
     the host until `gpupool undrain`.
 
     Waits until no VM is left, and tells how far it is. Interrupted, the drain goes on; the same command waits again, or

@@ -74,6 +74,9 @@ def reboot(
     words = ["gpupool", "reboot", *hosts, "--command", command, "--at-once", str(at_once), "--since", at]
     words += ["--reason", reason] if reason else []
     words += ["--wait-for-place"] if wait_for_place else []
+    words += ["--grace-s", str(grace_s)] if grace_s else []
+    words += ["--timeout-s", f"{timeout_s:g}"] if timeout_s else []
+    words += ["--back-within-s", f"{back_within_s:g}"] if back_within_s != BACK_WITHIN_S else []
     resume = f"go on with: {shlex.join(words)}"
     wish = Wish(mark, grace_s, 0, wait_for_place)
     roll = Roll(since, mark, command, wish, at_once, timeout_s, back_within_s, resume)

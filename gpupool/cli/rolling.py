@@ -114,7 +114,10 @@ class Rolling:
         """Move its VMs away, and keep it out over the reboot."""
         await begin(self._client, name, self._roll.wish)
         self._watched.changed()
-        await drained(self._watched, name, deadline=Deadline(self._roll.drain_s), say=self._say)
+        try:
+            await drained(self._watched, name, deadline=Deadline(self._roll.drain_s), say=self._say)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"{error}; to roll on later, {self._roll.resume}") from None
         await self._client.maintenance(name, on=True, reason=self._roll.mark, by=me())
         await self._client.undrain(name, by=me())
         self._watched.changed()

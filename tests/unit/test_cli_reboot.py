@@ -141,6 +141,15 @@ def test_interrupted_between_maintenance_and_boot_it_boots(site: Site, reboot: R
     assert (site.hosts[0].record.boot_id, asked(site)) == ("b2", ["maintenance h1 False"])
 
 
+def test_a_host_that_is_not_empty_in_time_is_not_rebooted(site: Site, reboot: Run) -> None:
+    site.hosts[0].vms = 1
+    done = reboot("h1", "h2", "--timeout-s", "0.2", "--grace-s", "9")
+    assert done.code == 124
+    assert "h1 is not drained in time (1 VM left, 0 stopping)" in done.err[-1]
+    assert f"--since {SINCE} --grace-s 9 --timeout-s 0.2" in done.err[-1]
+    assert not list(site.folder.iterdir())
+
+
 def test_several_at_once(site: Site, reboot: Run) -> None:
     assert reboot("h1", "h2", "h3", "--at-once", "3").code == 0
     assert asked(site)[:3] == ["drain h1", "drain h2", "drain h3"]
