@@ -107,12 +107,12 @@ POWER_FENCING = (
     ),
     Mutant(
         "a living host is switched off",
-        "the store is not asked, just before the act, whether the host is still gone",
+        "nobody looks, just before the act, whether the host is still gone",
         [
             Edit(
                 LEADER,
-                "        if (session.create_revision if session is not None else 0) != known:",
-                "        if known < 0:",
+                "        host = self.cluster.hosts[effect.host]\n        known =",
+                '        return ""\n        known =',
             )
         ],
         tests("unit/test_power_acting.py::test_a_host_that_comes_back_is_not_switched_off"),
