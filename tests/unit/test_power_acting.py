@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import pytest
 
 from gpupool.store import keys
-from gpupool.store.port import Delete, KeyValue, Put, Store, Unavailable
+from gpupool.store.port import Change, Delete, KeyValue, Put, Store, Unavailable
 from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core.policy import Policy
 from scheduler.core.power import PowerOff
@@ -154,20 +154,27 @@ async def test_a_host_that_comes_back_is_not_switched_off() -> None:
     store = LateNews(pool)
     async with leading(pool, {"h1": power.device()}, store):
         await lost_host(pool)
-        await until(lambda: restarted(pool))
+        await until(lambda: restarted(pool), within_s=200)
     assert power.times == 0
     assert evidence(pool) == job_pb2.EVIDENCE_OTHER_BOOT
 
 
 class LateNews(HookedStore):
-    """As the leader asks for h1's session, h1 has just joined anew."""
+    """As the leader asks for h1's session, h1 has just joined anew, and the news of it takes a while."""
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(pool.backend)
-        self._pool = pool
+        self._pool, self._late = pool, False
+
+    async def watch(self, prefix: str, *, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
+        async with aclosing(super().watch(prefix, after_revision=after_revision)) as batches:
+            async for batch in batches:
+                await asyncio.sleep(10 if self._late else 0)
+                yield batch
 
     async def get(self, key: str) -> KeyValue | None:
         if key == keys.session("h1") and await super().get(key) is None:
+            self._late = True
             await self._pool.join("h1", boot="b2")
             await self._pool.store.commit([], [Delete(keys.inventory("h1"))])  # so that j1 goes to h2
         return await super().get(key)
