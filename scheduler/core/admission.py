@@ -90,7 +90,7 @@ def said(verdict: Verdict) -> str:
     """Why a place is refused, for people."""
     domain = verdict.broken
     if domain is not None and domain.kind == "lost":
-        why = f"not all that was lost with {domain.name} would find a place"
+        why = f"not all of {domain} would find a place"
     else:
         why = f"if {domain} died, not all that is to be restarted would find a place"
     maybe = "" if verdict.complete else ", or none was found before the search was given up"

@@ -20,23 +20,26 @@ from typing import NamedTuple
 from .fit import Fit, closed
 from .model import Cluster, Host, Job, Outcome, Request
 from .room import Rooms, Take, standing, trial
-from .tables import JobState
+from .tables import HostState, JobState
 from .witness import find, in_order, most, size
 
 Shapes = tuple[Request, ...]  # in the order of `in_order`
 Takes = tuple[Take, ...]
 RAN = frozenset({Outcome.HOST_LOST, Outcome.CRASHED, Outcome.STOPPED})
+_LOST = frozenset({HostState.SUSPECT, HostState.FENCING})
 
 
 class Domain(NamedTuple):
-    """What dies together: `kind` is "host" or "label"; "lost": what waits for a restart since a host of it died."""
+    """What dies together: `kind` is "host" or "label". "lost": what was lost with hosts of it and has no new place yet."""
 
     kind: str
     name: str
 
     def __str__(self) -> str:
         """As people say it."""
-        return {"host": f"host {self.name}", "lost": f"what was lost with {self.name}"}.get(self.kind, self.name)
+        if self.kind == "lost":
+            return f"what was lost with {self.name.partition(':')[2]}"
+        return f"host {self.name}" if self.kind == "host" else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class Reserve:
         self._rooms = Rooms(cluster)
         self._domain_of: dict[str, Domain] = {}
         self._members: dict[Domain, set[str]] = {}
-        self._waiting: dict[str, Domain] = {}  # by job
+        self._waiting: dict[str, Domain] = {}  # by job: the domain of its last host
         self._lost: dict[Domain, set[str]] = {}  # the same, by domain
         self._needs: dict[Domain, Shapes] = {}
         self._entries: dict[Shapes, _Entry] = {}
@@ -147,9 +150,11 @@ class Reserve:
     def promised(self, job: Job) -> tuple[Host, Fit] | None:
         """Where room was kept for a job that waits for its restart, if that is so."""
         self.refresh()
-        domain = self._waiting.get(job.id)
-        entry = self._entries.get(self._needs.get(domain, ())) if domain is not None else None
-        takes = entry.witness(domain) if entry is not None and domain is not None else None
+        if job.id not in self._waiting:
+            return None
+        domain = _lost(self._waiting[job.id])
+        entry = self._entries.get(self._needs.get(domain, ()))
+        takes = entry.witness(domain) if entry is not None else None
         for take in takes or ():
             if take.request == job.request and standing(self._cluster.hosts[take.host], [take]):
                 return self._cluster.hosts[take.host], take.fit
@@ -158,10 +163,12 @@ class Reserve:
     def spares(self, job: Job, host: Host, found: Fit) -> bool:
         """Whether all that waits beside the job still has its room if the job takes this place."""
         self.refresh()
-        domain = self._waiting.get(job.id)
-        shapes = self._needs.get(domain, ()) if domain is not None else ()
+        if job.id not in self._waiting:
+            return True
+        domain = _lost(self._waiting[job.id])
+        shapes = self._needs.get(domain, ())
         entry = self._entries.get(shapes)
-        if domain is None or entry is None or domain in entry.gaps():
+        if entry is None or domain in entry.gaps():
             return True
         self._rooms.overlay = trial(host, [Take(job.request, host.name, found)])
         rest = in_order((Counter(shapes) - Counter([job.request])).elements())
@@ -208,18 +215,20 @@ class Reserve:
 
     def _look(self, hosts: Collection[str], jobs: Collection[str]) -> None:
         touched: set[Domain] = set()
-        for job_id in jobs:
-            touched |= self._look_at_job(job_id)
-        asked, moved = set(), False
+        asked: set[Shapes] = set()
+        moved: set[str] = set()
         for name in sorted(hosts):
             host = self._cluster.hosts[name]
             self._rooms.update(host)
             before, after = self._domain_of.get(name), self._domain(host)
-            if before != after:
-                moved = moved or before is not None
-                touched |= self._change_domain(name, before, after)
-            touched.add(after)
+            if before not in (None, after):
+                moved.add(name)
+            touched |= self._change_domain(name, before, after)
             asked |= self._users.get(name, set())
+        followed = [job_id for job_id in self._waiting if moved and self._last_host(job_id) in moved]
+        for job_id in (*jobs, *followed):
+            touched |= self._look_at_job(job_id)
+        touched |= {_lost(domain) for domain in touched}
         seeds: dict[Shapes, Takes | None] = {}
         for domain in sorted(touched):
             before_shapes, shapes = self._needs.get(domain, ()), self._shapes(domain)
@@ -237,20 +246,22 @@ class Reserve:
     def _look_at_job(self, job_id: str) -> set[Domain]:
         """Keep up what waits; returns the domains that may need more or less room."""
         touched = set()
-        before = self._waiting.pop(job_id, None)
-        job = self._cluster.jobs[job_id]
-        last = job.attempts[-1].host if job.attempts else ""
-        if before is not None:
+        if (before := self._waiting.pop(job_id, None)) is not None:
             touched.add(before)
             self._lost[before].discard(job_id)
-        if job.state is JobState.PENDING and last and not job.hold and ran_before(job) and job.cancel_reason is None:
-            after = Domain("lost", last)
-            self._waiting[job_id] = after
-            self._lost.setdefault(after, set()).add(job_id)
-            touched.add(after)
-        if last in self._domain_of:
-            touched.add(self._domain_of[last])
-        return touched
+        job, last = self._cluster.jobs[job_id], self._last_host(job_id)
+        if not last:
+            return touched
+        domain = self._domain_of.get(last, Domain("host", last))
+        waits = job.state is JobState.PENDING and not job.hold and job.cancel_reason is None
+        if waits and ran_before(job):
+            self._waiting[job_id] = domain
+            self._lost.setdefault(domain, set()).add(job_id)
+        return {*touched, domain}
+
+    def _last_host(self, job_id: str) -> str:
+        attempts = self._cluster.jobs[job_id].attempts
+        return attempts[-1].host if attempts else ""
 
     def _domain(self, host: Host) -> Domain:
         label = self._cluster.policy.reservation.domain_label
@@ -258,6 +269,9 @@ class Reserve:
         return Domain("label", f"{label}={labels[label]}") if label in labels else Domain("host", host.name)
 
     def _change_domain(self, name: str, before: Domain | None, after: Domain) -> set[Domain]:
+        """Returns the domains that the host touches."""
+        if before == after:
+            return {after}
         if before is not None:
             self._members[before].discard(name)
         self._domain_of[name] = after
@@ -268,12 +282,14 @@ class Reserve:
         return in_order(job.request for job in self._jobs(domain))
 
     def _jobs(self, domain: Domain) -> Iterable[Job]:
-        """What would have to be restarted, in no order."""
-        cluster = self._cluster
-        if domain.kind == "lost":
-            yield from (cluster.jobs[job_id] for job_id in self._lost.get(domain, ()))
-            return
-        for name in self._members.get(domain, ()):
+        """What would have to be restarted; of "lost": what has to be, as its host is lost. In no order."""
+        cluster, lost = self._cluster, domain.kind == "lost"
+        hosts = Domain(*domain.name.split(":", 1)) if lost else domain
+        if lost:
+            yield from (cluster.jobs[job_id] for job_id in self._lost.get(hosts, ()))
+        for name in self._members.get(hosts, ()):
+            if lost != (cluster.hosts[name].state in _LOST):
+                continue
             for allocation_id in cluster.hosts[name].allocations:
                 job = cluster.jobs.get(cluster.allocations[allocation_id].job)
                 if job is not None and job.allocation_id == allocation_id and restartable(job):
@@ -384,6 +400,10 @@ class Reserve:
             self._users.setdefault(take.host, set()).add(shapes)
         if entry.gaps():
             self._lacking.add(shapes)
+
+
+def _lost(domain: Domain) -> Domain:
+    return domain if domain.kind == "lost" else Domain("lost", ":".join(domain))
 
 
 def _key(shapes: Shapes) -> tuple[object, ...]:

@@ -36,7 +36,7 @@ from scheduler.core.model import (
     UnitState,
 )
 from scheduler.core.place import Placer
-from scheduler.core.policy import Policy, ReservationPolicy
+from scheduler.core.policy import BrakePolicy, Policy, ReservationPolicy
 from scheduler.core.reserve import Domain, Reserve
 from scheduler.core.room import Take, occupy, standing, trial
 from scheduler.core.step import step
@@ -148,11 +148,15 @@ STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 11), REQUESTS)
 
 def restarts(cluster: Cluster, domain: Domain) -> list[Request]:
     """What the domain would lose, by another road than the reserve's."""
-    if domain.kind == "lost":
-        waits = (cluster.jobs[j] for j in cluster.pending)
-        return [j.request for j in waits if j.attempts and j.attempts[-1].host == domain.name and _ran(j)]
-    here = [cluster.jobs[a.job] for a in cluster.allocations.values() if domain_of(cluster, a.host) == domain]
-    return [j.request for j in here if j.allocation_id and j.restarts < j.max_restarts and not j.cancel_reason]
+    lost = domain.kind == "lost"
+    dying = Domain(*domain.name.split(":")) if lost else domain
+    waits = [cluster.jobs[j] for j in cluster.pending if lost]
+    waits = [j for j in waits if j.attempts and domain_of(cluster, j.attempts[-1].host) == dying and _ran(j)]
+    dead = (HostState.SUSPECT, HostState.FENCING)
+    held = [a for a in cluster.allocations.values() if domain_of(cluster, a.host) == dying]
+    here = [cluster.jobs[a.job] for a in held if lost == (cluster.hosts[a.host].state in dead)]
+    here = [j for j in here if j.allocation_id and j.restarts < j.max_restarts and not j.cancel_reason]
+    return [j.request for j in (*waits, *here)]
 
 
 def _ran(job: Job) -> bool:
@@ -211,6 +215,7 @@ def check_witnesses(reserve: Reserve, cluster: Cluster) -> None:
         takes = reserve.witness(domain) or ()
         assert sorted(map(repr, (t.request for t in takes))) == sorted(map(repr, restarts(cluster, domain)))
         assert domain not in {domain_of(cluster, t.host) for t in takes}
+        assert not any(cluster.hosts[t.host].state is not HostState.READY for t in takes)
         for name in {t.host for t in takes}:
             mine = [t for t in takes if t.host == name]
             assert standing(cluster.hosts[name], mine) == mine
@@ -260,3 +265,28 @@ def test_no_admission_breaks_what_was_covered(
             continue  # a restart may use what was kept
         broken = {d for d, ok in after.items() if not ok and before.get(d, True)}
         assert not broken
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([KEEP, WARN, RACKS]), HOSTS, STEPS)
+def test_what_is_covered_does_restart(
+    policy: Policy, hosts: list[tuple[int, int]], steps: list[tuple[str, int, Request]]
+) -> None:
+    """The promise itself: a covered domain dies, and all its jobs start elsewhere, whatever else waits."""
+    world = World(replace(policy, starts_at_once=0, brake=BrakePolicy(share=0.0)), hosts)
+    reserve_of(world)
+    for what in steps:
+        world.do(what)
+    cluster = world.cluster
+    covered = [d for d, ok in reserve_of(world).covered().items() if ok]
+    if any(d.kind == "lost" for d in reserve_of(world).covered()) or not covered:
+        return  # two losses at once are more than is promised
+    dying = [h for name, h in sorted(cluster.hosts.items()) if domain_of(cluster, name) == covered[0]]
+    lost = [cluster.jobs[cluster.allocations[a].job] for h in dying for a in h.allocations]
+    lost = [j for j in lost if j.allocation_id and j.restarts < j.max_restarts and not j.cancel_reason]
+    for host in dying:
+        step(cluster, SessionChanged(host.name, None), world.now)
+    world.now += 400
+    world.place()
+    for job in lost:
+        assert job.state is JobState.STARTING, (job.id, job.message)
