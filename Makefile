@@ -6,6 +6,7 @@ IMAGES := var/images
 READY := .venv/.ready
 SEEDS ?= 300
 FUZZ_S ?= 180
+SOAK_S ?= 3600
 ARGS ?= --help
 
 .PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench chaos soak fuzz proto lock rewrite clean
@@ -73,8 +74,11 @@ lab-test: setup ## the tests on the VFIO lab
 chaos: setup    ## three etcd members, two schedulers, three hosts with VMs, broken at random (root; CHAOS_S=900, CHAOS_SEED)
 	@$(BIN)/pytest -p no:randomly -s -v -m chaos tests/chaos
 
-soak: $(READY)  ## the simulation for many seeds (SEEDS=5000)
-	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest tests/sim
+soak: $(READY)  ## the simulation on new seeds for long (SOAK_S=3600)
+	@$(BIN)/python -m tests.sim.soak --seconds $(SOAK_S)
+
+mutants: $(READY)  ## plant each known bug in a copy of the tree, and see it caught
+	@$(BIN)/python -m tests.mutants
 
 fuzz: $(READY)  ## fuzz the inventory with atheris, outside the locked environment (FUZZ_S=180)
 	@test -d var/fuzz/atheris || $(BIN)/python -m pip install -q --disable-pip-version-check --target var/fuzz atheris

@@ -12,10 +12,10 @@ from tests.sim.world import SeedFailedError, World
 DEFAULT = "tests.sim.cluster:scenario"
 
 
-def load(name: str) -> Callable[[World], None]:
+def load(name: str) -> Callable[[World], object]:
     """The scenario "module:function": it builds the world's processes and runs it."""
     module, _, function = name.partition(":")
-    scenario: Callable[[World], None] = getattr(importlib.import_module(module), function)
+    scenario: Callable[[World], object] = getattr(importlib.import_module(module), function)
     return scenario
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
@@ -63,6 +64,7 @@ class Cluster:
         world.afflictions |= {
             Kind.GUARD_PAUSE: self._guard_pauses,
             Kind.GUARD_KILL: self._guard_dies,
+            Kind.FREEZE: self._machine_freezes,
             Kind.BMC: self._bmc_fails,
             Kind.CLOCK_JUMP: self._date_jumps,
         }
@@ -91,7 +93,12 @@ class Cluster:
             self.world.store(node), machine.vms, machine.guard, machine.clock, machine.devices, machine.records,
             machine.logs, machine.volumes, lambda: ["img"], run_blocking=inline,
         )  # fmt: skip
-        await Agent(me, Timing(ttl_s=8, renew_s=2.0, kill_margin_s=2.0), Limits(start_timeout_s=30), parts).run()
+        await Agent(
+            me,
+            Timing(ttl_s=8, renew_s=2.0, kill_margin_s=2.0, watchdog_s=machine.watchdog_s),
+            Limits(start_timeout_s=30),
+            parts,
+        ).run()
 
     async def replica_main(self, name: str) -> None:
         store = self.world.store(name)
@@ -130,8 +137,21 @@ class Cluster:
         return guard.go_on
 
     def _guard_dies(self, name: str, _: float) -> Callable[[], None]:
-        self.machines[name].guard.dead = True
+        self.machines[name].guard.kill()
         return lambda: None  # its agent starts another
+
+    def _machine_freezes(self, name: str, _: float) -> Callable[[], None]:
+        guard, members = self.machines[name].guard, self.world.members(name)
+        guard.stop()
+        for node in members:
+            self.world.pause(node)
+
+        def thaw() -> None:
+            for node in members:
+                self.world.resume(node)
+            guard.go_on()
+
+        return thaw
 
     def _bmc_fails(self, name: str, how: float) -> Callable[[], None]:
         fence = self.machines[name].fence
@@ -214,13 +234,17 @@ class Cluster:
         return [(kv.key, kind.FromString(kv.value)) for kv in items if kv.key.endswith(suffix)]
 
 
-def possible(plan: Sequence[Fault], *, powered: bool) -> list[Fault]:
+def possible(cluster: Cluster, plan: Sequence[Fault]) -> list[Fault]:
     """The plan without what a soft guard cannot do, and without faults of what the site does not have."""
+    soft = {name for name, machine in cluster.machines.items() if not machine.watchdog_s}
     return [
         fault
         for fault in plan
-        if not (fault.kind is Kind.BMC and not powered)
-        and not (fault.kind in (Kind.GUARD_PAUSE, Kind.GUARD_KILL) and _in_company(fault, plan))
+        if not (fault.kind is Kind.BMC and cluster.site != "powered")
+        and not (fault.kind is Kind.FREEZE and fault.target in soft)
+        and not (
+            fault.kind in (Kind.GUARD_PAUSE, Kind.GUARD_KILL) and fault.target in soft and _in_company(fault, plan)
+        )
     ]
 
 
@@ -229,37 +253,48 @@ def _in_company(fault: Fault, plan: Sequence[Fault]) -> bool:
     return any(fault.overlaps(other, SOFT_GUARD_ALONE_S) for other in others)
 
 
-def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS, *, settle: bool = True) -> None:
+def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS, *, settle: bool = True) -> int:
     """One seed: a small cluster, some jobs, some faults; then quiet, and everything must have come to its end.
 
-    Without `settle` it ends with the faults: for what must never be, that is enough.
+    Returns how many machines there were. Without `settle` it ends with the faults, which is enough for what must never
+    be.
     """
     cluster = Cluster(world)
     cluster.start()
     nodes = [*REPLICAS, *(f"{name}/agent" for name in cluster.machines)]
     machines = list(cluster.machines)
-    mix = Mix(weights={**weights, Kind.FREEZE: 0.0}, quiet_s=20.0, most_lost=len(machines) - 1)
+    mix = Mix(weights=weights, quiet_s=20.0, most_lost=len(machines) - 1)
     plan = make_plan(
         world.rng("faults"), until_s=FAULTS_S, nodes=nodes, machines=machines, replicas=REPLICAS, mix=mix
     )  # fmt: skip
-    apply_plan(world, possible(plan, powered=cluster.site == "powered"))
+    apply_plan(world, possible(cluster, plan))
     world.trace(f"site {cluster.site}, {len(machines)} machines")
     world.run(FAULTS_S)
     if not settle:
-        return
+        return len(machines)
     while world.loop.time() < END_S:  # quiet: every job gets its end, sooner or later
         world.run(world.loop.time() + SETTLE_S)
         problems = list(cluster.settled())
         if not problems:
-            return
+            return len(machines)
     raise AssertionError("\n".join([f"seed {world.seed} did not settle:", *problems, *world.lines[-40:]]))
 
 
-def run_seed(seed: int) -> str:
-    """Empty if the seed went well, else what went wrong and how to see it again."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of a seed. `failure` is empty if it went well, else what went wrong and how to see it again."""
+
+    seed: int
+    failure: str
+    host_s: float  # of virtual time, times the machines
+
+
+def run_seed(seed: int) -> Run:
+    """One seed, in a world of its own."""
     with World(seed) as world:
+        failure, machines = "", 0
         try:
-            scenario(world)
+            machines = scenario(world)
         except AssertionError as exc:
-            return f"{exc}\nreplay: python -m tests.sim --seed {seed} --trace"
-    return ""
+            failure = f"{exc}\nreplay: python -m tests.sim --seed {seed} --trace"
+        return Run(seed, failure, world.loop.time() * machines)

@@ -16,6 +16,8 @@ from tests.sim.world import World
 MODEL = "nvidia-a100-80gb"
 CLOCK_ERROR = 0.1
 """How wrong a host's clock may be; see agent/timing.py for what the kill margin covers."""
+CLOCK_ERROR_RESET = 0.04
+"""The same behind a hardware watchdog, whose margin is smaller."""
 
 
 class Devices(FakeDevices):
@@ -62,30 +64,60 @@ class SimVms(FakeVms):
 class SimGuard(FakeGuard):
     """A guard on the host's own clock, which may be stopped (SIGSTOP) or killed; a stopped one shows no life for long.
 
-    `ensure` puts another in the place of one that shows none, as the agent's client does.
+    `ensure` puts another in the place of one that shows none, as the agent's client does. With `watchdog_s` there is a
+    hardware watchdog: petted only while now + W <= the limit, and stopped only when the deadline has passed and nothing
+    lives. So one that is petted never fires while this guard runs; one that is not calls `fire` by the limit.
     """
 
-    def __init__(self, world: World, vms: FakeVms, clock: SimClock) -> None:
+    def __init__(
+        self, world: World, vms: FakeVms, clock: SimClock, watchdog_s: float, fire: Callable[[SimGuard], None]
+    ) -> None:
         super().__init__(vms, clock.boot, lambda delay_s, look: world.after(delay_s / clock.rate, look))
+        self._fire = fire
+        self._device_s = watchdog_s
         self._stopped_at: float | None = None
         self._missed = False
+        self._life = 0  # how often it was stopped: a watchdog that was petted since does not fire
 
     def alive(self) -> bool:
         return super().alive() and (self._stopped_at is None or self._boot() - self._stopped_at < 1.0)
+
+    def watchdog_s(self) -> float:
+        return self._device_s if self.alive() and self._boot() < self.deadline else 0.0
 
     async def ensure(self) -> None:
         if not self.alive():
             self.go_on()
         await super().ensure()
 
+    def kill(self) -> None:
+        self._unpetted()
+        self.dead = True
+
     def stop(self) -> None:
+        self._unpetted()
         self._stopped_at = self._boot()
 
     def go_on(self) -> None:
+        self._life += 1
         self._stopped_at = None
         if self._missed:
             self._missed = False
             self._look()
+
+    def _unpetted(self) -> None:
+        """From now on nobody pets the watchdog; if it is armed, it counts down from when it was petted last."""
+        armed = self._boot() < self.deadline or any(vm.alive for vm in self._vms.vms.values())
+        self._life += 1
+        if self._device_s and armed and not self.dead and self._stopped_at is None:
+            now, life = self._boot(), self._life
+
+            def ring() -> None:
+                if life == self._life:
+                    self._fire(self)
+
+            petted = min(now, self.limit - self._device_s)
+            self._call_later(max(petted + self._device_s - now, 0.0), ring)
 
     def _look(self) -> None:
         if self._stopped_at is None:
@@ -144,9 +176,13 @@ class Machine:
         self.units = [f"0000:{16 + n:02x}:00.0" for n in range(units)]
         self.boots = 0
         self.fence = SimFence(world, name)
-        # How wrong the crystal is: usually a little, sometimes as much as the kill margin covers.
-        rng = world.rng(f"crystal {name}")
-        self.rate = 1.0 + rng.uniform(-1.0, 1.0) * rng.choice([0.001, 0.02, CLOCK_ERROR])
+        rng = world.rng(f"machine {name}")
+        self.watchdog_s = rng.choice([0, 4])
+        # How wrong the crystal is: usually a little, sometimes as much as the margins cover.
+        self.rate = 1.0 + rng.uniform(-1.0, 1.0) * rng.choice(
+            [0.001, 0.02, CLOCK_ERROR_RESET if self.watchdog_s else CLOCK_ERROR]
+        )
+        self._reset_takes_s = rng.uniform(3.0, 30.0)
         self._world = world
         self._guests = guests
         self.boot()
@@ -159,10 +195,17 @@ class Machine:
         self.vms = SimVms(self._world, self._guests)
         self.vms.on_run = self._ran
         self.vms.on_end = lambda spec: self._world.vm_event(f"{self.name} ends {spec.allocation}")
-        self.guard = SimGuard(self._world, self.vms, self.clock)
+        self.guard = SimGuard(self._world, self.vms, self.clock, self.watchdog_s, self._reset)
         self.records = MemoryRecords()
         self.logs = FakeLogs()
         self.volumes = FakeVolumes()
+
+    def _reset(self, guard: SimGuard) -> None:
+        """The watchdog has fired."""
+        if guard is self.guard and self._world.powered(self.name):
+            self._world.trace("watchdog: reset", node=self.name)
+            self._world.power_cut(self.name)
+            self._world.after(self._reset_takes_s, lambda: self._world.power_on(self.name))
 
     def cut(self) -> None:
         self.guard.dead = True

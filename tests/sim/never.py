@@ -16,6 +16,10 @@ from tests.sim.world import World
 FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 
+HEARD_S = 15.0
+"""By then a leader has heard of an operator's wish, or leads no more."""
+
+
 class Never:
     """The checks. `clocks_right`: no replica's date is wrong now, or times that are stored mean little."""
 
@@ -29,6 +33,7 @@ class Never:
         self._held: dict[tuple[str, str], str] = {}  # host and unit -> allocation
         self._brake = records_pb2.Brake()
         self._released_s = 0.0
+        self._disarmed_s = 0.0
         world.checks += [self.no_double_run, self.no_shared_unit, self.fenced_is_dead]
         world.change_checks.append(self.changed)
 
@@ -74,7 +79,8 @@ class Never:
         elif kind is Kind.CLUSTER:
             self._brake = records_pb2.ClusterRecord.FromString(change.kv.value).brake
         elif kind is Kind.CLUSTER_INTENT:
-            self._released_s = records_pb2.ClusterIntent.FromString(change.kv.value).brake_released_s
+            intent = records_pb2.ClusterIntent.FromString(change.kv.value)
+            self._released_s, self._disarmed_s = intent.brake_released_s, intent.at_s if intent.disarmed else 0.0
         return ()
 
     def _status(self, key: str, status: job_pb2.JobStatus) -> Iterator[str]:
@@ -104,6 +110,9 @@ class Never:
             yield f"{wanted.id} is made for session {wanted.session} of {host}, which is over"
         if self._braked() and self._lost_before(wanted.job):
             yield f"{wanted.id} restarts although the brake is on: {self._brake.reason}"
+
+        if 0 < self._disarmed_s < WALL_EPOCH_S + self._world.loop.time() - HEARD_S and self._lost_before(wanted.job):
+            yield f"{wanted.id} restarts although fencing is disarmed"
 
     def _braked(self) -> bool:
         brake, now = self._brake, WALL_EPOCH_S + self._world.loop.time()

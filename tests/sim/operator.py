@@ -34,6 +34,7 @@ class Operator:
         self._rng = world.rng(NAME)
         self._at_work = self._rng.random() < 0.5  # from the beginning, not only when all is calm
         self._drains = self._rng.random() < 0.3
+        self._disarms = self._rng.random() < 0.2
         self._drained: set[str] = set()
 
     async def main(self) -> None:
@@ -54,9 +55,21 @@ class Operator:
             await self._host(store, name, calm=calm)
         for job in await _held_jobs(store):
             await self._want(store, keys.job_intent(job), records_pb2.JobIntent(), self._release_job)
+        await self._arm(store, calm=calm)
         cluster = await store.get(keys.CLUSTER)
         if cluster is not None and records_pb2.ClusterRecord.FromString(cluster.value).HasField("brake"):
             await self._want(store, keys.CLUSTER_INTENT, records_pb2.ClusterIntent(), self._release_brake)
+
+    async def _arm(self, store: Store, *, calm: bool) -> None:
+        kv = await store.get(keys.CLUSTER_INTENT)
+        disarmed = kv is not None and records_pb2.ClusterIntent.FromString(kv.value).disarmed
+        wanted = self._disarms and not calm and self._rng.random() < 0.4
+        if disarmed != wanted:
+
+            def change(intent: records_pb2.ClusterIntent) -> None:
+                intent.disarmed, intent.at_s, intent.by, intent.reason = wanted, self._wall(), NAME, "planned work"
+
+            await self._want(store, keys.CLUSTER_INTENT, records_pb2.ClusterIntent(), change)
 
     async def _host(self, store: Store, name: str, *, calm: bool) -> None:
         machine, kv = self._machines[name], await store.get(keys.host(name))

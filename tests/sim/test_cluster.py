@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import sys
+from collections.abc import Callable
 
 import pytest
 
-from tests.sim.cluster import run_seed, scenario
+from tests.sim.cluster import scenario
+from tests.sim.soak import Tally, runs
 from tests.sim.world import World
 
 SEEDS = int(os.environ.get("GPUPOOL_SIM_SEEDS", "300"))
 
 
 @pytest.mark.timeout(1500)
-def test_seeds() -> None:
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        failures = [failure for failure in pool.map(run_seed, range(SEEDS), chunksize=5) if failure]
+def test_seeds(record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> None:
+    tally, failures = Tally(), []
+    for run in runs(range(SEEDS)):
+        tally.add(run)
+        failures += [run.failure] if run.failure else []
+    with capsys.disabled():
+        sys.stdout.write(f"\nsimulation: {tally}\n")
+    record_property("simulation", str(tally))
     assert not failures, "\n\n".join(failures[:3])
 
 
