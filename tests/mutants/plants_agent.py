@@ -12,8 +12,7 @@ AGENT = (
         "guard asleep",
         "the guard does not kill at its deadline (its stand-in in the simulation)",
         [Edit("tests/fakes/vms.py", "            self.kills += self._vms.kill_all()\n", "            pass\n")],
-        Sim("partition", "lives on"),
-        fast=True,
+        Sim("partition,cut-out", "lives on", seeds=40),
     ),
     Mutant(
         "real guard asleep",
@@ -24,8 +23,14 @@ AGENT = (
     Mutant(
         "expiry is punctual",
         "the deadline has no margin for the guard's look and for clocks that run wrong",
-        [Edit(SESSION, "sent + ttl_s - self._timing.kill_margin_s", "sent + ttl_s")],
-        Sim("partition,cut-out", "lives on"),
+        [
+            Edit(
+                SESSION,
+                "self._guard.extend(lease_end - self._timing.kill_margin_s, lease_end",
+                "self._guard.extend(lease_end, lease_end",
+            )
+        ],
+        Sim("partition,cut-out", "lives on", seeds=150),
     ),
     Mutant(
         "deadline from the answer",
@@ -33,8 +38,8 @@ AGENT = (
         [
             Edit(
                 SESSION,
-                "        self._renewed(sent, ttl_s)\n        return True\n",
-                "        self._renewed(self._clock.boot(), ttl_s)\n        return True\n",
+                '        self._renewed(sent, ttl_s)\n        return ""\n',
+                '        self._renewed(self._clock.boot(), ttl_s)\n        return ""\n',
             )
         ],
         tests("unit/test_session.py::test_deadline_counts_from_the_sending"),
@@ -42,15 +47,20 @@ AGENT = (
     Mutant(
         "freshness ignored",
         "a VM is started though the session's deadline is about to pass, or has",
-        [Edit(SESSION, "self._session != 0 and self.left_s() > self._timing.start_margin_s", "self._session != 0")],
+        [
+            Edit(
+                SESSION,
+                "return self._session != 0 and left_s > self._timing.start_margin_s",
+                "return self._session != 0",
+            )
+        ],
         tests("unit/test_worker.py", "unit/test_session.py"),
     ),
     Mutant(
         "new session while VMs live",
         "a new session is announced before the VMs of the last one have ended",
         [Edit(SESSION, "            await self._no_vms()\n", "")],
-        Sim("partition,pause", "lives on"),
-        fast=True,
+        tests("unit/test_worker.py::test_new_session_waits_while_vms_cannot_be_killed"),
     ),
     Mutant(
         "another's session resumed",
@@ -88,7 +98,6 @@ AGENT = (
             )
         ],
         tests("unit/test_reconcile.py::test_a_session_id_that_came_again_in_a_restored_store_starts_nothing"),
-        fast=True,
     ),
     Mutant(
         "allocation of any session",
@@ -100,7 +109,7 @@ AGENT = (
                 "want is not None",
             )
         ],
-        Sim("partition,power-cut,pause"),
+        tests("unit/test_reconcile.py", "unit/test_session.py"),
     ),
     Mutant(
         "start unconfirmed",
@@ -125,6 +134,5 @@ AGENT = (
         "it is not put on record that a VM is about to have a unit, so the unit is proven without a reset",
         [Edit(ACTIONS, "        self._ledger.touches(want.id)\n", "")],
         Sim("power-cut", "unproven"),
-        fast=True,
     ),
 )

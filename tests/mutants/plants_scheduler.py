@@ -17,8 +17,7 @@ SCHEDULER = (
         "commits without a term",
         "a leader writes without its term as a guard, so one that was paused overwrites its successor",
         [Edit(LEADER, "self._store.commit([self._term.guard, *guards], ops)", "self._store.commit([*guards], ops)")],
-        Sim("pause"),
-        fast=True,
+        tests("unit/test_leader.py::test_a_deposed_leader_writes_nothing"),
     ),
     Mutant(
         "session unchecked at commit",
@@ -30,8 +29,7 @@ SCHEDULER = (
                 "",
             )
         ],
-        Sim("power-cut,partition,slow,crash", "which is over"),
-        fast=True,
+        tests("unit/test_leader.py::test_a_session_that_ends_before_the_commit_costs_nothing"),
     ),
     Mutant(
         "two leaders",
@@ -67,7 +65,7 @@ SCHEDULER = (
                 "self._store.watch(keys.ROOT, after_revision=revision + 1)",
             )
         ],
-        Sim("crash", settle=True),
+        Sim("crash", settle=True, seeds=20),
     ),
     Mutant(
         "unknown fate is failure",
@@ -76,12 +74,13 @@ SCHEDULER = (
             Edit(
                 LEADER,
                 "        return (await self._store.commit([self._term.guard, *guards], ops)).succeeded\n",
-                "        try:\n            return (await self._store.commit([self._term.guard, *guards], ops)).succeeded\n"
-                "        except StoreError:\n            return False\n",
+                "        try:\n"
+                "            return (await self._store.commit([self._term.guard, *guards], ops)).succeeded\n"
+                "        except StoreError:\n"
+                "            return False\n",
             )
         ],
-        Sim("reply-loss,request-loss"),
-        fast=True,
+        tests("unit/test_leader.py::test_a_commit_of_unknown_fate_makes_it_read_again"),
     ),
     Mutant(
         "hosts before jobs",
@@ -116,7 +115,6 @@ SCHEDULER = (
             )
         ],
         tests("golden"),
-        fast=True,
     ),
     Mutant(
         "any guard is enough",
@@ -134,7 +132,7 @@ SCHEDULER = (
                 "0 < host.intent.confirmed_dead_session",
             )
         ],
-        Sim("partition,pause", "lives on"),
+        tests("golden", "unit"),
     ),
     Mutant(
         "same boot, same death",
@@ -150,14 +148,13 @@ SCHEDULER = (
                 FENCE, "        end_attempt(cluster, job, Outcome.HOST_LOST, now, message=message, evidence=kind)\n", ""
             )
         ],
-        Sim("power-cut", settle=True),
-        fast=True,
+        tests("golden"),
     ),
     Mutant(
         "any session's word on a VM",
         "a report counts although it comes from a session that has no say in the allocation",
         [Edit(STEP, " or allocation.session != event.session:\n", ":\n")],
-        tests("unit", "golden"),
+        tests("unit/test_leader.py", "golden"),
     ),
     Mutant(
         "stale unit reports",
@@ -167,7 +164,7 @@ SCHEDULER = (
                 MODEL, "current = report is not None and report.session == self.session", "current = report is not None"
             )
         ],
-        Sim("power-cut,partition", "unproven"),
+        Sim("power-cut", "unproven", seeds=40),
     ),
     Mutant(
         "stale inventory",
@@ -200,8 +197,7 @@ SCHEDULER = (
             Edit(MODEL, "        if unit in self.held:\n            return UnitState.HELD\n", ""),
             Edit(LEADER, "(broken := violations(self.cluster))", "(broken := [])"),
         ],
-        Sim("power-cut", "reserved for"),
-        fast=True,
+        Sim("power-cut", "reserved for", seeds=40),
     ),
     Mutant(
         "brake without effect",
@@ -225,7 +221,6 @@ SCHEDULER = (
                 "self._token()",
             )
         ],
-        Sim("reply-loss", "submitted", settle=True),
-        fast=True,
+        tests("unit/test_jobs_api.py::test_the_same_key_gives_the_same_job"),
     ),
 )
