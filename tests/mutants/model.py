@@ -49,7 +49,7 @@ class Sim:
 
 
 @dataclass(frozen=True, slots=True)
-class Tests:
+class Suite:
     """These tests must fail: pytest's names of files, or of tests in them."""
 
     names: Sequence[str]
@@ -69,10 +69,10 @@ class Mutant:
     name: str
     breaks: str
     edits: Sequence[Edit]
-    catch: Sim | Tests
+    catch: Sim | Suite
     fast: bool = False  # seen within a few seconds: `make test` plants it too
 
 
-def tests(*names: str) -> Tests:
+def tests(*names: str) -> Suite:
     """Tests that must fail; names are below tests/."""
-    return Tests([f"tests/{name}" for name in names])
+    return Suite([f"tests/{name}" for name in names])

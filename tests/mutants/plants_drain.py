@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.model import Edit, Mutant, Tests, tests
+from tests.mutants.model import Edit, Mutant, Suite, tests
 
 CORE, RETRY, FIT = "scheduler/core/drain.py", "scheduler/core/retry.py", "scheduler/core/fit.py"
 ROLLING, DRAINING = "gpupool/cli/rolling.py", "gpupool/cli/draining.py"
@@ -11,7 +11,7 @@ EXITED, CANCELLED = "    if outcome is Outcome.EXITED and exit", "    elif job.c
 MAINTENANCE = "    if host.intent.maintenance:\n"
 
 
-def scenario(name: str) -> Tests:
+def scenario(name: str) -> Suite:
     """The golden scenario that must differ."""
     return tests(f"golden/test_golden.py::test_scenario[{name}]")
 

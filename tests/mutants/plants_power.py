@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests.mutants.model import Edit, Mutant, Tests, tests
+from tests.mutants.model import Edit, Mutant, Suite, tests
 
 POWER, ACTING, LEADER = "scheduler/core/power.py", "scheduler/fencing/acting.py", "scheduler/leader.py"
 REDFISH, AGENTS = "scheduler/fencing/redfish.py", "scheduler/fencing/agents.py"
 
 
-def golden(name: str) -> Tests:
+def golden(name: str) -> Suite:
     return tests(f"golden/test_golden.py::test_scenario[{name}]")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.__main__ import ROOT, TABLE, plant, rows
-from tests.mutants.model import Mutant, Tests
+from tests.mutants.model import Mutant, Suite
 from tests.mutants.plants import ALL_MUTANTS
 
 
@@ -32,7 +32,7 @@ def test_it_fits_the_source(mutant: Mutant, tmp_path: Path) -> None:
 
 def test_its_tests_exist() -> None:
     for mutant in ALL_MUTANTS:
-        for name in mutant.catch.names if isinstance(mutant.catch, Tests) else ():
+        for name in mutant.catch.names if isinstance(mutant.catch, Suite) else ():
             file, _, rest = name.partition("::")
             assert (ROOT / file).exists(), f"{mutant.name}: {file}"
             assert not rest or rest.partition("[")[0] in (ROOT / file).read_text(), f"{mutant.name}: {name}"
