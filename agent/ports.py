@@ -226,6 +226,10 @@ class VmRuntime(Protocol):
         """Ask the guest to end its command within `grace_s` seconds and power off. Returns at once."""
         ...
 
+    async def press_power_button(self, allocation: str) -> None:
+        """Ask the guest's system, rather than our program in it, to shut down (ACPI). Returns at once."""
+        ...
+
     async def destroy(self, allocation: str) -> None:
         """End the VM by force; returns when no process of it exists. A VM that is gone already is fine."""
         ...

@@ -58,6 +58,10 @@ class Hypervisor(Protocol):
         """Let the CPUs run, if that is still wanted by then; else VmStartError. One that runs already is fine."""
         ...
 
+    def shutdown(self, name: str) -> None:
+        """Press the domain's ACPI power button; one that does not exist is fine."""
+        ...
+
     def destroy(self, name: str) -> None:
         """End the domain by force; one that does not exist is fine."""
         ...
@@ -107,6 +111,10 @@ class Driver:
     async def living(self) -> set[str]:
         """Allocations whose VMs have a living process."""
         return await asyncio.to_thread(vmproc.living, self._run_dir)
+
+    async def shutdown(self, allocation: str) -> None:
+        """Press the power button. Made once: a second press could mean something else to the guest."""
+        await self._calls.run("shutdown", lambda: self._virt.shutdown(PREFIX + allocation), _LOOK_UP_S)
 
     async def end(self, allocation: str, process: QemuProcess) -> None:
         """End the process, returning when it is gone: by the hypervisor, which lets it finish writes, else directly."""

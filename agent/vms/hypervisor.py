@@ -125,14 +125,27 @@ class Libvirt:
                 raise VmStartError("the start was given up")
             domain.resume()
 
+    def shutdown(self, name: str) -> None:
+        """See Hypervisor."""
+        with self._translated():
+            self._unless_ended(lambda: self._domain(name).shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
+
     def destroy(self, name: str) -> None:
         """See Hypervisor."""
         with self._translated():
-            try:
-                self._connected().lookupByName(name).destroy()
-            except libvirt.libvirtError as exc:
-                if exc.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-                    raise
+            self._unless_ended(lambda: self._domain(name).destroy())
+
+    def _domain(self, name: str) -> Any:
+        return self._connected().lookupByName(name)
+
+    @staticmethod
+    def _unless_ended(call: Callable[[], object]) -> None:
+        """Make the call; a domain that has ended is fine."""
+        try:
+            call()
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise
 
     def close(self) -> None:
         """See Hypervisor."""

@@ -133,6 +133,11 @@ class Runtime:
         """See ports.VmRuntime."""
         self._tell(allocation, "stop", grace_s)
 
+    async def press_power_button(self, allocation: str) -> None:
+        """See ports.VmRuntime."""
+        if allocation in self._vms:
+            await self._driver.shutdown(allocation)
+
     async def destroy(self, allocation: str) -> None:
         """See ports.VmRuntime. A start under way is ended first, also one that hangs."""
         if start := self._starts.get(allocation):

@@ -79,6 +79,7 @@ class Actions:
         self._reserved_cpus = reserved_cpus
         self._starts = asyncio.Semaphore(limits.starts_at_once)
         self._checkpoints: dict[str, asyncio.Event] = {}
+        self._news: dict[str, asyncio.Event] = {}
         self._starting: dict[str, str] = {}  # starts under way, and why their VM went meanwhile
         self._worker: Loop
 
@@ -89,6 +90,11 @@ class Actions:
     def checkpointed(self, allocation: str) -> None:
         """The guest answered, or is gone: no need to wait for its checkpoint any more."""
         if event := self._checkpoints.get(allocation):
+            event.set()
+
+    def heard(self, allocation: str) -> None:
+        """The guest's command ended, or the VM is gone."""
+        if event := self._news.get(allocation):
             event.set()
 
     async def health(self, units: Sequence[Unit]) -> Mapping[str, str]:
@@ -191,7 +197,11 @@ class Actions:
         await self.destroy(name, message)
 
     async def stop(self, name: str, grace_s: int, reason: str) -> None:
-        """Ask for a checkpoint and, once it is written or half of the grace is over, for the end."""
+        """Ask for a checkpoint and, once it is written or half of the grace is over, for the end.
+
+        A guest that has not ended when three quarters of the grace are over may not hear us at all, or its program does
+        not: its system is asked to shut down. When the grace is over, the plan ends it by force.
+        """
         booting = self._ledger.vms[name].state == VmIs.PREPARING
         deadline = self._clock.boot() + grace_s
         self._ledger.stop_asked(name, deadline, reason)
@@ -202,6 +212,8 @@ class Actions:
         try:
             await self._checkpoint(name, grace_s)
             await self._runtime.stop(name, max(1, round(deadline - self._clock.boot())))
+            if not await self._over(name, deadline - grace_s / 4):
+                await self._runtime.press_power_button(name)
         except Exception:  # noqa: BLE001 - as above
             _log.exception("cannot ask %s to stop; it is ended by force when its grace is over", name)
 
@@ -213,6 +225,21 @@ class Actions:
                 await asyncio.wait_for(event.wait(), grace_s / 2)
         finally:
             del self._checkpoints[name]
+
+    async def _over(self, name: str, until: float) -> bool:
+        """Whether the guest's command has ended, or the VM is gone, by `until` on the boot clock."""
+        news = self._news[name] = asyncio.Event()
+        try:
+            while (record := self._ledger.vms[name]).state != VmIs.ENDED and record.exit_code is None:
+                if (left_s := until - self._clock.boot()) <= 0:
+                    return False
+                news.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(left_s, 0.01)):
+                        await news.wait()
+        finally:
+            del self._news[name]
+        return True
 
     async def destroy(self, name: str, reason: str) -> None:
         """End the VM. Its record ends only once the runtime has said that no process of it exists."""

@@ -260,7 +260,7 @@ def _existing(view: View, have: VmRecord, want: Allocation | None) -> Action | N
     if have.state == VmIs.STOPPING:
         return Destroy(have.allocation, "its grace is over") if view.boot_s >= have.deadline else None
     if want.desired == records_pb2.DESIRED_STOP:
-        return Stop(have.allocation, want.spec.stop_grace_s or DEFAULT_GRACE_S, want.stop_reason)
+        return Stop(have.allocation, want.stop_grace_s or want.spec.stop_grace_s or DEFAULT_GRACE_S, want.stop_reason)
     if have.state == VmIs.PREPARING and view.boot_s >= have.deadline:
         return Destroy(have.allocation, "the guest did not report in time that it had started")
     return None

@@ -86,12 +86,14 @@ class Worker:
                 self._ledger.guest_started(allocation, gpus)
             case GuestExited(allocation, exit_code):
                 self._ledger.exited(allocation, exit_code)
+                self._actions.heard(allocation)
             case GuestCheckpointed(allocation):
                 self._actions.checkpointed(allocation)
             case VmGone(allocation, reason):
                 if not self._actions.defer_end(allocation, reason):
                     self._ledger.gone(allocation, reason)
                 self._actions.checkpointed(allocation)
+                self._actions.heard(allocation)
         self.kick()
 
     def kick(self) -> None:

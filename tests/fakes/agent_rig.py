@@ -233,12 +233,13 @@ class Rig:
         )  # fmt: skip
         self.put(keys.allocation(HOST, name), allocation)
 
-    def stop(self, name: str = "j1.1", reason: str = "cancelled") -> None:
+    def stop(self, name: str = "j1.1", reason: str = "cancelled", grace_s: int = 0) -> None:
         """Ask for the end, as the scheduler does."""
         kv = self.backend.get(keys.allocation(HOST, name))
         assert kv
         allocation = records_pb2.Allocation.FromString(kv.value)
         allocation.desired, allocation.stop_reason = records_pb2.DESIRED_STOP, reason
+        allocation.stop_grace_s = grace_s
         self.put(keys.allocation(HOST, name), allocation)
 
     def withdraw(self, name: str = "j1.1") -> None:

@@ -67,6 +67,10 @@ class FakeHypervisor:
                 raise VmStartError("the start was given up")
             self.ran.add(name)
 
+    def shutdown(self, name: str) -> None:
+        with self._step("shutdown"):
+            pass  # its guest has no system that would hear
+
     def destroy(self, name: str) -> None:
         with self._step("destroy"):
             self._end(name)

@@ -41,6 +41,7 @@ class Guest:
     exit_code: int | None = 0  # None: it crashes instead
     off_s: float = 0.5  # from GuestExited to VmGone
     obeys_stop: bool = True
+    obeys_button: bool = False  # its system shuts down at the press of the power button
     stop_takes_s: float = 1.0
     checkpoint_takes_s: float | None = 0.5  # None: it never answers
     gpus: tuple[str, ...] = ("0000:06:00.0 10de:20b5",)
@@ -77,6 +78,7 @@ class FakeVms:
     on_end: Callable[[VmSpec], object] = lambda _: None
     broken: bool = False  # libvirt does not answer: every call raises
     foreign: dict[str, str] = field(default_factory=dict)  # PCI functions of others' VMs, with the VM's name
+    pressed: list[tuple[float, str]] = field(default_factory=list)  # power buttons
     _sink: Sink | None = None
 
     # The port
@@ -129,6 +131,14 @@ class FakeVms:
         if vm and vm.guest.obeys_stop and not vm.stopping:
             vm.stopping = True
             self.call_later(vm.guest.stop_takes_s, lambda: self._exit(vm, 143))
+
+    async def press_power_button(self, allocation: str) -> None:
+        """See VmRuntime."""
+        await self._turn()
+        self.pressed.append((asyncio.get_running_loop().time(), allocation))
+        vm = self.vms.get(allocation)
+        if vm and vm.guest.obeys_button:
+            self.call_later(vm.guest.stop_takes_s, lambda: self._end(vm, "shutdown"))
 
     async def destroy(self, allocation: str) -> None:
         """See VmRuntime."""
@@ -208,11 +218,11 @@ class FakeClock:
 
     def __init__(self, *, wall_offset_s: float = 1_700_000_000.0) -> None:
         self._booted = asyncio.get_running_loop().time()
-        self._wall_offset_s = wall_offset_s
+        self.wall_offset_s = wall_offset_s
 
     def wall(self) -> float:
         """See Clock."""
-        return self._wall_offset_s + asyncio.get_running_loop().time()
+        return self.wall_offset_s + asyncio.get_running_loop().time()
 
     def boot(self) -> float:
         """See Clock."""

@@ -15,7 +15,7 @@ from gpupool.store.memory import MemoryBackend
 from gpupool.store.port import Committed, Created, Delete, Op, Put, Unavailable
 from gpupool.store.port import Guard as StoreGuard
 from gpupool.v1 import records_pb2
-from tests.fakes.agent_rig import HOST, Rig
+from tests.fakes.agent_rig import HOST, UNIT, Rig
 from tests.fakes.virtual_time import until, virtual_time
 
 ME = Identity(HOST, "boot-2", "10.0.0.1:50152", "test")
@@ -232,6 +232,53 @@ async def test_two_machines_with_one_name_do_not_fight(caplog: pytest.LogCapture
     await rig.kill_agent()
     await waiting
     await other.close()
+
+
+@virtual_time
+async def test_second_agent_of_this_very_boot_is_refused_and_says_who_holds_the_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two agents on one machine, say with two state directories: the first keeps the name and its VMs."""
+    rig = Rig()
+    first = await rig.ready()
+    rig.allocate(units=(UNIT,))
+    await rig.running()
+    other = Rig(backend=rig.backend, address="10.0.0.1:60000")
+    waiting = asyncio.create_task(other.boot())
+    await asyncio.sleep(30)
+    assert (rig.session, waiting.done()) == (first, False)
+    assert rig.vms.vms["j1.1"].alive
+    told = [text for text in caplog.messages if "two agents" in text or "another agent runs here" in text]
+    assert len(told) == 1
+    assert "session 2 of 10.0.0.1:50152 (boot boot-1) stands under the name 'h1'" in told[0]
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await other.kill_agent()
+    await rig.close()
+
+
+@pytest.mark.parametrize("jump_s", [-3e8, 3e8, 1e6])
+def test_clock_that_jumps_changes_nothing(jump_s: float) -> None:
+    """Dates are for people: each deadline is on the boot clock, which no one can set."""
+
+    @virtual_time
+    async def scenario() -> None:
+        rig = Rig()
+        session = await rig.ready()
+        rig.allocate()
+        await rig.running()
+        rig.clock.wall_offset_s += jump_s
+        await asyncio.sleep(20)
+        assert (rig.session, rig.guard.kills) == (session, 0)
+        assert rig.vms.vms["j1.1"].alive
+        kill_at = rig.guard.deadline
+        rig.store.away = True
+        rig.clock.wall_offset_s -= jump_s
+        await until(lambda: rig.guard.kills)
+        assert rig.clock.boot() <= kill_at + rig.timing.renew_s + 0.5
+        await rig.close()
+
+    scenario()
 
 
 @virtual_time

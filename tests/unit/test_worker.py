@@ -143,10 +143,46 @@ async def test_stop_of_a_stubborn_guest_is_forced_when_its_grace_is_over() -> No
     async with ready(replace(FOREVER, obeys_stop=False, checkpoint_takes_s=None)) as rig:
         rig.allocate(stop_grace_s=20)
         await rig.running()
-        asked = rig.clock.boot()
+        asked, asked_at = rig.clock.boot(), asyncio.get_running_loop().time()
         rig.stop()
         assert (await rig.ended()).outcome == job_pb2.OUTCOME_STOPPED
         assert 20 <= rig.clock.boot() - asked < 21
+        assert [round(when - asked_at) for when, _ in rig.vms.pressed] == [15], "its power button, once"
+
+
+@virtual_time
+async def test_guest_that_hears_only_its_power_button() -> None:
+    """No program of ours answers in it: checkpoint, then the end, then ACPI; it is off before it is destroyed."""
+    deaf = replace(FOREVER, obeys_stop=False, checkpoint_takes_s=None, obeys_button=True)
+    async with ready(deaf) as rig:
+        rig.allocate(stop_grace_s=20)
+        await rig.running()
+        asked = rig.clock.boot()
+        rig.stop()
+        report = await rig.ended()
+        assert (report.outcome, report.HasField("exit_code")) == (job_pb2.OUTCOME_STOPPED, False)
+        assert 15 <= rig.clock.boot() - asked < 18
+
+
+@virtual_time
+async def test_grace_of_a_drain_comes_before_the_jobs_own() -> None:
+    async with ready(replace(FOREVER, obeys_stop=False)) as rig:
+        rig.allocate(stop_grace_s=300)
+        await rig.running()
+        asked = rig.clock.boot()
+        rig.stop(grace_s=8)
+        await rig.ended()
+        assert 8 <= rig.clock.boot() - asked < 9
+
+
+@virtual_time
+async def test_button_is_not_pressed_once_the_command_has_ended() -> None:
+    async with ready(replace(FOREVER, stop_takes_s=3.0, off_s=60.0)) as rig:
+        rig.allocate(stop_grace_s=20)
+        await rig.running()
+        rig.stop()
+        await rig.ended()
+        assert not rig.vms.pressed
 
 
 @virtual_time
