@@ -92,7 +92,7 @@ def explore(rules: Rules, limit: int = 5_000_000) -> tuple[int, list[State]]:
                 if after in came:
                     continue
                 came[after] = state
-                if after.ended:
+                if after.ended and after.deadline > 0:
                     return len(came), _way(came, after)
                 found.append(after)
         assert len(came) < limit, "the model is too large"
@@ -114,12 +114,12 @@ def steps(state: State, rules: Rules) -> Iterator[State]:
 
 
 def _tick(state: State, rules: Rules) -> State:
-    members = tuple(m._replace(left=m.left - 1) if m.left > 0 else m for m in state.members)
+    a, b, c = (m._replace(left=m.left - 1) if m.left > 0 else m for m in state.members)
     deadline = max(state.deadline - 1, 0)
     sent = state.sent + 1 if 0 <= state.sent < rules.ttl_s else -1
     asked = state.asked + 1 if 0 <= state.asked < rules.ttl_s else _NO_POLL  # too old to be of use
     return state._replace(
-        members=members,
+        members=(a, b, c),
         deadline=deadline,
         sent=sent,
         acked=state.acked and sent >= 0,
