@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,8 +121,8 @@ def main() -> int:
         return 0
     with ThreadPoolExecutor(options.jobs) as pool:
         verdicts = []
-        for verdict in pool.map(lambda mutant: run(mutant, options.limit_s), chosen):
-            verdicts.append(verdict)
+        for done in as_completed([pool.submit(run, mutant, options.limit_s) for mutant in chosen]):
+            verdicts.append(verdict := done.result())
             word = "caught  " if verdict.caught else "SURVIVED"
             say(f"{word} {verdict.seconds:6.1f} s  {verdict.mutant.name}: {verdict.said[:160]}")
     survivors = [verdict.mutant.name for verdict in verdicts if not verdict.caught]

@@ -98,9 +98,9 @@ PAUSES = {Kind.PAUSE: 1.0}
 
 # The plant, the faults under which it shows soonest, and the words in which it is seen.
 PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
-    "guard asleep": (guard_asleep, PARTITIONS, "runs 2 times"),
-    "deadline too generous": (deadline_too_generous, PARTITIONS, "runs 2 times"),
-    "silence is absence": (silence_is_absence, PARTITIONS, "runs 2 times"),
+    "guard asleep": (guard_asleep, PARTITIONS, "which is fenced"),
+    "deadline too generous": (deadline_too_generous, PARTITIONS, "which is fenced"),
+    "silence is absence": (silence_is_absence, PARTITIONS, "which is fenced"),
     "dirty units offered": (dirty_units_offered, POWER, "unproven"),
     "use forgotten": (use_forgotten, POWER, "unproven"),
     "unit shared": (unit_shared, POWER, "reserved for"),

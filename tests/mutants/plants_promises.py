@@ -1,0 +1,83 @@
+"""Mutants of what an agent promises about its guard, of riding out a store's outage, and of policies about failures."""
+
+from __future__ import annotations
+
+from tests.mutants.model import Edit, Mutant, tests
+
+SESSION, DECLARE, RIDING = "agent/session.py", "agent/declare.py", "agent/riding.py"
+FENCE = "scheduler/core/fence.py"
+
+PROMISES = (
+    Mutant(
+        "silence is absence",
+        "a member of the store that does not answer counts as one that does not lead",
+        [Edit(RIDING, "_NO_LEADER = (Sight.NO_LEADER, Sight.NOT_RUNNING)", "_NO_LEADER = (*Sight,)")],
+        tests("unit/test_riding.py"),
+    ),
+    Mutant(
+        "a majority is enough",
+        "VMs live on past their deadline though one member of the store may lead, and end the lease",
+        [Edit(RIDING, "    if unproven:\n", "    if 2 * len(unproven) > len(poll.members):\n")],
+        tests("unit/test_riding.py"),
+    ),
+    Mutant(
+        "a poll counts from its end",
+        "an outage extends the deadline by a full TTL from when the last member answered",
+        [Edit(RIDING, "began_s + ttl_s - margin_s", "ended_s + ttl_s - margin_s")],
+        tests("unit/test_riding.py"),
+    ),
+    Mutant(
+        "a deadline revives",
+        "a poll moves a deadline on that has passed",
+        [Edit(RIDING, "if not refusal and ended_s >= kill_at_s:", "if False:")],
+        tests("unit/test_riding.py"),
+    ),
+    Mutant(
+        "relaxes before the record",
+        "VMs live on without renewals before the store says that their end is no evidence",
+        [Edit(DECLARE, "return self._relaxed and bool(", "return bool(")],
+        tests("unit/test_declare.py"),
+    ),
+    Mutant(
+        "a dead guard is declared",
+        "the session's record says that a guard is armed although it does not answer",
+        [Edit(DECLARE, "        if not self._guard.alive():\n", "        if False:\n")],
+        tests("unit/test_declare.py"),
+    ),
+    Mutant(
+        "declared beyond renewals",
+        "a guard is declared while its deadline lies beyond what any renewal allows",
+        [Edit(DECLARE, "if self._guard.deadline > kill_at + _SAME_S:", "if False:")],
+        tests("unit/test_declare.py"),
+    ),
+    Mutant(
+        "late word on the guard",
+        "what was written of the guard earlier, and arrives late, undoes what was said since",
+        [
+            Edit(
+                SESSION,
+                "self._store.commit([Unmodified(self._key, kv.mod_revision)], [put])",
+                "self._store.commit([Created(self._key, kv.create_revision)], [put])",
+            )
+        ],
+        tests("unit/test_declare.py::test_record_that_was_sent_long_ago_cannot_undo_what_was_said_since"),
+    ),
+    Mutant(
+        "killer VM at large",
+        "a job whose hosts die one after the other is never held",
+        [Edit(FENCE, "            breaker.host_died(cluster, job, host)\n", "            pass\n")],
+        tests("golden"),
+    ),
+    Mutant(
+        "flapping host welcome",
+        "a host that is lost again and again is not held out",
+        [Edit(FENCE, "            flap.host_lost(cluster, host, now)\n", "")],
+        tests("golden"),
+    ),
+    Mutant(
+        "disarming without effect",
+        "while fencing is disarmed, evidence is sought all the same",
+        [Edit(FENCE, "(found is not None or not cluster.intent.disarmed)", "True")],
+        tests("golden"),
+    ),
+)
