@@ -83,6 +83,72 @@ async def test_a_host_that_its_watchdog_resets(
     await cluster.ready(["h2"])
 
 
+async def test_a_host_whose_kernel_hangs_is_reset_by_its_watchdog_and_its_vm_restarts_on_the_other_host(
+    cluster: Cluster, client: AsyncClient, timings: dict[str, float]
+) -> None:
+    """The guard pets the hardware watchdog until the kernel stops; nobody has to say that the host is dead."""
+    host = cluster.hosts["h2"]
+    await cluster.end_agent("h2")
+    await host.run("while pgrep -f agent.guard > /dev/null; do sleep 0.2; done")
+    await cluster.start_agent("h2", watchdog="/dev/watchdog", watchdog_s="30")
+    await cluster.ready(["h2"])
+    await _guard_is(client, "h2", records_pb2.GUARD_KIND_HARDWARE)
+    async with only(client, "h2"):
+        job_id = (await client.submit(job("sleep 20"))).id
+        await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
+    boots = host.console.count("] ready")
+    watch = Stopwatch()
+    # panic=0: the kernel stands still for ever, instead of rebooting by itself.
+    await host.run(
+        "sysctl -w kernel.panic=0 && (sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &", check=False
+    )
+    await host.booted(boots=boots + 1)
+    timings["kernel hung to reset by the guard's watchdog and booted (watchdog of 30 s)"] = watch.s
+    ended = await ends(client, job_id)
+    assert ended.status.exit_code == 0, ended.status
+    first, last = ended.status.attempts[0], ended.status.attempts[-1]
+    assert (first.host, first.outcome) == ("h2", job_pb2.OUTCOME_HOST_LOST)
+    assert first.evidence == job_pb2.EVIDENCE_LEASE_EXPIRED_WATCHDOG
+    assert last.host == "h1"
+    await cluster.start_agent("h2")
+    await cluster.ready(["h2"])
+
+
+async def test_a_paused_host_that_comes_back_kills_its_vm_before_doing_anything_else(
+    cluster: Cluster, client: AsyncClient, timings: dict[str, float]
+) -> None:
+    """QMP stops the host's clocks too, so its guard cannot know; there is no evidence, so nothing runs elsewhere before
+    the agent is back, has ended the VM, and says so with a new session.
+    """
+    host = cluster.hosts["h2"]
+    async with only(client, "h2"):
+        job_id = (await client.submit(job("sleep 60"))).id
+        await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
+    await host.qmp("stop")
+    await _host_is(client, "h2", records_pb2.HOST_STATE_FENCING)
+    await asyncio.sleep(10)
+    waiting = await client.get(job_id)
+    assert len(waiting.status.attempts) == 1, "it was started elsewhere while its VM may go on at any moment"
+    watch = Stopwatch()
+    await host.qmp("cont")
+    async with asyncio.timeout(GONE_S):
+        while len((found := await client.get(job_id)).status.attempts) < 2:
+            await asyncio.sleep(0.5)
+    timings["paused host goes on to its VM dead and its job placed anew"] = watch.s
+    assert found.status.attempts[0].evidence == job_pb2.EVIDENCE_AGENT_REPORTED_DEAD
+    log = await cluster.agent_log("h2")
+    over, ending = log.rindex("is over: "), log.rindex("ending VMs without a session")
+    assert over < ending < log.rindex(" announced: ")
+    assert (await ends(client, job_id)).status.exit_code == 0
+    await cluster.ready(["h2"])
+
+
+async def _guard_is(client: AsyncClient, name: str, kind: records_pb2.GuardKind.ValueType) -> None:
+    async with asyncio.timeout(GONE_S):
+        while {host.name: host.record.guard for host in await client.hosts()}.get(name) != kind:
+            await asyncio.sleep(0.5)
+
+
 async def _host_is(client: AsyncClient, name: str, state: records_pb2.HostState.ValueType) -> None:
     async with asyncio.timeout(GONE_S):
         while True:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from tests.mutants.plants_agent import AGENT
 from tests.mutants.plants_drain import DRAIN
+from tests.mutants.plants_guard import GUARD
 from tests.mutants.plants_power import POWER_FENCING
 from tests.mutants.plants_promises import PROMISES
 from tests.mutants.plants_scheduler import SCHEDULER
 from tests.mutants.plants_store import STORE
 
-ALL_MUTANTS = (*AGENT, *DRAIN, *PROMISES, *SCHEDULER, *STORE, *POWER_FENCING)
+ALL_MUTANTS = (*AGENT, *GUARD, *DRAIN, *PROMISES, *SCHEDULER, *STORE, *POWER_FENCING)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -233,3 +233,116 @@ async def test_guard_that_cannot_start_says_where_to_look(tmp_path: Path) -> Non
     guard = ProcessGuard(tmp_path / "guard.state", None, None)
     with pytest.raises(GuardError, match=r"exit code 2.*guard\.log"):
         await guard.ensure()
+
+
+DOG = """
+import sys, time
+from pathlib import Path
+from agent.guard import __main__ as guard
+class File:
+    closable, hardware, name = True, True, "a file"
+    def __init__(self, path): self.path = path
+    def say(self, what):
+        with self.path.open("a") as file: print(what, time.clock_gettime_ns(time.CLOCK_BOOTTIME), file=file)
+    def open(self, ask_s): self.say("pet"); return ask_s
+    def pet(self): self.say("pet")
+    def close(self): self.say("close")
+sys.exit(guard.main(File))
+"""
+WATCHDOG_S = 3
+
+
+def start_dog(tmp_path: Path) -> subprocess.Popen[bytes]:
+    """A guard's process behind a watchdog that is a file: what is done to it is written there."""
+    words = ["--state", tmp_path / "guard.state", "--pidfiles", tmp_path / "vms"]
+    words += ["--watchdog", tmp_path / "dog", "--watchdog-s", WATCHDOG_S]
+    with (tmp_path / "log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-c", DOG, *map(str, words)], stderr=log, start_new_session=True)
+
+
+def dog_said(tmp_path: Path) -> list[tuple[str, float]]:
+    lines = (tmp_path / "dog").read_text().splitlines() if (tmp_path / "dog").exists() else []
+    return [(word, int(at) / 1e9) for word, at in map(str.split, lines)]
+
+
+def renew(state: GuardState, for_s: float) -> None:
+    """As an agent with a lease of that length does at each acknowledgement, with K = 2 s."""
+    end = boot() + for_s
+    state[Word.LIMIT], state[Word.DEADLINE] = int((end - 0.5) * 1e9), int((end - 2) * 1e9)
+    state[Word.AGENT] = os.getpid()
+
+
+async def soon(holds: Callable[[], object], within_s: float = 10.0) -> None:
+    end = boot() + within_s
+    while not holds():
+        assert boot() < end
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+async def test_watchdog_resets_the_machine_of_a_guard_that_stands_still_before_the_limit(
+    blow: signal.Signals, tmp_path: Path, vms: list[subprocess.Popen[bytes]]
+) -> None:
+    """Whenever its last pet was: the reset comes before any VM would live too long. Another guard takes it over."""
+    (tmp_path / "vms").mkdir()
+    vm = start_named(tmp_path / "vms")
+    vms.append(vm)
+    (tmp_path / "vms/gpupool-j1.1.pid").write_text(str(vm.pid))
+    state = open_state(tmp_path / "guard.state")
+    renew(state, 30)
+    guard = start_dog(tmp_path)
+    vms.append(guard)
+    await soon(lambda: state[Word.WATCHDOG] == WATCHDOG_S * 1e9)
+    renew(state, 30)
+    await asyncio.sleep(0.6)
+    guard.send_signal(blow)
+    await asyncio.sleep(0.1)
+    last = dog_said(tmp_path)[-1]
+    await asyncio.sleep(1)
+    assert dog_said(tmp_path)[-1] == last, "nobody pets it: the machine is reset"
+    assert last[0] == "pet"
+    assert last[1] + WATCHDOG_S <= state[Word.LIMIT] / 1e9
+    guard.kill()
+    guard.wait()
+    second = start_dog(tmp_path)
+    vms.append(second)
+    await soon(lambda: dog_said(tmp_path)[-1][1] > last[1] and state[Word.WATCHDOG])
+    assert vm.poll() is None
+
+
+async def test_watchdog_is_petted_no_longer_than_the_deadline_allows_and_stopped_once_nothing_lives(
+    tmp_path: Path, vms: list[subprocess.Popen[bytes]]
+) -> None:
+    """The agent hangs: the guard kills, makes sure, and spares the machine the reset."""
+    (tmp_path / "vms").mkdir()
+    vm = start_named(tmp_path / "vms")
+    vms.append(vm)
+    (tmp_path / "vms/gpupool-j1.1.pid").write_text(str(vm.pid))
+    state = open_state(tmp_path / "guard.state")
+    renew(state, 30)
+    vms.append(start_dog(tmp_path))
+    await soon(lambda: state[Word.WATCHDOG])
+    state[Word.DEADLINE] = int((boot() + 3) * 1e9)
+    state[Word.LIMIT] = int((boot() + 4.5) * 1e9)
+    vm.wait(10)
+    await soon(lambda: dog_said(tmp_path)[-1][0] == "close")
+    said = dog_said(tmp_path)
+    pets, closed = [at for word, at in said if word == "pet"], said[-1][1]
+    assert max(pets) + WATCHDOG_S <= state[Word.LIMIT] / 1e9
+    assert state[Word.DEADLINE] / 1e9 <= closed < max(pets) + WATCHDOG_S
+    assert (state[Word.WATCHDOG], state[Word.EMPTY] > 0) == (0, True)
+    renew(state, 30)
+    await soon(lambda: state[Word.WATCHDOG])
+    assert dog_said(tmp_path)[-1][0] == "pet"
+
+
+def test_state_of_an_older_agent_grows_and_its_guard_goes_on(tmp_path: Path) -> None:
+    """An upgrade must not end VMs: the old guard watches, and knows nothing of the new words."""
+    file = tmp_path / "guard.state"
+    state = open_state(file)
+    state[Word.DEADLINE] = 77
+    state.close()
+    with file.open("r+b") as old:
+        old.truncate(8 * 9)
+    again = open_state(file)
+    assert (again[Word.DEADLINE], again[Word.WATCHDOG], again[Word.LIMIT]) == (77, 0, 0)
