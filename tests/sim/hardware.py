@@ -16,6 +16,7 @@ from tests.sim.world import World
 MODEL = "nvidia-a100-80gb"
 CLOCK_ERROR = 0.1
 """How wrong a host's clock may be; see agent/timing.py for what the kill margin covers."""
+LATE = 0.7
 CLOCK_ERROR_RESET = 0.04
 """The same behind a hardware watchdog, whose margin is smaller."""
 
@@ -127,7 +128,7 @@ class SimGuard(FakeGuard):
 
 
 class SimFence:
-    """Implements FenceDevice. `fault` below a half: it refuses; else it answers nothing; and sometimes it is too late.
+    """Implements FenceDevice. `fault` below a half: it refuses; else it answers nothing; above LATE it obeys, late.
 
     What it says is what it saw, as the port demands; but the power may be gone although it says nothing.
     """
@@ -143,15 +144,20 @@ class SimFence:
         self.cuts = 0
 
     async def off(self) -> SeenOff:
+        if self.fault is not None and self.fault > LATE:
+            self._world.after(self._rng.uniform(1.0, 20.0), self._cut)  # heard, and obeyed when nobody waits any more
         await self._reach()
         already = not self._world.powered(self._machine)
         if not already:
-            self.cuts += 1
-            self._world.loop.call_in(self._world.loop.world, self._world.power_cut, self._machine)
+            self._world.loop.call_in(self._world.loop.world, self._cut)
         await self._reach()
         if self._world.powered(self._machine):
             raise FenceError("it is on again")
         return SeenOff(already)
+
+    def _cut(self) -> None:
+        self.cuts += 1
+        self._world.power_cut(self._machine)
 
     async def on(self) -> None:
         await self._reach()
