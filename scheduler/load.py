@@ -94,7 +94,11 @@ def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple
     """Restore hosts, jobs and allocations; returns the jobs whose status cannot be read."""
     for ids, kv in by_kind[Kind.HOST]:
         with _decision(kv.key):
-            restore_host(cluster.host(ids[0]), records_pb2.HostRecord.FromString(kv.value))
+            host = cluster.host(ids[0])
+            restore_host(host, records_pb2.HostRecord.FromString(kv.value))
+            cluster.note_alive(host)
+            if host.lost_s:
+                cluster.lately.add(host.name)
     for _, kv in by_kind[Kind.CLUSTER]:
         with _decision(kv.key):
             restore_cluster(cluster, records_pb2.ClusterRecord.FromString(kv.value))

@@ -162,10 +162,6 @@ def _contradictions(policy: Policy, given: _Given) -> Iterator[tuple[int, str]]:
             given["brake.at_least"][1],
             "brake.at_least belongs to brake.share, which is 0; leave it out, or set a share",
         )
-    if not brake.share and not brake.hosts:
-        for key in ("window_s", "cooldown_s"):
-            if f"brake.{key}" in given:
-                yield given[f"brake.{key}"][1], f"brake.{key} means nothing with brake.hosts and brake.share both 0"
     if not policy.flap.losses and "flap.window_s" in given:
         yield given["flap.window_s"][1], "flap.window_s means nothing with flap.losses 0"
     for key in ("domain_label", "warn"):

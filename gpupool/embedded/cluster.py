@@ -17,6 +17,8 @@ from gpupool.embedded.etcd import EmbeddedEtcd
 from gpupool.v1 import records_pb2, scheduler_pb2
 
 READY_S = 60.0
+# A few hosts that are killed on purpose, and often: that is no mass failure, and none of them is worn out.
+POLICY = "brake: {share: 0, cooldown_s: 10}\nflap: {losses: 0}\n"
 
 
 class SimulatedHost:
@@ -165,7 +167,10 @@ class EmbeddedCluster:
         announce = self.folder / f"{name}.address"
         announce.unlink(missing_ok=True)
         arguments = ["--name", name, "--etcd", self.etcd.endpoint, "--listen", f"127.0.0.1:{port}"]
-        arguments += [word for pair in self._scheduler_options.items() for word in pair]
+        policy = self.folder / "policy.yaml"
+        policy.write_text(POLICY)
+        options = {"--policy": str(policy), **self._scheduler_options}
+        arguments += [word for pair in options.items() for word in pair]
         self.replicas[name] = Daemon(
             "scheduler", [*arguments, "--announce", str(announce)], self.folder / f"{name}.log"
         )

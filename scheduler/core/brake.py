@@ -11,10 +11,13 @@ also hit the scheduler looks just like that. Losses on record are not counted an
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from dataclasses import replace
+from math import inf
+
 from .model import Brake, Cluster, Host
 from .tables import HostState, Transition
 
-ALIVE = frozenset({HostState.JOINING, HostState.READY})
 _UNPROVEN = frozenset({HostState.SUSPECT, HostState.FENCING})
 LOSSES_KEPT = 16  # times, of one host
 
@@ -27,26 +30,50 @@ def planned(host: Host) -> bool:
 def host_lost(cluster: Cluster, host: Host, now: float) -> None:
     """A host has lost its session, and perhaps it is one too many."""
     host.lost_s = (*host.lost_s, now)[-LOSSES_KEPT:]
-    consider(cluster, now)
+    cluster.lately.add(host.name)
+    if cluster.brake is None:
+        consider(cluster, now)
+    elif not cluster.intent.disarmed:
+        hosts = cluster.brake.hosts
+        at = bisect_left(hosts, host.name)
+        if hosts[at : at + 1] != (host.name,):
+            hosts = (*hosts[:at], host.name, *hosts[at:])
+        cluster.brake = replace(cluster.brake, until_s=_until_s(cluster, now), hosts=hosts)
+        cluster.dirty.cluster = True
 
 
 def consider(cluster: Cluster, now: float) -> None:
-    """Put the brake on, or keep it on for longer, if too much is lost. Call it when something was lost."""
-    if cluster.intent.disarmed:
-        return  # nothing is restarted anyway, and losses are to be expected; they are weighed when it is armed again
-    policy = cluster.policy.brake
-    lost = [host.name for host in cluster.hosts.values() if now - policy.window_s <= _lost_s(cluster, host)]
-    if cluster.brake is None and not (why := _too_much(cluster, sorted(lost))):
-        return
-    until_s = now + policy.cooldown_s if policy.cooldown_s else 0.0
-    if cluster.brake is None:
-        cluster.brake = Brake(now, until_s, why, tuple(sorted(lost)))
+    """Put the brake on if too much is lost. Call it when something was lost, or fencing was armed."""
+    if cluster.brake is not None or cluster.intent.disarmed or _surely_few(cluster):
+        return  # disarmed, losses are to be expected; they are weighed when it is armed again
+    window_s = cluster.policy.brake.window_s
+    times = {name: _lost_s(cluster, cluster.hosts[name]) for name in cluster.lately}
+    cluster.lately = {name for name, at_s in times.items() if at_s >= now - window_s}
+    lost = sorted(cluster.lately)
+    if why := _too_much(cluster, lost):
+        cluster.brake = Brake(now, _until_s(cluster, now), why, tuple(lost))
         cluster.log.append(Transition("cluster", "brake", "off", "on", why))
+        cluster.dirty.cluster = True
         cluster.requeue_lost()
-    else:
-        hosts = tuple(sorted({*cluster.brake.hosts, *lost}))
-        cluster.brake = Brake(cluster.brake.since_s, until_s, cluster.brake.reason, hosts)
-    cluster.dirty.cluster = True
+
+
+def _until_s(cluster: Cluster, now: float) -> float:
+    cooldown_s = cluster.policy.brake.cooldown_s
+    return now + cooldown_s if cooldown_s else 0.0
+
+
+def _surely_few(cluster: Cluster) -> bool:
+    """Whether even with all that may count it is not too much: known at once, however many hosts there are."""
+    policy, most = cluster.policy.brake, len(cluster.lately)
+    by_number = 0 < policy.hosts <= most
+    by_share = policy.share > 0 and most >= max(policy.at_least, policy.share * len(cluster.alive))
+    return bool(cluster.alive) and not by_number and not by_share
+
+
+def armed(cluster: Cluster, now: float) -> None:
+    """Fencing is armed again: what is still away counts as lost now."""
+    cluster.lately.update(host.name for host in cluster.hosts.values() if host.state in _UNPROVEN)
+    consider(cluster, now)
 
 
 def look(cluster: Cluster, now: float) -> None:
@@ -62,7 +89,7 @@ def look(cluster: Cluster, now: float) -> None:
 
 def nothing_lives(cluster: Cluster) -> bool:
     """Whether every host is lost: then the fault is probably here, and nothing is done to anybody."""
-    return not any(host.state in ALIVE for host in cluster.hosts.values())
+    return not cluster.alive
 
 
 def in_words(brake: Brake, now: float) -> str:
@@ -79,24 +106,24 @@ def _end(cluster: Cluster, now: float, why: str) -> None:
 
 
 def _lost_s(cluster: Cluster, host: Host) -> float:
-    """When the host was lost, as far as the brake minds; -1: it was not, or that is settled.
+    """When the host was lost, as far as the brake minds; -inf: it was not, or that is settled.
 
     Losses of a time of disarmament count only for hosts that are still away when it ends, as of then.
     """
     if not host.lost_s:
-        return -1.0
+        return -inf
     last_s, armed_s = host.lost_s[-1], cluster.intent.at_s
     if host.state in _UNPROVEN:
         last_s = max(last_s, armed_s)
-    elif host.state in ALIVE and last_s < armed_s:
-        return -1.0
-    return last_s if last_s > cluster.settled_s else -1.0
+    elif host.name in cluster.alive and last_s < armed_s:
+        return -inf
+    return last_s if last_s > cluster.settled_s else -inf
 
 
 def _too_much(cluster: Cluster, lost: list[str]) -> str:
     """Why the loss of these hosts within the window is too much; "": it is not."""
     policy = cluster.policy.brake
-    alive = {host.name for host in cluster.hosts.values() if host.state in ALIVE}
+    alive = cluster.alive
     known = len(alive.union(lost))
     still = [name for name in lost if cluster.hosts[name].lost_s[-1] < cluster.intent.at_s]
     when = ", or still lost when fencing was armed" if still else ""

@@ -67,7 +67,7 @@ def intent_noted(cluster: Cluster) -> None:
 def armed_changed(cluster: Cluster, now: float) -> None:
     """Fencing was disarmed, or armed again: then what is still lost is dealt with as if it were lost now."""
     cluster.requeue_lost()
-    brake.consider(cluster, now)
+    brake.armed(cluster, now)
     for name in sorted(cluster.hosts):
         advance(cluster, cluster.hosts[name], now)
 
@@ -152,4 +152,5 @@ def _adopt(cluster: Cluster, host: Host, fact: SessionFact, now: float) -> None:
     host.session, host.boot_id = fact.session, fact.boot_id
     host.guard, host.simulated = fact.declared, fact.simulated
     host.since_s = now
+    cluster.note_alive(host)
     cluster.dirty.hosts.add(host.name)

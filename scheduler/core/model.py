@@ -458,6 +458,8 @@ class Cluster:
     intent: ClusterIntent = field(default_factory=ClusterIntent)
     brake: Brake | None = None
     settled_s: float = 0.0  # when the last brake ended
+    alive: set[str] = field(default_factory=set)  # hosts that have a session and are not lost
+    lately: set[str] = field(default_factory=set)  # hosts whose loss the brake may mind
     noted_s: float = 0.0  # `intent.at_s` as of which leaders have watched what sessions declare
     draining: set[str] = field(default_factory=set)  # hosts whose intent has a drain
     named: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by name
@@ -500,7 +502,13 @@ class Cluster:
         host.since_s = now
         self.dirty.hosts.add(host.name)
         self.touch(host)
+        self.note_alive(host)
         self.log.append(Transition("host", host.name, before.value, host.state.value, reason))
+
+    def note_alive(self, host: Host) -> None:
+        """Keep count of the hosts that live."""
+        lives = host.session and host.state in (HostState.JOINING, HostState.READY)
+        (self.alive.add if lives else self.alive.discard)(host.name)
 
     def change_allocation(self, allocation: Allocation, event: AllocationEvent, reason: str) -> None:
         """Move `allocation` along its table. Its state is the agent's report, so nothing is to be written."""

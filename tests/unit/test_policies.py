@@ -177,7 +177,7 @@ class World:
                 getattr(self, what)()
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(ACTIONS)
 def test_no_job_is_forgotten_whatever_happens(actions: list[tuple[str, str]]) -> None:
     world = World()

@@ -72,7 +72,6 @@ def test_what_is_left_out_is_as_by_default(tmp_path: Path, text: str) -> None:
         ("brake:\n  cooldown_s: -1", "2: brake.cooldown_s is -1.0"),
         ("brake: [1]", "1: brake is a sequence; keys with values are wanted"),
         ("brake:\n  share: 0\n  at_least: 4", "3: brake.at_least belongs to brake.share, which is 0"),
-        ("brake:\n  share: 0\n  cooldown_s: 4", "3: brake.cooldown_s means nothing with brake.hosts and brake.share"),
         ("flap:\n  losses: 1", "2: flap.losses is 1; 2 to 16, or 0: hosts are never held out"),
         ("flap:\n  losses: 17", "2: flap.losses is 17"),
         ("flap:\n  losses: 0\n  window_s: 60", "3: flap.window_s means nothing with flap.losses 0"),
