@@ -66,7 +66,8 @@ def _surely_few(cluster: Cluster) -> bool:
     """Whether even with all that may count it is not too much: known at once, however many hosts there are."""
     policy, most = cluster.policy.brake, len(cluster.lately)
     by_number = 0 < policy.hosts <= most
-    by_share = policy.share > 0 and most >= max(policy.at_least, policy.share * len(cluster.alive))
+    known = len(cluster.alive) + most - len(cluster.alive & cluster.lately)
+    by_share = policy.share > 0 and most >= max(policy.at_least, policy.share * known)
     return bool(cluster.alive) and not by_number and not by_share
 
 
