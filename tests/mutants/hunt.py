@@ -17,7 +17,7 @@ def hunt(kinds: str, words: str, seeds: int, *, settle: bool) -> str:
     for seed in range(seeds):
         with World(seed) as world:
             try:
-                scenario(world, weights, settle=settle)
+                scenario(world, weights, settle=settle, harsh=kinds != ALL)
             except AssertionError as exc:
                 said = str(exc)
                 if words in said:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
@@ -253,17 +253,19 @@ def _in_company(fault: Fault, plan: Sequence[Fault]) -> bool:
     return any(fault.overlaps(other, SOFT_GUARD_ALONE_S) for other in others)
 
 
-def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS, *, settle: bool = True) -> int:
+def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS, *, settle: bool = True, harsh: bool = False) -> int:
     """One seed: a small cluster, some jobs, some faults; then quiet, and everything must have come to its end.
 
     Returns how many machines there were. Without `settle` it ends with the faults, which is enough for what must never
-    be.
+    be. `harsh`: many faults, all of them long, for bugs of which it is known that they are there.
     """
     cluster = Cluster(world)
     cluster.start()
     nodes = [*REPLICAS, *(f"{name}/agent" for name in cluster.machines)]
     machines = list(cluster.machines)
     mix = Mix(weights=weights, quiet_s=20.0, most_lost=len(machines) - 1)
+    if harsh:
+        mix = replace(mix, least=10, most=20, duration_s=(8.0, 30.0), start_s=15.0)
     plan = make_plan(
         world.rng("faults"), until_s=FAULTS_S, nodes=nodes, machines=machines, replicas=REPLICAS, mix=mix
     )  # fmt: skip

@@ -112,6 +112,7 @@ class Mix:
     judged; at most `most_lost` machines stay off. Each fault comes with a chance of `burst` right after the one before.
     """
 
+    least: int = 0
     most: int = 12
     weights: Mapping[Kind, float] = field(default_factory=lambda: dict(WEIGHTS))
     duration_s: tuple[float, float] = (0.05, 60.0)
@@ -130,7 +131,7 @@ def make_plan(
     replicas: Sequence[str] = (),
     mix: Mix | None = None,
 ) -> list[Fault]:
-    """Between 0 and `mix.most` faults, in order of time. `nodes` are processes, `machines` what shares power."""
+    """From `mix.least` to `mix.most` faults, in order of time. `nodes` are processes, `machines` what shares power."""
     mix = mix or Mix()
     last_s = until_s - mix.quiet_s
     targets: dict[Kind, Sequence[str]] = dict.fromkeys(ON_NODES, nodes) | dict.fromkeys(ON_MACHINES, machines)
@@ -141,7 +142,7 @@ def make_plan(
     plan: list[Fault] = []
     lost = 0
     at_s = mix.start_s
-    for _ in range(rng.randint(0, mix.most)):
+    for _ in range(rng.randint(mix.least, mix.most)):
         kind = rng.choices(list(weights), list(weights.values()))[0]
         again = plan and rng.random() < mix.burst
         at_s = min(at_s + rng.uniform(0, 3.0), last_s) if again else rng.uniform(mix.start_s, last_s)

@@ -117,7 +117,7 @@ def test_planted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(SEEDS):
         with World(seed) as world:
             try:
-                scenario(world, faults, settle=seen == "is lost")
+                scenario(world, faults, settle=seen == "is lost", harsh=True)
             except AssertionError as exc:
                 if seen in str(exc):
                     return
