@@ -4,8 +4,8 @@
 concluded is the caller's affair (agent/riding.py, docs/failover.md). This module must never call a member gone, or
 the list complete, that might not be: whatever is not certain is SILENT, or a doubt.
 
-A member that is stopped closes its clients' port first, and goes on leading for seconds, until its last streams have
-ended; its peers' port closes only after Raft has stopped (`Etcd.Close` in etcd's embed/etcd.go), and opens before Raft
+A member that is stopped closes its clients' port first, and may go on leading until its last streams have ended; its
+peers' port closes only after Raft has stopped (`Etcd.Close` in etcd's embed/etcd.go), and opens before Raft
 begins. So a member is not running only if *both* refuse a connection. And a firewall may refuse in its name: a peers'
 port counts only if it once accepted a connection from here.
 """
@@ -33,7 +33,7 @@ _Address = tuple[str, int]
 
 
 @dataclass
-class _Known:
+class Known:
     """What is known of one endpoint's member: its ids by its own word, its peers' addresses by the cluster's."""
 
     cluster: int
@@ -52,7 +52,7 @@ class Members:
     def __init__(self, link: Link, probe: rpc_pb2.RangeRequest) -> None:
         self._link = link
         self._probe = probe
-        self._known: dict[str, _Known] = {}  # by endpoint
+        self._known: dict[str, Known] = {}  # by endpoint
         self._doubt = "the members of the cluster were never learnt"
 
     async def learn(self) -> None:
@@ -78,9 +78,9 @@ class Members:
     async def _meet(self, member: Member) -> None:
         status = await self._status(member)
         if status is not None:
-            self._known[member.endpoint] = _Known(status.header.cluster_id, status.header.member_id)
+            self._known[member.endpoint] = Known(status.header.cluster_id, status.header.member_id)
 
-    async def _try_peers(self, endpoint: str, known: _Known) -> None:
+    async def _try_peers(self, endpoint: str, known: Known) -> None:
         """Once: see that the peers' addresses can be reached, and are not some loopback that means another machine."""
         ours = _loopback(_split(endpoint)[0])
         for address in set(known.peers) - known.accepted:
@@ -119,7 +119,7 @@ class Members:
             return None
 
 
-def _doubt(endpoints: Sequence[str], known: dict[str, _Known], listed: set[int]) -> str:
+def _doubt(endpoints: Sequence[str], known: dict[str, Known], listed: set[int]) -> str:
     """Why the endpoints may not be all members, one for one; empty if they are."""
     unmet = [endpoint for endpoint in endpoints if endpoint not in known]
     if unmet:

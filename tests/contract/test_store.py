@@ -21,6 +21,7 @@ from gpupool.store.port import (
     Op,
     Put,
     Refused,
+    Sight,
     Snapshot,
     Store,
     Unavailable,
@@ -475,3 +476,11 @@ class TestOnlyTheFake:
         await put(store, "k")
         await take(store, "k", 1, 1)
         assert backend.watchers == 0
+
+
+async def test_members_that_are_well_know_a_leader(world: World) -> None:
+    store = world.client()
+    await store.learn_members()
+    poll = await store.poll_members()
+    assert not poll.doubt
+    assert [sight for _, sight in poll.members] == [Sight.LEADER]
