@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+REPO = Path(__file__).parents[2]
 PATIENCE_S = 90.0
 _PARTS = re.compile(
     r"^```console(?P<once> once)?\n(?P<body>.*?)^```$|^<!-- stage: (?P<stage>.+?) -->$", re.MULTILINE | re.DOTALL
@@ -88,8 +89,12 @@ def matches(expected: list[str], printed: list[str]) -> bool:
 class Shell:
     """Runs commands as an operator would: with `gpupool` in PATH, and the cluster in GPUPOOL_SERVER."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        for daemon in ("scheduler", "agent"):  # commands of their own only where the wheel is installed
+            command = folder / f"gpupool-{daemon}"
+            command.write_text(f'#!/bin/sh\ncd {REPO} && exec {sys.executable} -m {daemon} "$@"\n')
+            command.chmod(0o755)
+        path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         plain = {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb", "USER": "ann", "LOGNAME": "ann"}
         self._environment = {**os.environ, **plain, **environment, "PATH": path}
 

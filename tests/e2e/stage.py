@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from gpupool.client.requests import finished
-from gpupool.v1 import records_pb2
+from gpupool.v1 import records_pb2, scheduler_pb2
 from tests.e2e.fleet import Fleet, job, until
 
+FENCING, FENCED = records_pb2.HOST_STATE_FENCING, records_pb2.HOST_STATE_FENCED
 FOREVER = "echo up; while :; do sleep 1; done"
 
 
@@ -56,6 +57,21 @@ class Stage:
         """Somebody switches these hosts on."""
         for host in hosts:
             self._fleet.hosts[host].power_on()
+
+    async def do_lost(self, host: str) -> None:
+        """Wait until the loss of a host has been noticed."""
+
+        async def lost() -> bool:
+            return (await self._host(host)).record.state in (FENCING, FENCED)
+
+        await until(lost)
+
+    async def do_ready(self, host: str) -> None:
+        """Wait until a host is back, with its units proven."""
+        await self._fleet.cluster.ready({host})
+
+    async def _host(self, name: str) -> scheduler_pb2.Host:
+        return next(host for host in await self._fleet.client.hosts() if host.name == name)
 
     async def do_reset_fails(self, host: str) -> None:
         """The GPU of a host does not come back from its reset, from now on."""

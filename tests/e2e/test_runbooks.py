@@ -40,7 +40,24 @@ class Setting:
     files: dict[str, str] = field(default_factory=dict)  # in the cluster's folder; {folder} in options
 
 
-SETTINGS = {"gpu-quarantined": Setting(), "host-dead": Setting(), "upgrade": Setting()}
+THREE = dict.fromkeys(("h1", "h2", "h3"), "1xnvidia-a100-80gb")
+POLICY = {"--policy": "{folder}/policy.yaml"}
+# Nobody listens there, as if the BMC were dead.
+POWER = (
+    "hosts: {h2: {device: redfish, address: 'http://127.0.0.1:9', username: admin, password_env: BMC, limit_s: 2}}\n"
+)
+SETTINGS = {
+    "bmc-dead": Setting(scheduler_options={"--power": "{folder}/power.yaml"}, files={"power.yaml": POWER}),
+    "gpu-quarantined": Setting(),
+    "host-dead": Setting(),
+    "host-flapping": Setting(
+        scheduler_options=POLICY, files={"policy.yaml": "flap: {losses: 2, window_s: 600}\nbrake: {at_least: 9}\n"}
+    ),
+    "mass-failure": Setting(
+        hosts=THREE, scheduler_options=POLICY, files={"policy.yaml": "brake: {hosts: 2, cooldown_s: 0}\n"}
+    ),
+    "upgrade": Setting(),
+}
 
 
 def test_every_page_is_carried_out() -> None:
@@ -48,9 +65,12 @@ def test_every_page_is_carried_out() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-async def test_page(name: str, images: Path, short_folder: Path, request: pytest.FixtureRequest) -> None:
+async def test_page(
+    name: str, images: Path, short_folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting, file = SETTINGS[name], PAGES / f"{name}.md"
     page = file.read_text()
+    monkeypatch.setenv("BMC", "secret")
     for at, text in setting.files.items():
         (short_folder / at).write_text(text)
     cluster = EmbeddedCluster(
@@ -69,7 +89,10 @@ async def test_page(name: str, images: Path, short_folder: Path, request: pytest
         store = EtcdStore([cluster.etcd.endpoint])
         async with AsyncClient(cluster.server, timeout_s=30) as client:
             stage = Stage(Fleet(cluster, client, store))
-            shell = Shell({"GPUPOOL_SERVER": cluster.server, "XDG_RUNTIME_DIR": str(short_folder)})
+            stage.names["power"] = str(short_folder / "power.yaml")
+            shell = Shell(
+                short_folder, {"GPUPOOL_SERVER": cluster.server, "XDG_RUNTIME_DIR": str(short_folder), "BMC": "secret"}
+            )
             for step in steps(page):
                 if step.stage:
                     await stage.do(step.stage)
