@@ -36,6 +36,10 @@ class Stage:
         for other in others:
             await self._fleet.client.uncordon(other, by="stage")
 
+    async def do_runs_again(self, name: str) -> None:
+        """Wait until the second attempt of a job runs."""
+        await self._fleet.runs(self.names[name], attempt=2)
+
     async def do_power_cut(self, *hosts: str) -> None:
         """These hosts lose their power, at once."""
         for host in hosts:
