@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from gpupool.client.requests import finished
 from gpupool.v1 import records_pb2, scheduler_pb2
+from tests.e2e.cable import Cable
 from tests.e2e.fleet import Fleet, job, until
 
 FENCING, FENCED = records_pb2.HOST_STATE_FENCING, records_pb2.HOST_STATE_FENCED
+OUTAGE_S = 15.0  # leases are of 6 s
 FOREVER = "echo up; while :; do sleep 1; done"
 
 
 class Stage:
     """`names` are what the page calls by capitals, such as JOB, and what they stand for."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, cable: Cable) -> None:
         self.names: dict[str, str] = {}
+        self._cable = cable
         self._fleet = fleet
 
     async def do(self, words: str) -> None:
@@ -61,6 +65,25 @@ class Stage:
         """Somebody switches these hosts on."""
         for host in hosts:
             self._fleet.hosts[host].power_on()
+
+    async def do_cut(self, host: str) -> None:
+        """The cable between a host and etcd is cut, until its loss is noticed."""
+        self._cable.cut()
+        await self.do_lost(host)
+
+    async def do_mend(self, host: str) -> None:
+        """It is mended, and the host is back."""
+        self._cable.mend()
+        await self.do_ready(host)
+
+    async def do_etcd_stops(self) -> None:
+        """etcd's process is stopped for longer than a lease lasts."""
+        await self._fleet.etcd.stop()
+        await asyncio.sleep(OUTAGE_S)
+
+    async def do_etcd_starts(self) -> None:
+        """It is started again."""
+        await self._fleet.etcd.start()
 
     async def do_lost(self, host: str) -> None:
         """Wait until the loss of a host has been noticed."""

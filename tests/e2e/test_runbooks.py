@@ -13,6 +13,7 @@ import pytest
 from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
+from tests.e2e.cable import Cable
 from tests.e2e.fleet import Fleet
 from tests.e2e.runbook import PATIENCE_S, Shell, matches, perform, rewritten, steps
 from tests.e2e.stage import Stage
@@ -37,6 +38,7 @@ class Setting:
     hosts: dict[str, str] = field(default_factory=lambda: dict.fromkeys(("h1", "h2"), "1xnvidia-a100-80gb"))
     agent_options: dict[str, str] = field(default_factory=dict)
     scheduler_options: dict[str, str] = field(default_factory=dict)
+    cable: str = ""  # of this host to etcd, to be cut
     files: dict[str, str] = field(default_factory=dict)  # in the cluster's folder; {folder} in options
 
 
@@ -48,6 +50,7 @@ POWER = (
 )
 SETTINGS = {
     "bmc-dead": Setting(scheduler_options={"--power": "{folder}/power.yaml"}, files={"power.yaml": POWER}),
+    "etcd-lost-quorum": Setting(),
     "gpu-quarantined": Setting(),
     "host-dead": Setting(),
     "host-flapping": Setting(
@@ -56,6 +59,7 @@ SETTINGS = {
     "mass-failure": Setting(
         hosts=THREE, scheduler_options=POLICY, files={"policy.yaml": "brake: {hosts: 2, cooldown_s: 0}\n"}
     ),
+    "network-split": Setting(cable="h2"),
     "upgrade": Setting(),
 }
 
@@ -73,11 +77,14 @@ async def test_page(
     monkeypatch.setenv("BMC", "secret")
     for at, text in setting.files.items():
         (short_folder / at).write_text(text)
+    cable = Cable(lambda: cluster.etcd.endpoint)
+    await cable.lay()
     cluster = EmbeddedCluster(
         short_folder,
         images=images,
         hosts=setting.hosts,
         agent_options={**TIMES, **setting.agent_options},
+        host_options={setting.cable: {"--etcd": cable.endpoint}} if setting.cable else {},
         scheduler_options={key: value.format(folder=short_folder) for key, value in setting.scheduler_options.items()},
     )
     rewrite = bool(request.config.getoption("--rewrite"))
@@ -88,8 +95,9 @@ async def test_page(
         await cluster.start()
         store = EtcdStore([cluster.etcd.endpoint])
         async with AsyncClient(cluster.server, timeout_s=30) as client:
-            stage = Stage(Fleet(cluster, client, store))
+            stage = Stage(Fleet(cluster, client, store), cable)
             stage.names["power"] = str(short_folder / "power.yaml")
+            stage.names["agent_log"] = str(short_folder / f"hosts/{setting.cable or 'h1'}.log")
             shell = Shell(
                 short_folder, {"GPUPOOL_SERVER": cluster.server, "XDG_RUNTIME_DIR": str(short_folder), "BMC": "secret"}
             )
@@ -102,6 +110,7 @@ async def test_page(
                     wrong.append(f"{file}:{step.line}: $ {step.command}\n" + "\n".join(printed))
         await store.close()
     finally:
+        await cable.remove()
         await asyncio.shield(cluster.stop())
     if rewrite:
         file.write_text(rewritten(page, outputs))
