@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Self
 
 import grpc
 import pytest
@@ -16,6 +15,7 @@ from aetcd.rpc import Permission, rpc_pb2, rpc_pb2_grpc
 from gpupool.embedded.etcd import EmbeddedEtcd, EtcdError
 from gpupool.store.etcd import EtcdStore, TlsFiles
 from gpupool.store.port import Change, LeaseNotFound, Put, Refused, Store, Unavailable
+from tests.fakes.relay import Relay
 
 from .conftest import eventually, make_etcd
 
@@ -65,46 +65,6 @@ async def put(store: Store, key: str) -> int:
                 return (await store.commit([], [Put(key, b"")])).revision
             except Unavailable:
                 await asyncio.sleep(0.05)
-
-
-class Relay:
-    """A TCP relay in front of etcd that can fall silent, as a cut cable does, with its connections standing."""
-
-    def __init__(self, target: str) -> None:
-        self._host, _, self._port = target.rpartition(":")
-        self._open = asyncio.Event()
-        self._open.set()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.endpoint = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def silence(self) -> None:
-        self._open.clear()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream = await asyncio.open_connection(self._host, int(self._port))
-        for source, sink in ((reader, upstream[1]), (upstream[0], writer)):
-            self._tasks.add(asyncio.create_task(self._pump(source, sink)))
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                await self._open.wait()
-                sink.write(data)
-                await sink.drain()
-        except ConnectionError:
-            pass
-        finally:
-            sink.close()
 
 
 class TestOutage:

@@ -29,44 +29,18 @@ from gpupool.embedded.etcd import EmbeddedEtcd
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.etcd_members import Known
 from gpupool.store.port import Sight, StoreError
+from tests.e2e.three_etcd import three_members
 from tests.fakes.agent_rig import MemoryRecords
-
-from .test_etcd import Relay
+from tests.fakes.relay import Relay
 
 pytestmark = pytest.mark.etcd
 TIMING = Timing(ttl_s=10, renew_s=2.0, kill_margin_s=2.0)
 OUTAGE_S = float(os.environ.get("GPUPOOL_OUTAGE_S", "14"))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def three(binary: str, directory: Path) -> list[EmbeddedEtcd]:
-    """A cluster of three. EmbeddedEtcd makes clusters of one; etcd takes the last of repeated flags."""
-    peers = [f"http://127.0.0.1:{free_port()}" for _ in range(3)]
-    cluster = ",".join(f"m{number}={url}" for number, url in enumerate(peers))
-    members = [
-        EmbeddedEtcd(
-            directory / f"m{number}",
-            binary=binary,
-            durable=False,
-            extra=[
-                f"--name=m{number}", f"--listen-peer-urls={url}", f"--initial-advertise-peer-urls={url}",
-                f"--initial-cluster={cluster}",
-            ],
-        )
-        for number, url in enumerate(peers)
-    ]  # fmt: skip
-    await asyncio.gather(*(member.start(60) for member in members))
-    return members
-
-
 @pytest.fixture
 async def members(etcd_binary: str, tmp_path: Path) -> AsyncIterator[list[EmbeddedEtcd]]:
-    made = await three(etcd_binary, tmp_path)
+    made = await three_members(tmp_path, etcd_binary)
     yield made
     for member in made:
         await member.kill()

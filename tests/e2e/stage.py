@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 
 from gpupool.client.requests import finished
 from gpupool.v1 import records_pb2, scheduler_pb2
-from tests.e2e.cable import Cable
 from tests.e2e.fleet import Fleet, job, until
+from tests.fakes.relay import Relay
 
 FENCING, FENCED = records_pb2.HOST_STATE_FENCING, records_pb2.HOST_STATE_FENCED
 OUTAGE_S = 15.0  # leases are of 6 s
@@ -18,7 +18,7 @@ FOREVER = "echo up; while :; do sleep 1; done"
 class Stage:
     """`names` are what the page calls by capitals, such as JOB, and what they stand for."""
 
-    def __init__(self, fleet: Fleet, cable: Cable) -> None:
+    def __init__(self, fleet: Fleet, cable: Relay) -> None:
         self.names: dict[str, str] = {}
         self._cable = cable
         self._fleet = fleet
@@ -68,21 +68,21 @@ class Stage:
 
     async def do_cut(self, host: str) -> None:
         """The cable between a host and etcd is cut, until its loss is noticed."""
-        self._cable.cut()
+        self._cable.silence()
         await self.do_lost(host)
 
     async def do_mend(self, host: str) -> None:
         """It is mended, and the host is back."""
-        self._cable.mend()
+        self._cable.speak()
         await self.do_ready(host)
 
     async def do_etcd_stops(self) -> None:
-        """etcd's process is stopped for longer than a lease lasts."""
+        """Two of three members are stopped, for longer than a lease lasts."""
         await self._fleet.etcd.stop()
         await asyncio.sleep(OUTAGE_S)
 
     async def do_etcd_starts(self) -> None:
-        """It is started again."""
+        """They are started again."""
         await self._fleet.etcd.start()
 
     async def do_lost(self, host: str) -> None:

@@ -13,10 +13,11 @@ import pytest
 from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
-from tests.e2e.cable import Cable
 from tests.e2e.fleet import Fleet
 from tests.e2e.runbook import PATIENCE_S, Shell, matches, perform, rewritten, steps
 from tests.e2e.stage import Stage
+from tests.e2e.three_etcd import ThreeEtcd
+from tests.fakes.relay import Relay
 
 pytestmark = [
     pytest.mark.etcd,
@@ -38,6 +39,7 @@ class Setting:
     hosts: dict[str, str] = field(default_factory=lambda: dict.fromkeys(("h1", "h2"), "1xnvidia-a100-80gb"))
     agent_options: dict[str, str] = field(default_factory=dict)
     scheduler_options: dict[str, str] = field(default_factory=dict)
+    three_etcd: bool = False
     cable: str = ""  # of this host to etcd, to be cut
     files: dict[str, str] = field(default_factory=dict)  # in the cluster's folder; {folder} in options
 
@@ -50,7 +52,7 @@ POWER = (
 )
 SETTINGS = {
     "bmc-dead": Setting(scheduler_options={"--power": "{folder}/power.yaml"}, files={"power.yaml": POWER}),
-    "etcd-lost-quorum": Setting(),
+    "etcd-lost-quorum": Setting(three_etcd=True),
     "gpu-quarantined": Setting(),
     "host-dead": Setting(),
     "host-flapping": Setting(
@@ -77,8 +79,7 @@ async def test_page(
     monkeypatch.setenv("BMC", "secret")
     for at, text in setting.files.items():
         (short_folder / at).write_text(text)
-    cable = Cable(lambda: cluster.etcd.endpoint)
-    await cable.lay()
+    cable = await Relay(lambda: cluster.etcd.endpoint).__aenter__()
     cluster = EmbeddedCluster(
         short_folder,
         images=images,
@@ -89,11 +90,13 @@ async def test_page(
     )
     rewrite = bool(request.config.getoption("--rewrite"))
     patience_s = SETTLED_S if rewrite else PATIENCE_S
+    if setting.three_etcd:
+        cluster.etcd = ThreeEtcd(short_folder / "etcd")
     wrong: list[str] = []
     outputs: dict[int, list[str]] = {}
     try:
         await cluster.start()
-        store = EtcdStore([cluster.etcd.endpoint])
+        store = EtcdStore(cluster.etcd.endpoint.split(","))
         async with AsyncClient(cluster.server, timeout_s=30) as client:
             stage = Stage(Fleet(cluster, client, store), cable)
             stage.names["power"] = str(short_folder / "power.yaml")
@@ -110,8 +113,9 @@ async def test_page(
                     wrong.append(f"{file}:{step.line}: $ {step.command}\n" + "\n".join(printed))
         await store.close()
     finally:
-        await cable.remove()
+        await cable.__aexit__()
         await asyncio.shield(cluster.stop())
+        await cluster.etcd.kill()
     if rewrite:
         file.write_text(rewritten(page, outputs))
     else:
