@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from . import failover, footprint, inventory, leader, replace, reservation, start, store_commit, submit
+from . import evidence, failover, footprint, inventory, leader, replace, reservation, start, store_commit, submit
 from .row import Row, as_json, print_table
 
 BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "submit": submit.run,
     "footprint": footprint.run,
     "failover": failover.run,
+    "evidence": evidence.run,
     "leader": leader.run,
     "replace": replace.run,
     "inventory": inventory.run,
