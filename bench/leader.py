@@ -19,7 +19,7 @@ from gpupool.embedded.daemons import remove_tree
 from gpupool.store import keys
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import Change
-from gpupool.v1 import job_pb2, records_pb2
+from gpupool.v1 import job_pb2
 
 from .fleet import IMAGE, MODEL, write_fleet
 from .row import Row
@@ -62,7 +62,7 @@ async def run(tell: Callable[[str], None]) -> list[Row]:
 async def ready(client: AsyncClient, hosts: int) -> None:
     """Return once that many hosts are READY."""
     async with asyncio.timeout(PATIENCE_S):
-        while sum(h.record.state == records_pb2.HOST_STATE_READY for h in await client.hosts()) < hosts:  # noqa: ASYNC110
+        while (await client.cluster()).hosts_ready < hosts:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
 
 

@@ -58,7 +58,7 @@ async def _round() -> tuple[float, float, float, float]:
         await cluster.start()
         store = EtcdStore([cluster.etcd.endpoint])
         doomed = await write_fleet(store, HOSTS)
-        async with AsyncClient(cluster.server) as client:
+        async with AsyncClient(cluster.server, timeout_s=PATIENCE_S) as client:
             await ready(client, HOSTS)
             await _fill(store, client)
             await write_fleet(store, FREE, first=HOSTS)
