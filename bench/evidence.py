@@ -9,6 +9,7 @@ for a lease, else at the commit or call that brings the word. The default lease 
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from gpupool.store import keys
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import Created, Delete, Op, Put
 from gpupool.v1 import job_pb2, records_pb2
+from tests.fakes.fence_program import fence_program
 
 from .fleet import IMAGE, UNITS, inventory, unit_id, write_fleet
 from .leader import ready
@@ -164,18 +166,27 @@ async def _operator(scene: _Scene) -> float:
     return begun
 
 
+async def _power(scene: _Scene) -> float:
+    """The session ends, and the leader has the host switched off."""
+    begun = time.perf_counter()
+    await scene.victim.leave()
+    return begun
+
+
 KINDS: dict[str, tuple[Way, bool, str]] = {
     "LEASE_EXPIRED_GUARDED": (_lease, True, "last moment (lease of 8 s, soft guard)"),
     "AGENT_REPORTED_DEAD": (_agent, False, "agent back on the same boot"),
     "OTHER_BOOT": (_boot, False, "agent back on another boot"),
     "OPERATOR": (_operator, False, "confirm-dead called"),
+    "POWER_OFF": (_power, False, "session's end (a fence program that answers at once)"),
 }
 
 
 async def run(tell: Callable[[str], None]) -> list[Row]:
     """See the module docstring."""
     folder = Path(tempfile.mkdtemp(prefix="gpupool-bench-"))
-    cluster = EmbeddedCluster(folder, images=folder, hosts={})
+    power = {"--power": str(_power_file(folder))}
+    cluster = EmbeddedCluster(folder, images=folder, hosts={}, scheduler_options=power)
     rows, scenes = [], list[_Scene]()
     try:
         await cluster.start()
@@ -186,6 +197,7 @@ async def run(tell: Callable[[str], None]) -> list[Row]:
             for kind, (way, simulated, since) in KINDS.items():
                 took = []
                 for _ in range(RUNS):
+                    (folder / "power").write_text("on\n")
                     scenes.append(_Scene(store, client, len(scenes), simulated=simulated))
                     took.append(await _one(scenes[-1], way, kind))
                 tell(f"{kind}: {', '.join(f'{s:.2f}' for s in took)} s")
@@ -197,6 +209,18 @@ async def run(tell: Callable[[str], None]) -> list[Row]:
         await cluster.stop()
         remove_tree(folder)
     return rows
+
+
+def _power_file(folder: Path) -> Path:
+    """For the victims of the last kind."""
+    program, first = fence_program(folder), RUNS * (len(KINDS) - 1)
+    hosts = {
+        f"a{number}": {"device": str(program), "parameters": {"ip": "10.0.0.1", "plug": f"a{number}"}}
+        for number in range(first, first + RUNS)
+    }
+    file = folder / "power.yaml"
+    file.write_text(json.dumps({"hosts": hosts}))  # JSON is YAML
+    return file
 
 
 async def _one(scene: _Scene, way: Way, kind: str) -> float:
