@@ -62,7 +62,12 @@ Example:
 @click.option("--etcd", default="127.0.0.1:2379", help="etcd endpoints, host:port, separated by commas.")
 @click.option("--listen", default="127.0.0.1:50151", help="Where the API listens, host:port; port 0 takes a free one.")
 @click.option("--advertise", default="", show_default="as it listens", help="Where others reach the API.")
-@click.option("--leader-ttl-s", default=3, type=click.IntRange(2, 60), help="Seconds until a dead leader is replaced.")
+@click.option(
+    "--leader-ttl-s",
+    default=5,
+    type=click.IntRange(2, 60),
+    help="Seconds until a leader that is frozen or cut off is replaced; one that died is at once.",
+)
 @click.option(
     "--soft-guard-is-enough/--no-soft-guard-is-enough",
     default=False,

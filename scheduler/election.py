@@ -25,6 +25,7 @@ from .deathwatch import Gone, never
 _log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
+LAST_TRY_S = 1.0  # for a renewal that is late already
 REVOKE_S = 1.0  # a store that does not answer must not hold up an exit
 
 
@@ -195,19 +196,29 @@ async def _key_gone(store: Store, leader: KeyValue) -> None:
 
 
 async def _keep(store: Store, term: Term, ttl_s: int) -> None:
-    """Renew until that fails; returns no later than the lease may end."""
+    """Renew until that fails; returns soon after the lease may have ended without an answer.
+
+    To be late is no failure: on a busy machine an answer may have waited for us, and the lease live all the same. So
+    there is one more try after its end. Nothing rests on it, as every commit is guarded by the term.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + ttl_s / 2  # the winner's lease may be up to ttl/3 old already
-    while (sent := loop.time()) < deadline:
+    while True:
+        sent = loop.time()
         try:
-            async with asyncio.timeout(deadline - sent):
+            async with asyncio.timeout(max(deadline - sent, LAST_TRY_S)):
                 await store.renew(term.lease)
             deadline = sent + ttl_s
             await asyncio.sleep(ttl_s / 3)
         except Unavailable as exc:
             _log.warning("renewing the leader lease: %s", exc)
+            if loop.time() >= deadline:
+                break
             await asyncio.sleep(RETRY_S)
-        except (StoreError, TimeoutError) as exc:
-            _log.warning("leadership lost: %s", str(exc) or "no answer to a renewal in time")
+        except TimeoutError:
+            if sent >= deadline:
+                break
+        except StoreError as exc:
+            _log.warning("leadership lost: %s", exc)
             return
     _log.warning("leadership lost: the lease could not be renewed in time")

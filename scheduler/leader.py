@@ -31,7 +31,7 @@ from .decode import fact
 from .election import Term, TermLostError
 from .fencing.acting import Acting
 from .fencing.port import FenceDevice
-from .load import load
+from .load import TURN, load_in_turns
 
 _log = logging.getLogger(__name__)
 
@@ -89,9 +89,11 @@ class Leader:
     async def run(self) -> None:
         """Lead until cancelled. Raises StoreError or TermLostError when this state can no longer be trusted."""
         snapshot = await self._store.list(keys.ROOT)
-        for kv in snapshot.items:
+        for number, kv in enumerate(snapshot.items):
             self._note_spec(kv.key, kv.value)
-        load(self.cluster, snapshot.items, self._wall())
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+        await load_in_turns(self.cluster, snapshot.items, self._wall())
         self._on_loaded()
         _log.info("leading from revision %d: %d hosts, %d jobs", snapshot.revision, *self._counts())
         try:
@@ -119,6 +121,7 @@ class Leader:
             self._drain()
             now = self._wall()
             self._placer.place(self.cluster, now)
+            await asyncio.sleep(0)  # after much work the lease may be due; nothing else touches the cluster
             drain(self.cluster, self._placer, now)
             self._log_transitions()
             await self._commit(now)

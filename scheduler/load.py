@@ -6,8 +6,10 @@ read.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 
 from gpupool.store.keys import Kind, parse
@@ -31,6 +33,8 @@ from .decode import (
 
 _log = logging.getLogger(__name__)
 
+TURN = 100  # records between two looks at what else there is to do
+
 
 class UnreadableDecisionError(StoreError):
     """A record that a leader wrote cannot be read, and without it nobody can say what is taken and what may run."""
@@ -52,24 +56,37 @@ _ORDER = (
 )
 
 
+async def load_in_turns(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
+    """As `load`, letting others run in between: a leader must renew its lease while it reads a large cluster."""
+    for done, _ in enumerate(_load(cluster, items, now)):
+        if done % TURN == 0:
+            await asyncio.sleep(0)
+
+
 def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
     """Rebuild a fresh `cluster` from everything that is stored: first what the leader decided, then the facts.
 
     Raises UnreadableDecisionError for a host or an allocation that cannot be read. A job of which that is true is left
     alone: neither started again nor given up.
     """
+    deque(_load(cluster, items, now), maxlen=0)
+
+
+def _load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> Iterator[None]:
+    """Yields after each record."""
     by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]] = {kind: [] for kind in Kind}
     for kv in items:
         parsed = parse(kv.key)
         if parsed is not None:
             by_kind[parsed[0]].append((parsed[1], kv))
     _know_intents(cluster, by_kind)
-    aside = _load_decisions(cluster, by_kind)
+    aside = yield from _load_decisions(cluster, by_kind)
     for kind in _ORDER:
         for _, kv in by_kind[kind]:
             event = fact(kv.key, kv)
             if event is not None and not (isinstance(event, events.JobSubmitted) and event.job.id in aside):
                 step(cluster, event, now)
+            yield
     for name in sorted(cluster.hosts):  # sessions that ended while nobody led
         host = cluster.hosts[name]
         if host.fact is None and host.session:
@@ -90,7 +107,9 @@ def _know_intents(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[s
                 cluster.host(event.host).intent = event.intent
 
 
-def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]) -> set[str]:
+def _load_decisions(
+    cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]
+) -> Generator[None, None, set[str]]:
     """Restore hosts, jobs and allocations; returns the jobs whose status cannot be read."""
     for ids, kv in by_kind[Kind.HOST]:
         with _decision(kv.key):
@@ -114,9 +133,11 @@ def _load_decisions(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple
         except UNREADABLE as exc:
             _log.error("leaving job %s alone: its spec or status is unreadable (%r)", ids[0], exc)
             aside.add(ids[0])
+        yield
     for _, kv in by_kind[Kind.ALLOCATION]:
         with _decision(kv.key):
             _load_allocation(cluster, records_pb2.Allocation.FromString(kv.value))
+        yield
     return aside
 
 

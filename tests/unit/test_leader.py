@@ -12,9 +12,11 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Committed, Delete, Op, Put, Store, Unavailable
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
+from scheduler.core.model import Cluster
 from scheduler.core.policy import Policy
 from scheduler.election import Term, TermLostError
 from scheduler.leader import Leader
+from scheduler.load import load_in_turns
 from scheduler.mirror import Mirror
 from scheduler.replica import Replica
 from tests.fakes.pool import FINAL, Commit, HookedStore, Pool, spec, wall
@@ -69,6 +71,27 @@ async def test_a_leader_with_nothing_to_write_hears_of_its_end() -> None:
         await new_term(pool)
         await until(task.done, within_s=1)
         assert isinstance(task.exception(), TermLostError)
+
+
+@virtual_time
+async def test_a_large_cluster_is_read_in_turns() -> None:
+    """What else runs, the renewal of the lease above all, gets its turn while a leader reads what is stored."""
+    pool, turns = Pool(), 0
+    for number in range(300):
+        await pool.submit(f"j{number}")
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    cluster, items = Cluster(policy=Policy()), pool.backend.list(keys.ROOT).items
+    task = asyncio.create_task(others())
+    await load_in_turns(cluster, items, wall())
+    task.cancel()
+    assert len(cluster.jobs) == 300
+    assert turns >= 3
 
 
 @virtual_time
