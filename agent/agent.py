@@ -176,7 +176,8 @@ class Agent:
             except Exception:  # noqa: BLE001 - whatever a strange host does to the reading, the VMs must go on
                 _log.exception("cannot read the inventory; trying again")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._inventory_s)
+                async with asyncio.timeout(self._inventory_s):
+                    await self._look.wait()
 
     async def _watch_changes(self) -> None:
         if self._parts.changes is None:

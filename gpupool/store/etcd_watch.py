@@ -133,7 +133,9 @@ async def _read(call: Any, silence_s: float) -> Any:
 
 async def _write(call: Any, request: rpc_pb2.WatchRequest, timeout_s: float) -> None:
     try:
-        await asyncio.wait_for(call.write(request), timeout_s)
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes while the write is done.
+        async with asyncio.timeout(timeout_s):
+            await call.write(request)
     except TimeoutError:
         raise Unavailable("the peer takes no requests") from None
     except asyncio.InvalidStateError:  # grpc.aio: the stream has ended; the next read says why

@@ -170,7 +170,9 @@ async def test_a_frozen_leaders_commit_comes_too_late(short_folder: Path) -> Non
                 async with steady.submitting():
                     await until(lambda: len(steady.acknowledged) > 10)
                     valve.shut()
-                    await until(lambda: b"/allocations/" in valve.kept, within_s=2)
+                    await until(
+                        lambda: b"/allocations/" in valve.kept, within_s=4
+                    )  # below the lease, which has stopped too
                     os.kill(replicas["s1"].pid, signal.SIGSTOP)
                     frozen = time.monotonic()
                     await until(lambda: _leader(store, "s2"))
