@@ -290,3 +290,16 @@ def test_what_is_covered_does_restart(
     world.place()
     for job in lost:
         assert job.state is JobState.STARTING, (job.id, job.message)
+
+
+def test_takes_of_one_host_stand_only_together() -> None:
+    """What each would still find, and both do not, is no room."""
+    world = World(KEEP, [(4, 8), (4, 8)])
+    host = world.cluster.hosts["h0"]
+    request = Request("img", 1, "a100", 0, 1, 1500)
+    fits = [Fit((unit,), (0,), ((core,),), (1500,), 0, 81920) for unit, core in (("u0", 0), ("u2", 1))]
+    takes = [Take(request, "h0", found) for found in fits]
+    assert standing(host, takes) == takes
+    host.nodes[0].free_memory_mib = 2000
+    assert standing(host, takes) == takes[:1]
+    assert standing(host, takes[1:]) == takes[1:]
