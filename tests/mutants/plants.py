@@ -7,7 +7,8 @@ from tests.mutants.plants_drain import DRAIN
 from tests.mutants.plants_guard import GUARD
 from tests.mutants.plants_power import POWER_FENCING
 from tests.mutants.plants_promises import PROMISES
+from tests.mutants.plants_reserve import RESERVATION
 from tests.mutants.plants_scheduler import SCHEDULER
 from tests.mutants.plants_store import STORE
 
-ALL_MUTANTS = (*AGENT, *GUARD, *DRAIN, *PROMISES, *SCHEDULER, *STORE, *POWER_FENCING)
+ALL_MUTANTS = (*AGENT, *GUARD, *DRAIN, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING)
