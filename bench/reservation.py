@@ -69,13 +69,14 @@ def _measured(fleet: _Fleet, tell: Callable[[str], None]) -> list[Row]:
     held = sum(len(host.held) for host in cluster.hosts.values()) / (HOSTS * GPUS)
     tell(f"{HOSTS} hosts at {held:.0%}, {len(cluster.jobs)} VMs")
     scratch = []
-    for _ in range(SCRATCH):
+    for _ in range(1 if fleet.own else SCRATCH):
         begun = time.perf_counter()
         reserve = Reserve(cluster)
         scratch.append((time.perf_counter() - begun) * 1000)
     covered = list(reserve.covered().values())
     tell(f"{sum(covered)} of {len(covered)} hosts covered, {len(reserve.shapes())} sets of shapes")
     checks: list[float] = []
+    busies: list[float] = []  # CPU time: on a machine that is shared, the worst by the clock is others' doing
     refused = 0
     names = sorted(cluster.hosts)[-fleet.spare :]
     while len(checks) < PLACEMENTS:
@@ -84,24 +85,23 @@ def _measured(fleet: _Fleet, tell: Callable[[str], None]) -> list[Row]:
         if not isinstance(found, Fit):
             continue
         job = _job(cluster, request)
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         verdict = reserve.judge(job, host, found)
-        spent = time.perf_counter() - begun
+        spent, busy = time.perf_counter() - begun, time.process_time() - cpu
         if verdict.broken is None and not fleet.spare:  # or else the few would soon be full
             _put(cluster, job, host, found)
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.process_time()
             reserve.placed(job, host, verdict)
-            spent += time.perf_counter() - begun
+            spent, busy = spent + time.perf_counter() - begun, busy + time.process_time() - cpu
         refused += verdict.broken is not None
         checks.append(spent * 1000)
+        busies.append(busy * 1000)
     tell(f"{refused} of {PLACEMENTS} placements would have broken it")
     assert reserve.covered() == Reserve(cluster, once=True).covered()
     what = f"re-check after one placement: {fleet.name}, {held:.0%} in use"
     return [
-        Row(what, "ms", checks, sorted(scratch)[1], "from scratch", TARGET),
-        Row(
-            f"the same, 99th of 100, {refused} of {PLACEMENTS} refused", "ms", [sorted(checks)[PLACEMENTS * 99 // 100]]
-        ),
+        Row(what, "ms", checks, sorted(scratch)[len(scratch) // 2], "from scratch", TARGET),
+        Row(f"the same, CPU time; {refused} of {PLACEMENTS} refused", "ms", busies),
     ]
 
 
