@@ -62,6 +62,7 @@ class World:
         self.sessions = 0
         self.reports: dict[str, events.VmReported] = {}
         self.epochs: dict[str, int] = {}
+        self.lost: set[str] = set()  # jobs of which the last VM that ran at all was lost with its host
         for host in HOSTS:
             self.back(host)
         self.cluster.take_dirty()
@@ -71,11 +72,16 @@ class World:
 
     def turn(self) -> None:
         """A turn of the leader's loop, up to the commit. What was lost must not be placed while that is forbidden."""
-        held_up = {job.id for job in self.cluster.jobs.values() if job.lost}
+        for job in self.cluster.jobs.values():
+            outcome = job.attempts[-1].outcome if job.attempts else None
+            if outcome is Outcome.HOST_LOST:
+                self.lost.add(job.id)
+            elif outcome in (Outcome.CRASHED, Outcome.EXITED, Outcome.STOPPED):
+                self.lost.discard(job.id)
         self.placer.place(self.cluster, self.now)
         if self.cluster.brake is not None or self.cluster.intent.disarmed:
             started = {self.cluster.allocations[a].job for a in self.cluster.dirty.created}
-            assert not started & held_up, "a restart got past the brake, or was made while disarmed"
+            assert not started & self.lost, "a restart got past the brake, or was made while disarmed"
             assert not [owed for owed in todo(self.cluster, self.now) if type(owed).__name__ == "PowerOff"]
         self.check()
         self.cluster.take_dirty()
