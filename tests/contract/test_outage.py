@@ -29,7 +29,7 @@ from gpupool.embedded.etcd import EmbeddedEtcd
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.etcd_members import Known
 from gpupool.store.port import Sight, StoreError
-from tests.e2e.three_etcd import three_members
+from tests.e2e.three_etcd import free_port, three_members
 from tests.fakes.agent_rig import MemoryRecords
 from tests.fakes.relay import Relay
 

@@ -11,7 +11,7 @@ from gpupool.embedded.etcd import EmbeddedEtcd
 
 async def three_members(directory: Path, binary: str | None = None) -> list[EmbeddedEtcd]:
     """A cluster of three, started. EmbeddedEtcd makes clusters of one; etcd takes the last of repeated flags."""
-    peers = [f"http://127.0.0.1:{_free_port()}" for _ in range(3)]
+    peers = [f"http://127.0.0.1:{free_port()}" for _ in range(3)]
     cluster = ",".join(f"m{number}={url}" for number, url in enumerate(peers))
     members = [
         EmbeddedEtcd(
@@ -57,7 +57,8 @@ class ThreeEtcd(EmbeddedEtcd):
         await asyncio.gather(*(member.kill() for member in self._members))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
