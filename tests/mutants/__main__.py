@@ -86,7 +86,7 @@ def _word(mutant: Mutant, out: str, err: str) -> str:
     lines = [line.strip() for line in out.splitlines() if line.strip()]
     if isinstance(mutant.catch, Sim):
         return lines[-1] if lines else err.strip()[-200:]
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in lines if line.startswith(("FAILED tests", "ERROR tests"))]
     return (failed or lines or [err.strip()[-200:]])[0]
 
 

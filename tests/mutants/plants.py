@@ -5,10 +5,13 @@ from __future__ import annotations
 from tests.mutants.plants_agent import AGENT
 from tests.mutants.plants_drain import DRAIN
 from tests.mutants.plants_guard import GUARD
+from tests.mutants.plants_policies import POLICIES
 from tests.mutants.plants_power import POWER_FENCING
 from tests.mutants.plants_promises import PROMISES
 from tests.mutants.plants_reserve import RESERVATION
 from tests.mutants.plants_scheduler import SCHEDULER
 from tests.mutants.plants_store import STORE
 
-ALL_MUTANTS = (*AGENT, *GUARD, *DRAIN, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING)
+ALL_MUTANTS = (
+    *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING
+)  # fmt: skip

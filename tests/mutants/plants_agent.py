@@ -121,7 +121,7 @@ AGENT = (
         "may always run",
         "at the very moment when a VM's CPUs are let go, nobody asks again whether they may",
         [Edit(WORKER, "return session == self._session and self._may_start()", "return True")],
-        tests("unit/test_worker.py::test_deadline_that_passes_during_the_start_stops_it"),
+        tests("unit/test_worker.py::test_guard_that_dies_during_the_start_stops_it"),
     ),
     Mutant(
         "reports unguarded",

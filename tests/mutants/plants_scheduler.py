@@ -200,18 +200,6 @@ SCHEDULER = (
         Sim("power-cut", "reserved for", seeds=40),
     ),
     Mutant(
-        "brake without effect",
-        "lost jobs restart although the mass failure brake is on",
-        [
-            Edit(
-                "scheduler/core/brake.py",
-                "        cluster.brake = Brake(now, until_s, why, tuple(sorted(lost)))\n        cluster.log",
-                "        cluster.log",
-            )
-        ],
-        tests("golden"),
-    ),
-    Mutant(
         "idempotency ignored",
         "a submission that is repeated after a lost answer is another job",
         [
