@@ -30,7 +30,7 @@ _LOST = frozenset({HostState.SUSPECT, HostState.FENCING})
 
 
 class Domain(NamedTuple):
-    """What dies together: `kind` is "host" or "label". "lost": what was lost with hosts of it and has no new place yet."""
+    """What dies together: `kind` is "host" or "label", or "lost": of lost hosts, and without a new place yet."""
 
     kind: str
     name: str
