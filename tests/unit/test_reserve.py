@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations, product
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.events import (
@@ -229,7 +229,7 @@ def check_witnesses(reserve: Reserve, cluster: Cluster) -> None:
             assert len(set(cores)) == len(cores)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, phases=[Phase.generate])  # a smaller seed is no smaller case
 @given(st.sampled_from([KEEP, WARN, RACKS]), SEEDS)
 def test_kept_up_as_from_scratch(policy: Policy, seed: int) -> None:
     for world in played(policy, seed):
@@ -238,7 +238,7 @@ def test_kept_up_as_from_scratch(policy: Policy, seed: int) -> None:
         check_witnesses(reserve, world.cluster)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, phases=[Phase.generate])
 @given(st.sampled_from([KEEP, WARN, RACKS]), SEEDS)
 def test_as_brute_force_says(policy: Policy, seed: int) -> None:
     for world in played(policy, seed):
@@ -247,7 +247,7 @@ def test_as_brute_force_says(policy: Policy, seed: int) -> None:
                 assert covered == brute(world.cluster, domain), domain
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, phases=[Phase.generate])
 @given(SEEDS)
 def test_no_admission_breaks_what_was_covered(seed: int) -> None:
     hosts, steps = scene(seed)
@@ -256,18 +256,18 @@ def test_no_admission_breaks_what_was_covered(seed: int) -> None:
         if what[0] != "put":
             world.do(what)
             continue
-        world.submit(what[2], 3)
+        world.submit(what[2], what[1] % 4)
         before = Reserve(world.cluster, once=True).covered()
-        ran = {j for j, job in world.cluster.jobs.items() if job.attempts}
+        held, ran = set(world.cluster.allocations), {j for j, job in world.cluster.jobs.items() if job.attempts}
         world.place()
         after = Reserve(world.cluster, once=True).covered()
-        if any(world.cluster.allocations[a].job in ran and a not in ran for a in world.cluster.allocations):
+        if any(world.cluster.allocations[a].job in ran for a in world.cluster.allocations.keys() - held):
             continue  # a restart may use what was kept
         broken = {d for d, ok in after.items() if not ok and before.get(d, True)}
         assert not broken
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, phases=[Phase.generate])
 @given(st.sampled_from([KEEP, WARN, RACKS]), SEEDS)
 def test_what_is_covered_does_restart(policy: Policy, seed: int) -> None:
     """The promise itself: a covered domain dies, and all its jobs start elsewhere, whatever else waits."""
