@@ -6,6 +6,7 @@ python=${1:-python3}
 want=""
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || want="$want $2"; }
 need etcd etcd-server
+need etcdctl etcd-client  # for the tests of a restored store
 need qemu-system-x86_64 qemu-system-x86
 need qemu-img qemu-utils
 need libvirtd libvirt-daemon

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from gpupool.client.requests import finished
 from gpupool.v1 import records_pb2, scheduler_pb2
@@ -11,6 +13,7 @@ from tests.e2e.fleet import Fleet, job, until
 from tests.fakes.relay import Relay
 
 FENCING, FENCED = records_pb2.HOST_STATE_FENCING, records_pb2.HOST_STATE_FENCED
+LEASE_S = 6.0
 OUTAGE_S = 15.0  # leases are of 6 s
 FOREVER = "echo up; while :; do sleep 1; done"
 
@@ -84,6 +87,40 @@ class Stage:
     async def do_etcd_starts(self) -> None:
         """They are started again."""
         await self._fleet.etcd.start()
+
+    async def do_backup(self) -> None:
+        """Somebody's cron job takes a snapshot of etcd."""
+        await self._etcdctl("--endpoints", self._fleet.etcd.endpoint, "snapshot", "save", str(self._snapshot))
+
+    async def do_restore(self) -> None:
+        """etcd is stopped, and started from the snapshot."""
+        etcd = self._fleet.etcd
+        await etcd.stop()
+        shutil.rmtree(etcd.data_dir / "member")
+        peer = "http://127.0.0.1:1"  # a member alone never talks to it
+        names = ["--name", "gpupool", "--initial-cluster", f"gpupool={peer}", "--initial-advertise-peer-urls", peer]
+        await self._etcdctl(
+            "snapshot", "restore", str(self._snapshot), "--data-dir", str(etcd.data_dir / "member"), *names
+        )
+        await etcd.start()
+        await asyncio.sleep(LEASE_S)
+
+    @property
+    def _snapshot(self) -> Path:
+        return self._fleet.cluster.folder / "backup.db"
+
+    async def _etcdctl(self, *arguments: str) -> None:
+        done = await asyncio.create_subprocess_exec("etcdctl", *arguments)
+        assert await done.wait() == 0, arguments
+
+    async def do_schedulers_stop(self) -> None:
+        """All replicas are stopped."""
+        await asyncio.gather(*(replica.stop() for replica in self._fleet.cluster.replicas.values()))
+
+    async def do_schedulers_start(self) -> None:
+        """They are started."""
+        for name in self._fleet.cluster.replicas:
+            await self._fleet.cluster.start_replica(name)
 
     async def do_lost(self, host: str) -> None:
         """Wait until the loss of a host has been noticed."""

@@ -53,6 +53,7 @@ POWER = (
 SETTINGS = {
     "bmc-dead": Setting(scheduler_options={"--power": "{folder}/power.yaml"}, files={"power.yaml": POWER}),
     "etcd-lost-quorum": Setting(three_etcd=True),
+    "etcd-restored": Setting(),
     "gpu-quarantined": Setting(),
     "host-dead": Setting(),
     "host-flapping": Setting(
