@@ -108,7 +108,8 @@ class GuestChannel:
             if self._ending.is_set():
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._ending.wait()
 
     async def _call(self) -> None:
         """One connection, until the other side closes it. Raises OSError if there is nobody."""

@@ -222,7 +222,8 @@ class Actions:
         try:
             await self._runtime.checkpoint(name, grace_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), grace_s / 2)
+                async with asyncio.timeout(grace_s / 2):
+                    await event.wait()
         finally:
             del self._checkpoints[name]
 
