@@ -115,7 +115,7 @@ AGENT = (
         "start unconfirmed",
         "a VM is started before the store has confirmed the session",
         [Edit(ACTIONS, "        await self._worker.reporter.committed()\n", "")],
-        tests("unit/test_worker.py", "unit/test_session.py"),
+        tests("unit/test_worker.py::test_nothing_starts_before_the_store_has_confirmed_the_session"),
     ),
     Mutant(
         "may always run",

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import count
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -40,13 +40,12 @@ def runs(seeds: Iterable[int], until: float | None = None) -> Iterator[Run]:
     """The seeds' runs, on all cores, as they end; no seed is begun after `until` (of time.monotonic)."""
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        if until is None:
+            yield from pool.map(run_seed, seeds, chunksize=5)
+            return
         numbers = iter(seeds)
-        while True:
-            over = until is not None and time.monotonic() >= until
-            chunk = [] if over else [number for number, _ in zip(numbers, range(10 * workers), strict=False)]
-            if not chunk:
-                return
-            yield from pool.map(run_seed, chunk, chunksize=5)
+        while time.monotonic() < until:  # a few at a time, so that the end is kept to
+            yield from pool.map(run_seed, islice(numbers, 8 * workers), chunksize=2)
 
 
 def main() -> int:

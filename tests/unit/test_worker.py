@@ -261,6 +261,18 @@ async def test_nothing_starts_without_a_fresh_deadline() -> None:
 
 
 @virtual_time
+async def test_nothing_starts_before_the_store_has_confirmed_the_session() -> None:
+    async with ready(FOREVER) as rig:
+        rig.store.away = True  # what is watched still comes; nothing that is asked is answered
+        rig.allocate()
+        await asyncio.sleep(2)  # the deadline is fresh for longer than that
+        assert rig.agent.keeper.fresh()
+        assert not rig.vms.vms
+        rig.store.away = False
+        await rig.running()
+
+
+@virtual_time
 async def test_deadline_that_passes_during_the_start_stops_it() -> None:
     async with ready(Guest(start_takes_s=14)) as rig:
         rig.allocate()
