@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from agent import riding, session
 from agent.work.ledger import Ledger
-from gpupool.store.port import Committed, Guard, Op, Sight
+from gpupool.store.port import Sight
 from scheduler import leader
 from scheduler.core import fence, model, retry, step
 from tests.fakes.vms import FakeGuard
@@ -70,18 +70,6 @@ def job_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(leader, "violations", lambda _: [])
 
 
-def unguarded_commits(patch: pytest.MonkeyPatch) -> None:
-    """A leader writes without its term as a guard, so a paused one overwrites its successor."""
-
-    async def unguarded(self: leader.Leader, batch: Sequence[Any]) -> bool:
-        ops: list[Op] = [op for group in batch for op in group.ops]
-        guards: list[Guard] = []
-        done: Committed = await self._store.commit(guards, ops)
-        return done.succeeded
-
-    patch.setattr(leader.Leader, "_try", unguarded)
-
-
 def use_forgotten(patch: pytest.MonkeyPatch) -> None:
     """The agent does not put on record that a VM is about to have a unit, so it is proven without a reset."""
     patch.setattr(Ledger, "touches", lambda *_: None)
@@ -94,7 +82,6 @@ def silence_is_absence(patch: pytest.MonkeyPatch) -> None:
 
 PARTITIONS = {Kind.PARTITION: 1.0}
 POWER = {Kind.POWER_CUT: 1.0}
-PAUSES = {Kind.PAUSE: 1.0}
 
 # The plant, the faults under which it shows soonest, and the words in which it is seen.
 PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
@@ -105,7 +92,6 @@ PLANTS: dict[str, tuple[Plant, dict[Kind, float], str]] = {
     "use forgotten": (use_forgotten, POWER, "unproven"),
     "unit shared": (unit_shared, POWER, "reserved for"),
     "job forgotten": (job_forgotten, POWER, "is lost"),
-    "unguarded commits": (unguarded_commits, PAUSES, "InvariantError"),
 }
 SEEDS = 40
 
