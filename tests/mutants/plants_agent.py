@@ -30,7 +30,7 @@ AGENT = (
                 "self._guard.extend(lease_end, lease_end",
             )
         ],
-        Sim("partition,cut-out", "lives on", seeds=150),
+        tests("unit/test_session.py"),
     ),
     Mutant(
         "deadline from the answer",
