@@ -72,12 +72,6 @@ POLICIES = (
         scenario("brake_all_hosts_lost"),
     ),
     Mutant(
-        "brake prolonged",
-        "a new leader prolongs the brake",
-        [Edit("scheduler/load.py", "if cluster.brake is None:  # it", "if True:  # it")],
-        scenario("brake_survives_the_leader"),
-    ),
-    Mutant(
         "arming without a look",
         "arming does not weigh what is still lost",
         [Edit("scheduler/core/brake.py", "        last_s = max(last_s, armed_s)\n", "        pass\n")],
