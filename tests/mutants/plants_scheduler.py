@@ -17,7 +17,7 @@ SCHEDULER = (
         "commits without a term",
         "a leader writes without its term as a guard, so one that was paused overwrites its successor",
         [Edit(LEADER, "self._store.commit([self._term.guard, *guards], ops)", "self._store.commit([*guards], ops)")],
-        tests("unit/test_leader.py::test_a_deposed_leader_writes_nothing"),
+        tests("e2e/test_leader_failover.py::test_a_frozen_leaders_commit_comes_too_late"),
     ),
     Mutant(
         "session unchecked at commit",
