@@ -12,18 +12,8 @@ import time
 from collections.abc import Iterator
 
 from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
-from scheduler.core.model import (
-    Cluster,
-    GuardKind,
-    InventoryFact,
-    Job,
-    Outcome,
-    Request,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from scheduler.core.model import Cluster, Job, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState

@@ -13,21 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.fit import Fit, fit
-from scheduler.core.model import (
-    Allocation,
-    Attempt,
-    Cluster,
-    GuardKind,
-    Host,
-    InventoryFact,
-    Job,
-    Request,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.model import Allocation, Attempt, Cluster, Host, Job, Request
 from scheduler.core.policy import Policy, ReservationPolicy
 from scheduler.core.reserve import Reserve
 from scheduler.core.step import step

@@ -13,7 +13,7 @@ from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .core import events, model
+from .core import events, facts, model
 from .core.hugepages import HugepagesFact
 from .core.tables import AllocationState, HostState, JobState
 
@@ -145,8 +145,8 @@ def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -
         cluster.brake = model.Brake(brake.since_s, brake.until_s, brake.reason, tuple(brake.hosts))
 
 
-def _guard(value: int) -> model.GuardKind:
-    return model.GuardKind[_GUARD[value]] if value else model.GuardKind.NONE
+def _guard(value: int) -> facts.GuardKind:
+    return facts.GuardKind[_GUARD[value]] if value else facts.GuardKind.NONE
 
 
 def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
@@ -171,9 +171,9 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
     )
 
 
-def session_of(wire: records_pb2.Session, create_revision: int) -> model.SessionFact:
+def session_of(wire: records_pb2.Session, create_revision: int) -> facts.SessionFact:
     """A session fact; its id is the key's create revision."""
-    return model.SessionFact(
+    return facts.SessionFact(
         session=create_revision,
         boot_id=wire.boot_id,
         guard=_guard(wire.guard),
@@ -185,13 +185,13 @@ def session_of(wire: records_pb2.Session, create_revision: int) -> model.Session
     )
 
 
-def inventory_of(wire: inventory_pb2.Inventory) -> model.InventoryFact:
+def inventory_of(wire: inventory_pb2.Inventory) -> facts.InventoryFact:
     """An inventory fact; nodes and units come sorted."""
     nodes = sorted(wire.numa_nodes, key=lambda n: n.id)
-    return model.InventoryFact(
+    return facts.InventoryFact(
         session=wire.session,
         units=tuple(
-            model.UnitFact(
+            facts.UnitFact(
                 id=u.id,
                 model=u.model,
                 memory_mib=u.gpu_memory_mib,
@@ -213,10 +213,10 @@ def inventory_of(wire: inventory_pb2.Inventory) -> model.InventoryFact:
     )
 
 
-def unit_report_of(wire: records_pb2.UnitReport) -> model.UnitReport:
+def unit_report_of(wire: records_pb2.UnitReport) -> facts.UnitReport:
     """The agent's word on a unit."""
-    state = model.UnitState[_UNIT_STATE[wire.state]]
-    return model.UnitReport(state, wire.session, wire.allocation, wire.reason, wire.sick)
+    state = facts.UnitState[_UNIT_STATE[wire.state]]
+    return facts.UnitReport(state, wire.session, wire.allocation, wire.reason, wire.sick)
 
 
 def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> events.VmReported:
@@ -237,16 +237,16 @@ def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> event
     )
 
 
-def intent_of(wire: records_pb2.HostIntent) -> model.HostIntent:
+def intent_of(wire: records_pb2.HostIntent) -> facts.HostIntent:
     """What an operator wants of a host."""
     drain = wire.drain
-    return model.HostIntent(
+    return facts.HostIntent(
         cordoned=wire.cordoned,
         reason=wire.reason,
         confirmed_dead_session=wire.confirmed_dead_session,
         confirmed_by=wire.confirmed_by,
         confirmed_reason=wire.confirmed_reason,
-        drain=model.Drain(drain.at_s, drain.by, drain.reason, drain.grace_s, drain.at_once, drain.wait, drain.paused)
+        drain=facts.Drain(drain.at_s, drain.by, drain.reason, drain.grace_s, drain.at_once, drain.wait, drain.paused)
         if wire.HasField("drain")
         else None,
         maintenance=wire.maintenance,
@@ -255,9 +255,9 @@ def intent_of(wire: records_pb2.HostIntent) -> model.HostIntent:
     )
 
 
-def cluster_intent_of(wire: records_pb2.ClusterIntent) -> model.ClusterIntent:
+def cluster_intent_of(wire: records_pb2.ClusterIntent) -> facts.ClusterIntent:
     """What an operator wants of all hosts together."""
-    return model.ClusterIntent(
+    return facts.ClusterIntent(
         wire.disarmed, wire.reason, wire.by, wire.at_s, wire.brake_released_s, wire.brake_by, wire.brake_reason
     )
 
@@ -292,12 +292,12 @@ def _fact(kind: Kind, ids: tuple[str, ...], kv: KeyValue | None) -> events.Event
         case Kind.JOB_CANCEL if kv:
             return events.JobCancelRequested(ids[0], records_pb2.CancelRecord.FromString(kv.value).reason)
         case Kind.HOST_INTENT:
-            intent = intent_of(records_pb2.HostIntent.FromString(kv.value)) if kv else model.HostIntent()
+            intent = intent_of(records_pb2.HostIntent.FromString(kv.value)) if kv else facts.HostIntent()
             return events.HostIntentChanged(ids[0], intent)
         case Kind.CLUSTER_INTENT:
-            wanted = cluster_intent_of(records_pb2.ClusterIntent.FromString(kv.value)) if kv else model.ClusterIntent()
+            wanted = cluster_intent_of(records_pb2.ClusterIntent.FromString(kv.value)) if kv else facts.ClusterIntent()
             return events.ClusterIntentChanged(wanted)
         case Kind.JOB_INTENT:
             word = records_pb2.JobIntent.FromString(kv.value) if kv else records_pb2.JobIntent()
-            return events.JobIntentChanged(ids[0], model.JobIntent(word.released_s, word.by, word.reason))
+            return events.JobIntentChanged(ids[0], facts.JobIntent(word.released_s, word.by, word.reason))
     return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model import ClusterIntent, HostIntent, InventoryFact, Job, JobIntent, Outcome, SessionFact, UnitReport
+from .facts import ClusterIntent, HostIntent, InventoryFact, JobIntent, SessionFact, UnitReport
+from .model import Job, Outcome
 from .tables import AllocationState
 
 

@@ -7,7 +7,8 @@ waiting is safe, guessing is a job that runs twice.
 from __future__ import annotations
 
 from . import brake, breaker, failovers, flap
-from .model import Cluster, Evidence, FenceRecord, GuardKind, Host, Outcome, SessionFact
+from .facts import GuardKind, SessionFact
+from .model import Cluster, Evidence, FenceRecord, Host, Outcome
 from .power import seen_off
 from .retry import end_attempt, units_clean
 from .tables import AllocationEvent, AllocationState, HostEvent, HostState

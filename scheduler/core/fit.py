@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .facts import UnitFact, UnitState
 from .hugepages import size_name
-from .model import Host, Node, NumaPolicy, Request, UnitFact, UnitState
+from .model import Host, Node, NumaPolicy, Request
 from .reasons import Reason, Refusal
 from .tables import HostState
 

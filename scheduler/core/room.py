@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 
+from .facts import UnitState
 from .fit import Fit, closed, fit
 from .hugepages import Pool
-from .model import Cluster, Host, Node, Request, UnitState
+from .model import Cluster, Host, Node, Request
 
 ANY = ""  # the model of a request that takes any
 _TRIED = "?"  # holds units of a copy

@@ -21,9 +21,10 @@ from .events import (
     UnitReported,
     VmReported,
 )
+from .facts import InventoryFact, UnitFact, UnitState
 from .fence import advance, armed_changed, intent_changed, intent_noted, session_changed
 from .hugepages import MAY_HAVE_PAGES, pool_of
-from .model import Allocation, Cluster, Host, InventoryFact, Job, Node, Outcome, UnitFact, UnitState
+from .model import Allocation, Cluster, Host, Job, Node, Outcome
 from .power import power_fenced
 from .retry import end_attempt, units_clean
 from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState, Transition

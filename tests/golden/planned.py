@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from scheduler.core import events
 from scheduler.core.drain import drain, stopping
-from scheduler.core.model import Cluster, Drain
+from scheduler.core.facts import Drain
+from scheduler.core.model import Cluster
 from scheduler.core.place import Placer
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler.core import events, failovers
-from scheduler.core.model import Cluster, ClusterIntent, JobIntent
+from scheduler.core.facts import ClusterIntent, JobIntent
+from scheduler.core.model import Cluster
 from scheduler.core.policy import Policy
 from scheduler.core.tables import AllocationState
 

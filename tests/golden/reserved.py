@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from scheduler.core import events
 from scheduler.core.admission import gaps
-from scheduler.core.model import Cluster, InventoryFact
+from scheduler.core.facts import InventoryFact
+from scheduler.core.model import Cluster
 from scheduler.core.plan import plan
 from scheduler.core.reserve import Reserve
 

@@ -10,23 +10,10 @@ from dataclasses import replace
 
 from scheduler.core import events
 from scheduler.core.explain import explain
+from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.hugepages import HugepagesFact
 from scheduler.core.invariants import violations
-from scheduler.core.model import (
-    Brake,
-    Cluster,
-    GuardKind,
-    HostIntent,
-    InventoryFact,
-    Job,
-    NumaPolicy,
-    Outcome,
-    Request,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.model import Brake, Cluster, Job, NumaPolicy, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.policy import Policy
 from scheduler.core.power import told

@@ -12,7 +12,8 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import encode
 from scheduler.core.events import VmReported
-from scheduler.core.model import Cluster, Host, HostIntent, Job
+from scheduler.core.facts import HostIntent
+from scheduler.core.model import Cluster, Host, Job
 
 
 def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:

@@ -40,7 +40,7 @@ POLICIES = (
         "a declared guard counts though the agent says it does not stand",
         [
             Edit(
-                "scheduler/core/model.py",
+                "scheduler/core/facts.py",
                 "return GuardKind.NONE if self.unguarded else self.guard",
                 "return self.guard",
             )

@@ -11,7 +11,7 @@ from agent import riding, session
 from agent.work.ledger import Ledger
 from gpupool.store.port import Sight
 from scheduler import leader
-from scheduler.core import fence, model, retry, step
+from scheduler.core import facts, fence, model, retry, step
 from tests.fakes.vms import FakeGuard
 from tests.sim import hardware
 from tests.sim.cluster import scenario
@@ -40,7 +40,7 @@ def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
             cluster.release(allocation)
             cluster.dirty.deleted[allocation.id] = allocation
             host.reports.update(
-                {u: model.UnitReport(model.UnitState.FREE, host.session, allocation.id) for u in allocation.units}
+                {u: facts.UnitReport(facts.UnitState.FREE, host.session, allocation.id) for u in allocation.units}
             )
 
     async def no_reset(_: object, unit: Any, **how: Any) -> str:
@@ -53,7 +53,7 @@ def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
 
 def unit_shared(patch: pytest.MonkeyPatch) -> None:
     """The scheduler forgets that a unit is held."""
-    patch.setattr(model.Host, "unit_state", lambda *_: model.UnitState.FREE)
+    patch.setattr(model.Host, "unit_state", lambda *_: facts.UnitState.FREE)
     patch.setattr(leader, "violations", lambda _: [])
 
 

@@ -12,7 +12,7 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import decode, encode
-from scheduler.core import model
+from scheduler.core import facts, model
 from scheduler.core.hugepages import HugepagesFact
 from scheduler.core.tables import HostState, JobState
 from scheduler.load import UnreadableDecisionError, load
@@ -56,7 +56,7 @@ HOSTS = st.builds(
     state=st.sampled_from(HostState),
     session=st.integers(0, 2**62),
     boot_id=TEXT,
-    guard=st.sampled_from(model.GuardKind),
+    guard=st.sampled_from(facts.GuardKind),
     simulated=st.booleans(),
     since_s=SECONDS,
     last_fence=st.none()
@@ -123,7 +123,7 @@ def test_what_a_host_says_of_its_memory_and_units() -> None:
     assert found.hugepages == (HugepagesFact(1, 2048, 0, 0), HugepagesFact(1, 1048576, 4, 1))
     assert found.units[0].identity == "sn 7"
     report = records_pb2.UnitReport(state=records_pb2.UNIT_STATE_HELD, session=3, allocation="j1.1", sick="AER")
-    assert decode.unit_report_of(report) == model.UnitReport(model.UnitState.HELD, 3, "j1.1", sick="AER")
+    assert decode.unit_report_of(report) == facts.UnitReport(facts.UnitState.HELD, 3, "j1.1", sick="AER")
 
 
 def test_a_long_warning_is_cut() -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from scheduler.core import events
 from scheduler.core.drain import drain
+from scheduler.core.facts import Drain
 from scheduler.core.fit import fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Drain, Host, Outcome
+from scheduler.core.model import Cluster, Host, Outcome
 from scheduler.core.place import Placer
 from scheduler.core.reasons import Reason, Refusal
 from scheduler.core.step import step

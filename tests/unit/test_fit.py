@@ -10,21 +10,10 @@ from hypothesis import strategies as st
 
 from gpupool.v1 import scheduler_pb2
 from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import (
-    Cluster,
-    GuardKind,
-    Host,
-    InventoryFact,
-    Job,
-    NumaPolicy,
-    Request,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.model import Cluster, Host, Job, NumaPolicy, Request
 from scheduler.core.place import Placer
 from scheduler.core.reasons import Reason, Refusal
 from scheduler.core.step import step

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from scheduler.core import events
-from scheduler.core.model import InventoryFact, UnitReport, UnitState
+from scheduler.core.facts import InventoryFact, UnitReport, UnitState
 from tests.golden.runner import Player
 
 UNIT = "0000:10:00.0"

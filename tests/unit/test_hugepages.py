@@ -8,23 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
+from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.fit import fit
 from scheduler.core.hugepages import HugepagesFact, Pool, pool_of, size_name
 from scheduler.core.invariants import violations
-from scheduler.core.model import (
-    Allocation,
-    Cluster,
-    GuardKind,
-    InventoryFact,
-    Job,
-    NumaPolicy,
-    Outcome,
-    Request,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.model import Allocation, Cluster, Job, NumaPolicy, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.reasons import Reason, Refusal
 from scheduler.core.step import step

@@ -16,22 +16,10 @@ from scheduler.core.events import (
     UnitReported,
     VmReported,
 )
+from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import (
-    Cluster,
-    GuardKind,
-    Host,
-    HostIntent,
-    InventoryFact,
-    Job,
-    Outcome,
-    Request,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.model import Cluster, Host, Job, Outcome, Request
 from scheduler.core.place import Placer, retract
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState, JobState

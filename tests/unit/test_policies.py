@@ -9,19 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core import events
+from scheduler.core.facts import ClusterIntent, GuardKind, JobIntent, SessionFact, UnitReport, UnitState
 from scheduler.core.invariants import violations
-from scheduler.core.model import (
-    Cluster,
-    ClusterIntent,
-    GuardKind,
-    Job,
-    JobIntent,
-    Outcome,
-    Request,
-    SessionFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.model import Cluster, Job, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.policy import BrakePolicy, FlapPolicy, Policy
 from scheduler.core.retry import BACKOFF_MAX_S, restart_delay_s, start_retry_delay_s

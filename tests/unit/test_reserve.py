@@ -19,23 +19,10 @@ from scheduler.core.events import (
     UnitReported,
     VmReported,
 )
+from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import (
-    Cluster,
-    GuardKind,
-    Host,
-    HostIntent,
-    InventoryFact,
-    Job,
-    NumaPolicy,
-    Outcome,
-    Request,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
-)
+from scheduler.core.model import Cluster, Host, Job, NumaPolicy, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.policy import BrakePolicy, Policy, ReservationPolicy
 from scheduler.core.reserve import Domain, Reserve
