@@ -69,7 +69,7 @@ lab: setup      ## the VFIO lab: two emulated GPU hosts with real passthrough; C
 	@$(BIN)/python -m lab up
 
 lab-test: setup ## the tests on the VFIO lab
-	@$(BIN)/pytest -p no:randomly -s -v -m lab tests/lab
+	@$(BIN)/pytest -p no:randomly -s -v --durations=0 -m lab tests/lab
 
 chaos: setup    ## three etcd members, two schedulers, three hosts with VMs, broken at random (root; CHAOS_S=900, CHAOS_SEED)
 	@$(BIN)/pytest -p no:randomly -s -v -m chaos tests/chaos

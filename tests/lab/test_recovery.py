@@ -59,30 +59,6 @@ async def test_a_host_that_dies_and_an_operator_who_says_so(
     await cluster.ready(["h2"])
 
 
-async def test_a_host_that_its_watchdog_resets(
-    cluster: Cluster, client: AsyncClient, timings: dict[str, float]
-) -> None:
-    """Nobody pets the hardware watchdog: the host reboots, and its other boot is evidence that its VMs are dead."""
-    host = cluster.hosts["h2"]
-    async with only(client, "h2"):
-        job_id = (await client.submit(job("sleep 1000"))).id
-        await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
-    watch = Stopwatch()
-    await host.run("sh -c 'exec sleep 1000 > /dev/watchdog' < /dev/null > /dev/null 2>&1 &")
-    await host.booted(boots=2)
-    timings["watchdog opened to rebooted host"] = watch.s
-    await cluster.start_agent("h2")
-    async with asyncio.timeout(GONE_S):
-        while len((found := await client.get(job_id)).status.attempts) < 2:
-            await asyncio.sleep(0.5)
-    first = found.status.attempts[0]
-    assert (first.outcome, first.evidence) == (job_pb2.OUTCOME_HOST_LOST, job_pb2.EVIDENCE_OTHER_BOOT)
-    await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
-    await client.cancel(job_id)
-    await ends(client, job_id)
-    await cluster.ready(["h2"])
-
-
 async def test_a_host_whose_kernel_hangs_is_reset_by_its_watchdog_and_its_vm_restarts_on_the_other_host(
     cluster: Cluster, client: AsyncClient, timings: dict[str, float]
 ) -> None:
