@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
-PATIENCE_S = 90.0
+PATIENCE_S = 45.0
 _PARTS = re.compile(
     r"^```console(?P<once> once)?\n(?P<body>.*?)^```$|^<!-- stage: (?P<stage>.+?) -->$", re.MULTILINE | re.DOTALL
 )
@@ -33,7 +33,7 @@ _CHANGING = (
     (re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}|\b\d{2}:\d{2}:\d{2}\b"), "TIME"),
     (re.compile(r"127\.0\.0\.1:\d+"), "ADDRESS"),
     (re.compile(r"(?<![a-z0-9.])(\d+(\.\d+)? ?(ms|s|m|h|d)(?![a-z]))+"), "TIME"),
-    (re.compile(r"\b([3-9]|\d{2,})(\.\d+)?\b(?!/)"), "N"),  # small numbers count: of VMs, units, attempts
+    (re.compile(r"\b\d+\.\d+\b|\b([3-9]|\d{2,})\b(?!/)"), "N"),  # small numbers count: of VMs, units, attempts
     (re.compile(r"[-─━]{3,}"), "---"),
     (re.compile(r"\s+"), " "),
 )

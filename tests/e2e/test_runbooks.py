@@ -45,7 +45,7 @@ class Setting:
 
 
 THREE = dict.fromkeys(("h1", "h2", "h3"), "1xnvidia-a100-80gb")
-POLICY = {"--policy": "{folder}/policy.yaml"}
+POLICY = {"--policy": "{folder}/site.yaml"}
 # Nobody listens there, as if the BMC were dead.
 POWER = (
     "hosts: {h2: {device: redfish, address: 'http://127.0.0.1:9', username: admin, password_env: BMC, limit_s: 2}}\n"
@@ -57,10 +57,10 @@ SETTINGS = {
     "gpu-quarantined": Setting(),
     "host-dead": Setting(),
     "host-flapping": Setting(
-        scheduler_options=POLICY, files={"policy.yaml": "flap: {losses: 2, window_s: 600}\nbrake: {at_least: 9}\n"}
+        scheduler_options=POLICY, files={"site.yaml": "flap: {losses: 2, window_s: 600}\nbrake: {at_least: 9}\n"}
     ),
     "mass-failure": Setting(
-        hosts=THREE, scheduler_options=POLICY, files={"policy.yaml": "brake: {hosts: 2, cooldown_s: 0}\n"}
+        hosts=THREE, scheduler_options=POLICY, files={"site.yaml": "brake: {hosts: 2, cooldown_s: 0}\n"}
     ),
     "network-split": Setting(cable="h2"),
     "upgrade": Setting(),
