@@ -57,7 +57,7 @@ def test_expected_units() -> None:
     assert units["gpu-sound",].others == ("sound",)
     assert (units["gpu-flr",].node, units["gpu-switch1",].node) == (0, 1)
     assert [unit.gpus for unit in units.values() if unit.boot_vga] == [("vga0",)]
-    assert [unit.gpus for unit in SMALL.expected_units()] == [("gpu-flr",), ("gpu-far",), ("vga0",)]
+    assert [unit.gpus for unit in SMALL.expected_units()] == [("gpu-flr",), ("gpu-far",), ("gpu-pulled",), ("vga0",)]
 
 
 def test_without_acs_a_switch_is_one_group() -> None:
