@@ -3,7 +3,7 @@
 A page is Markdown. What it asks of the reader stands in blocks of these kinds; text beside them is left alone:
 
     ```console        `$ command` lines, each with its output below; asked again until it prints that
-    ```console once   the same, run once: for commands that change something
+    ```console once   run once, and must succeed: commands that change something, whose output depends on the moment
     ```sh             shown, not run: what only a real host has, such as journalctl
     <!-- stage: name argument ... -->   what happens behind the scenes, unseen by readers: a method of the test's stage
 
@@ -98,8 +98,8 @@ class Shell:
         plain = {"COLUMNS": "160", "NO_COLOR": "1", "TERM": "dumb", "USER": "ann", "LOGNAME": "ann"}
         self._environment = {**os.environ, **plain, **environment, "PATH": path}
 
-    async def run(self, command: str) -> list[str]:
-        """The lines that it prints, standard error included."""
+    async def run(self, command: str) -> tuple[int, list[str]]:
+        """Its exit code and the lines that it prints, standard error included."""
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", command, env=self._environment, stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -110,19 +110,22 @@ class Shell:
             process.kill()
             await process.wait()
             raise AssertionError(f"{command!r} does not end") from None
-        return output.decode(errors="replace").splitlines()
+        return process.returncode or 0, output.decode(errors="replace").splitlines()
 
 
-async def perform(step: Step, shell: Shell, names: Mapping[str, str], patience_s: float = PATIENCE_S) -> list[str]:
-    """Run a command of a page, again until it prints what it should; returns what it printed last."""
+async def perform(
+    step: Step, shell: Shell, names: Mapping[str, str], patience_s: float = PATIENCE_S
+) -> tuple[bool, list[str]]:
+    """Run a command of a page, again until it does as the page says; returns whether it did, and what it printed."""
     command = step.command
     for name, value in names.items():
         command = re.sub(rf"\b{name.upper()}\b", value, command)
     give_up = asyncio.get_running_loop().time() + patience_s
     while True:
-        printed = await shell.run(command)
-        if step.once or matches(step.expected, printed) or asyncio.get_running_loop().time() > give_up:
-            return printed
+        code, printed = await shell.run(command)
+        right = code == 0 if step.once else matches(step.expected, printed)
+        if right or step.once or asyncio.get_running_loop().time() > give_up:
+            return right, printed
         await asyncio.sleep(0.3)
 
 

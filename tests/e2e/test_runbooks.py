@@ -14,7 +14,7 @@ from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
 from tests.e2e.fleet import Fleet
-from tests.e2e.runbook import PATIENCE_S, Shell, matches, perform, rewritten, steps
+from tests.e2e.runbook import PATIENCE_S, Shell, perform, rewritten, steps
 from tests.e2e.stage import Stage
 from tests.e2e.three_etcd import ThreeEtcd
 from tests.fakes.relay import Relay
@@ -109,8 +109,9 @@ async def test_page(
                 if step.stage:
                     await stage.do(step.stage)
                     continue
-                printed = outputs[step.line] = await perform(step, shell, stage.names, patience_s)
-                if not matches(step.expected, printed):
+                right, printed = await perform(step, shell, stage.names, patience_s)
+                outputs[step.line] = printed
+                if not right:
                     wrong.append(f"{file}:{step.line}: $ {step.command}\n" + "\n".join(printed))
         await store.close()
     finally:
