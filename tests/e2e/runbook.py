@@ -30,6 +30,7 @@ _CHANGING = (
     (re.compile(r"\x1b\[[0-9;]*m"), ""),
     (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "UUID"),
     (re.compile(r"\bj[0-9a-z]{13}\b"), "JOB"),
+    (re.compile(r"#[0-9a-f]{16}\b"), "#SERIAL"),
     (re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}|\b\d{2}:\d{2}:\d{2}\b"), "TIME"),
     (re.compile(r"127\.0\.0\.1:\d+"), "ADDRESS"),
     (re.compile(r"(?<![a-z0-9.])(\d+(\.\d+)? ?(ms|s|m|h|d)(?![a-z]))+"), "TIME"),
