@@ -85,7 +85,7 @@ class EmbeddedEtcd:
         fixed = self._port != 0
         for tries_left in reversed(range(_START_TRIES)):
             if not fixed:
-                self._port = _free_port()
+                self._port = free_port()
             offset = self.log_file.stat().st_size if self.log_file.exists() else 0
             self._process = self._spawn()
             try:
@@ -100,7 +100,7 @@ class EmbeddedEtcd:
                 return
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        client, peer = f"{self._scheme}://{self.endpoint}", f"http://{LOOPBACK}:{_free_port()}"
+        client, peer = f"{self._scheme}://{self.endpoint}", f"http://{LOOPBACK}:{free_port()}"
         command = [
             *die_with_us(),
             self.path(),
@@ -178,7 +178,8 @@ def die_with_us() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

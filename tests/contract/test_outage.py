@@ -24,11 +24,11 @@ from agent.guard.client import ProcessGuard
 from agent.history import History
 from agent.session import SessionKeeper
 from agent.timing import Identity, Timing
-from gpupool.embedded.etcd import EmbeddedEtcd
+from gpupool.embedded.etcd import EmbeddedEtcd, free_port
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.etcd_members import Known
 from gpupool.store.port import Sight, StoreError
-from tests.e2e.three_etcd import free_port, three_members
+from tests.e2e.three_etcd import three_members
 from tests.fakes.agent_rig import MemoryRecords
 from tests.fakes.relay import Relay
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from gpupool.client.requests import finished
 from gpupool.v1 import records_pb2, scheduler_pb2
 from tests.e2e.fleet import Fleet, job, until
 from tests.fakes.relay import Relay
@@ -161,9 +160,3 @@ class Stage:
             return any(view.state == records_pb2.UNIT_STATE_QUARANTINED for view in views)
 
         await until(some)
-
-    async def do_calm(self) -> None:
-        """No job is left."""
-        left = [found.id async for found in self._fleet.client.list() if not finished(found)]
-        for job_id in left:
-            await self._fleet.client.cancel(job_id)

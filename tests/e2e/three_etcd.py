@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
-from gpupool.embedded.etcd import EmbeddedEtcd
+from gpupool.embedded.etcd import EmbeddedEtcd, free_port
 
 
 async def three_members(directory: Path, binary: str | None = None) -> list[EmbeddedEtcd]:
@@ -55,10 +54,3 @@ class ThreeEtcd(EmbeddedEtcd):
     async def kill(self) -> None:
         """End all of them."""
         await asyncio.gather(*(member.kill() for member in self._members))
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
