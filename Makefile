@@ -4,12 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 IMAGES := var/images
 READY := .venv/.ready
-SEEDS ?= 400
+SEEDS ?= 1000
 FUZZ_S ?= 180
 SOAK_S ?= 3600
 ARGS ?= --help
 
-.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench chaos soak fuzz proto lock rewrite clean
+.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench chaos soak mutants fuzz proto lock rewrite clean
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
@@ -37,7 +37,7 @@ run: $(READY)   ## the CLI from this tree: make run ARGS='jobs -o wide'
 
 test: setup     ## everything that CI runs
 	@$(MAKE) --no-print-directory lint types imports proto-check
-	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest
+	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest --durations=40
 	@$(MAKE) --no-print-directory wheel
 
 lint: $(READY)  ## ruff, and its formatter

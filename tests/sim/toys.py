@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from gpupool.store.port import Put, Unavailable, Unmodified
+from gpupool.store.port import Compacted, Put, Unavailable, Unmodified
 from tests.sim.faults import Mix, apply_plan, make_plan
 from tests.sim.world import World
 
@@ -44,5 +44,12 @@ async def _count(world: World, node: str) -> None:
 
 
 async def _follow(world: World, node: str) -> None:
-    async for batch in world.store(node).watch("counter", after_revision=0):
-        world.trace(f"saw {[change.revision for change in batch]}")
+    revision = 0
+    while True:
+        try:
+            async for batch in world.store(node).watch("counter", after_revision=revision):
+                world.trace(f"saw {[change.revision for change in batch]}")
+                revision = batch[-1].revision
+        except Compacted as exc:
+            world.trace(f"compacted: {exc}")
+            revision = exc.compact_revision
