@@ -108,9 +108,9 @@ class Cluster:
             else:
                 return
 
-    def broken(self) -> list[str]:
-        """Hosts that the emulator broke."""
-        return [name for name, host in self.hosts.items() if host.broken]
+    def broken(self) -> dict[str, str]:
+        """Hosts that the emulator broke, and how."""
+        return {name: host.broken for name, host in self.hosts.items() if host.broken}
 
     async def heal(self) -> None:
         """No job, no cordon, and no host that the emulator broke: for the next test to start from."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,22 @@ def processes(text: str) -> set[int]:
             if entry.name.isdecimal() and text.encode() in (entry / "cmdline").read_bytes():
                 found.add(int(entry.name))
     return found - {os.getpid()}
+
+
+@contextlib.contextmanager
+def brief_folder() -> Iterator[Path]:
+    """UNIX sockets allow no long paths such as pytest's. No process may name it in its command line in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="e2e-", dir="/tmp"))
+    try:
+        yield folder
+        left = {
+            pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:300] for pid in processes(f"{folder}/")
+        }
+        assert not left, f"these were left: {left}"
+    finally:
+        for pid in processes(f"{folder}/"):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def vms(job_id: str) -> dict[int, int]:

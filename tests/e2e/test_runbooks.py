@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
-from tests.e2e.fleet import Fleet
-from tests.e2e.runbook import PATIENCE_S, Shell, perform, rewritten, steps
+from tests.e2e.fleet import Fleet, brief_folder
+from tests.e2e.runbook import PATIENCE_S, Shell, Step, perform, rewritten, steps
 from tests.e2e.stage import Stage
 from tests.e2e.three_etcd import ThreeEtcd
 from tests.fakes.relay import Relay
@@ -28,6 +30,8 @@ pytestmark = [
 ]
 
 SETTLED_S = 10.0  # when rewriting: nobody knows what a command should print in the end
+TOGETHER = 3
+Done = tuple[list[str], dict[int, list[str]]]
 PAGES = Path(__file__).parents[2] / "docs" / "runbooks"
 TIMES = {"--ttl-s": "6", "--renew-s": "1.5", "--kill-margin-s": "1.5"}
 
@@ -71,28 +75,68 @@ def test_every_page_is_carried_out() -> None:
     assert {page.stem for page in PAGES.glob("*.md")} - {"README"} == set(SETTINGS)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def pages(images: Path, request: pytest.FixtureRequest) -> AsyncIterator[dict[str, asyncio.Task[Done]]]:
+    """The pages that are asked for, being carried out: most of their time is waiting, so some go on together."""
+    patience_s = SETTLED_S if request.config.getoption("--rewrite") else PATIENCE_S
+    places = asyncio.Semaphore(TOGETHER)
+
+    async def one(name: str) -> Done:
+        async with places:
+            return await carry_out(name, _text(name), images, patience_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BMC", "secret")
+        tasks = {name: asyncio.create_task(one(name)) for name in SETTINGS if _wanted(name, request.session)}
+        yield tasks
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-async def test_page(
-    name: str, images: Path, short_folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    setting, file = SETTINGS[name], PAGES / f"{name}.md"
-    page = file.read_text()
-    monkeypatch.setenv("BMC", "secret")
+async def test_page(name: str, pages: dict[str, asyncio.Task[Done]], request: pytest.FixtureRequest) -> None:
+    wrong, outputs = await pages[name]
+    if request.config.getoption("--rewrite"):
+        _file(name).write_text(rewritten(_text(name), outputs))
+    else:
+        assert not wrong, "\n".join(wrong)
+
+
+def _wanted(name: str, session: pytest.Session) -> bool:
+    return any(item.name == f"test_page[{name}]" for item in session.items)
+
+
+def _file(name: str) -> Path:
+    return PAGES / f"{name}.md"
+
+
+def _text(name: str) -> str:
+    return _file(name).read_text()
+
+
+async def carry_out(name: str, page: str, images: Path, patience_s: float) -> Done:
+    """What was not as the page says, and what the command of each line printed."""
+    with brief_folder() as folder:
+        return await _carry_out(SETTINGS[name], steps(page), folder, images, patience_s)
+
+
+async def _carry_out(setting: Setting, todo: Iterable[Step], folder: Path, images: Path, patience_s: float) -> Done:
     for at, text in setting.files.items():
-        (short_folder / at).write_text(text)
+        (folder / at).write_text(text)
     cable = await Relay(lambda: cluster.etcd.endpoint).__aenter__()
     cluster = EmbeddedCluster(
-        short_folder,
+        folder,
         images=images,
         hosts=setting.hosts,
         agent_options={**TIMES, **setting.agent_options},
         host_options={setting.cable: {"--etcd": cable.endpoint}} if setting.cable else {},
-        scheduler_options={key: value.format(folder=short_folder) for key, value in setting.scheduler_options.items()},
+        scheduler_options={key: value.format(folder=folder) for key, value in setting.scheduler_options.items()},
     )
-    rewrite = bool(request.config.getoption("--rewrite"))
-    patience_s = SETTLED_S if rewrite else PATIENCE_S
     if setting.three_etcd:
-        cluster.etcd = ThreeEtcd(short_folder / "etcd")
+        cluster.etcd = ThreeEtcd(folder / "etcd")
     wrong: list[str] = []
     outputs: dict[int, list[str]] = {}
     try:
@@ -100,25 +144,21 @@ async def test_page(
         store = EtcdStore(cluster.etcd.endpoint.split(","))
         async with AsyncClient(cluster.server, timeout_s=30) as client:
             stage = Stage(Fleet(cluster, client, store), cable)
-            stage.names["power"] = str(short_folder / "power.yaml")
-            stage.names["agent_log"] = str(short_folder / f"hosts/{setting.cable or 'h1'}.log")
-            shell = Shell(
-                short_folder, {"GPUPOOL_SERVER": cluster.server, "XDG_RUNTIME_DIR": str(short_folder), "BMC": "secret"}
-            )
-            for step in steps(page):
+            stage.names["power"] = str(folder / "power.yaml")
+            stage.names["agent_log"] = str(folder / f"hosts/{setting.cable or 'h1'}.log")
+            environment = {"GPUPOOL_SERVER": cluster.server, "XDG_RUNTIME_DIR": str(folder), "BMC": "secret"}
+            shell = Shell(folder, environment)
+            for step in todo:
                 if step.stage:
                     await stage.do(step.stage)
                     continue
                 right, printed = await perform(step, shell, stage.names, patience_s)
                 outputs[step.line] = printed
                 if not right:
-                    wrong.append(f"{file}:{step.line}: $ {step.command}\n" + "\n".join(printed))
+                    wrong.append(f"line {step.line}: $ {step.command}\n" + "\n".join(printed))
         await store.close()
     finally:
         await cable.__aexit__()
         await asyncio.shield(cluster.stop())
         await cluster.etcd.kill()
-    if rewrite:
-        file.write_text(rewritten(page, outputs))
-    else:
-        assert not wrong, "\n".join(wrong)
+    return wrong, outputs

@@ -69,10 +69,13 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for attempt in range(TRIES):
         reports = runtestprotocol(item, log=False, nextitem=nextitem)
-        broken = [host for cluster in _clusters for host in cluster.broken()]
-        if not broken or attempt == TRIES - 1 or not any(report.failed for report in reports):
+        broken = [f"{name}: {why}" for cluster in _clusters for name, why in cluster.broken().items()]
+        failed = [report for report in reports if report.failed]
+        if not broken or attempt == TRIES - 1 or not failed:
             break
-        print(f"lab: the emulator broke {', '.join(broken)}; {item.name} is run again")  # noqa: T201
+        for report in failed:
+            print(report.longreprtext)  # noqa: T201
+        print(f"lab: the emulator broke hosts ({'; '.join(broken)}); {item.name} is run again")  # noqa: T201
         item._initrequest()  # type: ignore[attr-defined]
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)

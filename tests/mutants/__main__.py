@@ -1,6 +1,7 @@
 """Plant each mutant in a copy of the tree and see it caught: python -m tests.mutants [-k NAME] [--list] [--table].
 
-Exit codes: 0 all were caught, 1 one survived, or its lines are no longer in the source.
+The checks are seen to pass on the clean tree first. Exit codes: 0 all were caught, 1 one survived, its lines are no
+longer in the source, or a check fails on the clean tree.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutants.model import Mutant, Sim
+from tests.mutants.model import Mutant, Sim, Suite
 from tests.mutants.plants import ALL_MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +83,23 @@ def run(mutant: Mutant, limit_s: float) -> Verdict:
     return Verdict(mutant, done.returncode == 1, time.monotonic() - began, said)
 
 
+def baseline(mutants: Sequence[Mutant], jobs: int) -> list[str]:
+    """Commands of checks that fail on the tree as it is: such a check would catch anything."""
+    names = sorted({name for mutant in mutants if isinstance(mutant.catch, Suite) for name in mutant.catch.names})
+    suites = [Suite(names).command()] if names else []
+    sims = [list(words) for words in sorted({tuple(m.catch.command()) for m in mutants if isinstance(m.catch, Sim)})]
+    with ThreadPoolExecutor(jobs) as pool:
+        ran = pool.map(lambda words: (words, _code(words)), [*suites, *sims])
+        return [" ".join(words) for words, code in ran if code]
+
+
+def _code(words: Sequence[str]) -> int:
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
+    return done.returncode
+
+
 def _word(mutant: Mutant, out: str, err: str) -> str:
     lines = [line.strip() for line in out.splitlines() if line.strip()]
     if isinstance(mutant.catch, Sim):
@@ -119,6 +137,9 @@ def main() -> int:
     if options.table:
         write_table(TABLE)
         return 0
+    if failing := baseline(chosen, options.jobs):
+        say("fails without any mutant, so it says nothing of them:\n  " + "\n  ".join(failing))
+        return 1
     with ThreadPoolExecutor(options.jobs) as pool:
         verdicts = []
         for done in as_completed([pool.submit(run, mutant, options.limit_s) for mutant in chosen]):
