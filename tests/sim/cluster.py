@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from time import process_time
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -289,14 +290,15 @@ class Run:
     seed: int
     failure: str
     host_s: float  # of virtual time, times the machines
+    cpu_s: float
 
 
 def run_seed(seed: int) -> Run:
     """One seed, in a world of its own."""
     with World(seed) as world:
-        failure, machines = "", 0
+        failure, machines, began_s = "", 0, process_time()
         try:
             machines = scenario(world)
         except AssertionError as exc:
             failure = f"{exc}\nreplay: python -m tests.sim --seed {seed} --trace"
-        return Run(seed, failure, world.loop.time() * machines)
+        return Run(seed, failure, world.loop.time() * machines, process_time() - began_s)

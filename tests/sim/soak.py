@@ -1,4 +1,7 @@
-"""Seeds for as long as wanted: python -m tests.sim.soak --seconds 3600. Each run begins where none has been before."""
+"""Seeds for as long as wanted: python -m tests.sim.soak --seconds 3600. Each run begins where none has been before.
+
+With --count it runs that many seeds, from 0 on unless told otherwise.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,20 @@ class Tally:
     def __init__(self) -> None:
         self.seeds = 0
         self.host_s = 0.0
+        self.cpu_s = 0.0
         self.began = time.monotonic()
 
     def add(self, run: Run) -> None:
         """One more seed."""
         self.seeds += 1
         self.host_s += run.host_s
+        self.cpu_s += run.cpu_s
 
     def __str__(self) -> str:
-        minutes = max(time.monotonic() - self.began, 1e-3) / 60
-        rate = f"{self.seeds / minutes:.0f} seeds and {self.host_s / 3600 / minutes:.0f} simulated host-hours a minute"
-        return f"{self.seeds} seeds in {60 * minutes:.0f} s: {rate}"
+        minutes = max(self.cpu_s, 1e-3) / 60
+        rate = f"{self.seeds / minutes:.0f} seeds and {self.host_s / 3600 / minutes:.0f} simulated host-hours"
+        took_s = time.monotonic() - self.began
+        return f"{self.seeds} seeds in {took_s:.0f} s, {self.cpu_s:.0f} s of CPU: {rate} a minute of one core"
 
 
 def runs(seeds: Iterable[int], until: float | None = None) -> Iterator[Run]:
@@ -52,11 +58,18 @@ def main() -> int:
     """1 if a seed failed; each failure is in a file of var/soak."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0)
-    parser.add_argument("--first", type=int, default=int(time.time()) * 1000, help="the first seed")
+    parser.add_argument("--count", type=int, help="that many seeds, however long they take")
+    parser.add_argument("--first", type=int, help="the first seed")
     options = parser.parse_args()
     tally, failed = Tally(), 0
-    sys.stdout.write(f"from seed {options.first} on, for {options.seconds:.0f} s\n")
-    for run in runs(count(options.first), time.monotonic() + options.seconds):
+    if options.count:
+        first = options.first or 0
+        done = runs(range(first, first + options.count))
+    else:
+        first = int(time.time()) * 1000 if options.first is None else options.first
+        done = runs(count(first), time.monotonic() + options.seconds)
+    sys.stdout.write(f"from seed {first} on\n")
+    for run in done:
         tally.add(run)
         if run.failure:
             failed += 1

@@ -1,30 +1,27 @@
-"""The real scheduler and agents under faults, for many seeds. GPUPOOL_SIM_SEEDS says how many (default 300)."""
+"""The real scheduler and agents under faults, for many seeds."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 
 import pytest
 
 from tests.sim.cluster import scenario
-from tests.sim.soak import Tally, runs
+from tests.sim.conftest import Seeds
 from tests.sim.world import World
-
-SEEDS = int(os.environ.get("GPUPOOL_SIM_SEEDS", "300"))
 
 
 @pytest.mark.timeout(1500)
-def test_seeds(record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]) -> None:
-    tally, failures = Tally(), []
-    for run in runs(range(SEEDS)):
-        tally.add(run)
-        failures += [run.failure] if run.failure else []
+def test_seeds(
+    seeds: Seeds, record_property: Callable[[str, object], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, printed = seeds.result()
+    tally = printed.splitlines()[-1]
     with capsys.disabled():
         sys.stdout.write(f"\nsimulation: {tally}\n")
-    record_property("simulation", str(tally))
-    assert not failures, "\n\n".join(failures[:3])
+    record_property("simulation", tally)
+    assert not code, printed
 
 
 def test_a_seed_is_one_history() -> None:
