@@ -1,7 +1,6 @@
 """The many seeds: run beside the other tests, which mostly wait, on what these leave of the CPUs.
 
-GPUPOOL_SIM_SEEDS says how many (default 300). Whoever asks for the result waits for it at full speed, so that test comes
-last.
+GPUPOOL_SIM_SEEDS says how many (default 300). Whoever asks for the result waits at full speed: that test comes last.
 """
 
 from __future__ import annotations
