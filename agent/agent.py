@@ -73,7 +73,7 @@ class Agent:
         self._survey = Survey(parts.devices, parts.images, parts.judges, run_blocking=parts.run_blocking)
         self._look = asyncio.Event()
         self._surveyed = asyncio.Event()
-        history = History(parts.records)
+        self._past = History(parts.records)
         self.ledger = Ledger(parts.records, parts.clock, self._ended, self._history)
         actions = Actions(
             parts.runtime,
@@ -98,7 +98,7 @@ class Agent:
             inventory=lambda: self._survey.inventory,
             may_start=self._may_start,
             doubt=lambda: self.keeper.doubt(),  # noqa: PLW0108 - the keeper is made after the worker
-            history=history,
+            history=self._past,
         )
         self.keeper = SessionKeeper(
             identity,
@@ -109,9 +109,10 @@ class Agent:
             parts.records,
             self.worker.no_vms,
             unguarded=unguarded,
-            history=history,
+            history=self._past,
         )
         self.worker.wishes.on_cluster = self._cluster_wish
+        self.worker.wishes.on_restored = self._restored
 
     async def run(self) -> NoReturn:
         """Hold a session and do its work, again and again.
@@ -189,7 +190,11 @@ class Agent:
             _log.warning("no more news of hotplug from the kernel (%s): changes are found at the next reading", exc)
 
     def _may_start(self) -> bool:
-        return self.keeper.may_start()
+        return self.keeper.may_start() and not self._past.lost
+
+    def _restored(self) -> None:
+        self._past.went_back()
+        self.keeper.doubt()
 
     def _cluster_wish(self, wish: ClusterIntent) -> None:
         told = f"disarmed by {wish.by or 'somebody'}: {wish.reason or 'no reason given'}"

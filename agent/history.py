@@ -1,11 +1,11 @@
 """Whether the store still has the history that this session lives in, or was restored from a backup since.
 
 An etcd that comes back from a backup has forgotten what was decided and reported after it: an allocation that ended
-stands there again, one that runs is unknown, and ids come a second time. Two facts betray that to an agent. A call that
-is linearizable tells a lower revision than one that had been seen before the call was made. Or the store has caught up
-meanwhile, and the last write of ours that was acknowledged is not there: a write stays, or is written over by us alone,
-so its key must have a revision at least as new. Whoever finds either must treat the session as over: end all VMs and
-begin anew.
+stands there again, one that runs is unknown, and ids come a second time. Three facts betray that to an agent. A call
+that is linearizable tells a lower revision than one that had been seen before the call was made. Or the store has
+caught up meanwhile, and the last write of ours that was acknowledged is not there: a write stays, or is written over by
+us alone, so its key must have a revision at least as new. Or a watch resumes, and what it told us last is not there
+(`Restored`). Whoever finds one of them must treat the session as over: end all VMs and begin anew.
 
 It outlives the agent's process in the records of this boot. It decides nothing from a call whose fate is unknown.
 """
@@ -39,6 +39,7 @@ class History:
         saved = records.load(_KIND).get(_NAME, {})
         self._revision = int(saved.get("revision", 0))
         self._key, self._written = str(saved.get("key", "")), int(saved.get("written", 0))
+        self.lost = bool(saved.get("lost", False))  # a watch found it; no write of ours can make that undone
 
     def mark(self) -> Mark:
         """What is known now. Take it before a call is made: answers may come in another order."""
@@ -47,7 +48,12 @@ class History:
     def begin(self, key: str, revision: int) -> None:
         """A new session: its key was written at `revision`. What was seen before is of no account."""
         self._revision = self._written = revision
-        self._key = key
+        self._key, self.lost = key, False
+        self._save()
+
+    def went_back(self) -> None:
+        """A watch found the store restored."""
+        self.lost = True
         self._save()
 
     def seen(self, revision: int) -> None:
@@ -74,6 +80,8 @@ class History:
 
     def check(self, before: Mark, found: Snapshot) -> str:
         """`found` is what a linearizable read of the mark's key gave. Why it shows that history went back."""
+        if self.lost:
+            return "a watch found it so"
         if found.revision < before.revision:
             return _lower(found.revision, before)
         ours = next((kv.mod_revision for kv in found.items if kv.key == before.key), 0)
@@ -85,7 +93,7 @@ class History:
         return ""
 
     def _save(self) -> None:
-        record = {"revision": self._revision, "key": self._key, "written": self._written}
+        record = {"revision": self._revision, "key": self._key, "written": self._written, "lost": self.lost}
         self._records.save(_KIND, _NAME, record)
 
 

@@ -11,12 +11,12 @@ import grpc
 
 from gpupool.v1 import job_pb2, scheduler_pb2
 
-from .core.admission import gaps
 from .core.model import Cluster
 from .core.plan import Expected, Restart, plan
 from .core.policy import Policy
 from .core.reserve import Gap
 from .intents import ApiError
+from .view import View
 
 
 class Committed(Protocol):
@@ -26,6 +26,10 @@ class Committed(Protocol):
 
     def cluster(self, policy: Policy) -> Cluster:
         """A copy of its own for whoever asks."""
+        ...
+
+    def view(self, policy: Policy) -> View:
+        """As of `revision`, not to be changed."""
         ...
 
 
@@ -64,7 +68,7 @@ class FailoverPlans:
         if not kept.hosts:
             return None
         if self._reservation is None or self._reservation[0] != self._mirror.revision:
-            uncovered = [_uncovered(gap) for gap in gaps(self._mirror.cluster(self._policy))]
+            uncovered = [_uncovered(gap) for gap in self._mirror.view(self._policy).reserve.gaps()]
             wire = scheduler_pb2.Reservation(hosts=kept.hosts, domain_label=kept.domain_label, uncovered=uncovered)
             self._reservation = self._mirror.revision, wire
         return self._reservation[1]

@@ -31,6 +31,7 @@ from .decode import fact
 from .election import Term, TermLostError
 from .fencing.acting import Acting
 from .fencing.port import FenceDevice
+from .history import History
 from .load import TURN, load_in_turns
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Leader:
         policy: Policy,
         on_loaded: Callable[[], None] = lambda: None,
         power: Mapping[str, FenceDevice] | None = None,
+        seen: int = 0,  # a revision of the store that was seen before the term began
     ) -> None:
         self.cluster = Cluster(policy=policy)
         self._store = store
@@ -84,11 +86,13 @@ class Leader:
         self._inbox: list[Sequence[Change]] = []
         self._news = asyncio.Event()
         self._alarmed: dict[str, float] = {}
+        self._history = History(seen)
         self._power = Acting(power or {}, why_not=self._why_not_off, wall=wall, news=self._news)
 
     async def run(self) -> None:
         """Lead until cancelled. Raises StoreError or TermLostError when this state can no longer be trusted."""
         snapshot = await self._store.list(keys.ROOT)
+        self._history.seen(snapshot.revision)
         for number, kv in enumerate(snapshot.items):
             self._note_spec(kv.key, kv.value)
             if number % TURN == 0:
@@ -250,7 +254,7 @@ class Leader:
         ops = guards = size = 0
         for group in groups:
             ops, guards, size = ops + len(group.ops), guards + len(group.guards), size + group.size
-            if not batches or max(ops, guards + 1) > self._store.max_ops or size > COMMIT_BYTES:
+            if not batches or max(ops, guards + 2) > self._store.max_ops or size > COMMIT_BYTES:
                 batches.append([])
                 ops, guards, size = len(group.ops), len(group.guards), group.size
             batches[-1].append(group)
@@ -259,11 +263,11 @@ class Leader:
     async def _write(self, batch: list[_Group], now: float) -> None:
         if await self._try(batch):
             return
-        await self._still_leading()
+        await self._still_known()
         for group in batch:  # one of the guards failed: find out which
             if await self._try([group]):
                 continue
-            await self._still_leading()
+            await self._still_known()
             self.cluster.dirty.deleted.update(group.deleted)
             for allocation in group.created:
                 retract(self.cluster, allocation, now, f"session {allocation.session} of {allocation.host} ended")
@@ -272,9 +276,16 @@ class Leader:
     async def _try(self, batch: list[_Group]) -> bool:
         guards = dict.fromkeys(guard for group in batch for guard in group.guards)
         ops = [op for group in batch for op in group.ops]
-        return (await self._store.commit([self._term.guard, *guards], ops)).succeeded
+        done = await self._store.commit([self._term.guard, *self._history.guards(), *guards], ops)
+        self._history.wrote(ops, done)
+        return done.succeeded
 
     async def _still_leading(self) -> None:
         current = await self._store.get(keys.LEADER)
         if current is None or current.create_revision != self._term.revision:
             raise TermLostError("another replica leads")
+
+    async def _still_known(self) -> None:
+        """A guard failed: raise TermLostError or Restored, unless it was one of its own."""
+        await self._still_leading()
+        await self._history.check(self._store)

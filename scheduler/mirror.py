@@ -25,6 +25,7 @@ from . import states_told, wishes_told
 from .core.model import Cluster
 from .core.policy import Policy
 from .load import load
+from .view import View
 
 _log = logging.getLogger(__name__)
 
@@ -68,10 +69,18 @@ class Mirror:
         self._listeners: list[Callable[[Kind, Ids], None]] = []
         self._event_listeners: list[Callable[[scheduler_pb2.Event], None]] = []
         self._moved = asyncio.Condition()
+        self._view: View | None = None
+        self.on_restored: Callable[[], None] = lambda: None  # called while what is forgotten can still be read here
 
     async def run(self) -> None:
         """Keep up with the store until cancelled."""
-        await follow(self._store, keys.ROOT, on_reset=self._reset, on_changes=self._changes)
+        await follow(
+            self._store,
+            keys.ROOT,
+            on_reset=self._reset,
+            on_changes=self._changes,
+            on_restored=self._restored,
+        )
 
     # Reading
 
@@ -118,7 +127,7 @@ class Mirror:
         return shown
 
     def cluster(self, policy: Policy) -> Cluster:
-        """The core's view of what is committed now, without finished jobs, for `explain`.
+        """The core's view of what is committed now, without finished jobs, for whoever will change it.
 
         Costs time in proportion to the jobs that are not finished and to all hosts.
         """
@@ -128,6 +137,12 @@ class Mirror:
         cluster = Cluster(policy=policy)
         load(cluster, (kv for key, kv in self._raw.items() if key not in over), self._wall())
         return cluster
+
+    def view(self, policy: Policy) -> View:
+        """As `cluster`, shared by all who ask at one revision, and not to be changed."""
+        if self._view is None or (self._view.revision, self._view.policy) != (self.revision, policy):
+            self._view = View(self.revision, policy, self.cluster(policy))
+        return self._view
 
     async def reached(self, revision: int, timeout_s: float = 5.0) -> None:
         """Return once what was written at `revision` can be read here, or after `timeout_s`."""
@@ -149,13 +164,16 @@ class Mirror:
 
     # Following
 
+    def _restored(self) -> None:
+        self.on_restored()
+
     async def _reset(self, snapshot: Snapshot) -> None:
         fresh = {kv.key for kv in snapshot.items}
         for key in [k for k in self._raw if k not in fresh]:
             self._apply(Change(key, None, snapshot.revision))
         for kv in sorted(snapshot.items, key=lambda kv: kv.create_revision):
             known = self._raw.get(kv.key)
-            if known is None or known.mod_revision != kv.mod_revision:
+            if known != kv:  # revisions come again in a store that was restored
                 self._apply(Change(kv.key, kv, kv.mod_revision), quiet=not self.synced.is_set())
         await self._advance(snapshot.revision)
         self.synced.set()

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpupool.store.port import Store, StoreError
+from gpupool.store.keys import Kind
+from gpupool.store.port import Restored, Store, StoreError
 from gpupool.v1 import records_pb2
 
 from .core.policy import Policy
@@ -20,6 +21,7 @@ from .mirror import Mirror
 
 _log = logging.getLogger(__name__)
 
+DEFAULT_TTL_S = 30  # of a host whose session nobody knows
 PAUSE_S = 0.5  # before campaigning again after a term that failed
 
 
@@ -38,8 +40,11 @@ class Replica:
     power: Mapping[str, FenceDevice] = field(default_factory=dict)  # by host; their names are policy.powered
     gone: Gone = never  # how a standby learns that the leader's process has died, before the lease says so
 
+    _hold_until: float = 0.0  # on the loop's clock
+
     async def run(self) -> None:
         """Serve until cancelled. What comes out of here, in a group, is a bug: InvariantBrokenError above all."""
+        self.mirror.on_restored = self._hold
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.mirror.run(), name=f"{self.name}: mirror")
             tasks.create_task(self._campaign(), name=f"{self.name}: campaign")
@@ -51,14 +56,31 @@ class Replica:
                 await self._term(first=first)
             except (StoreError, TermLostError) as exc:
                 _log.warning("%s leads no longer: %s", self.name, exc)
+                if isinstance(exc, Restored):
+                    self._hold()
             first = False
             await asyncio.sleep(PAUSE_S)
+
+    def _hold(self) -> None:
+        """The store was restored from a backup: VMs may run of which it does not know. Their agents notice, or their
+        guards end them, within the time of a lease: until then, decide nothing.
+        """
+        sessions = self.mirror.all(Kind.SESSION, records_pb2.Session).values()
+        wait_s = max((session.ttl_s or DEFAULT_TTL_S for session in sessions), default=DEFAULT_TTL_S)
+        now = asyncio.get_running_loop().time()
+        if now >= self._hold_until:  # else this one is known
+            _log.error("%s: the store was restored from a backup; nothing is decided for %d s", self.name, wait_s)
+            self._hold_until = now + wait_s
 
     async def _term(self, *, first: bool) -> None:
         me = records_pb2.Leader(id=self.name, address=self.address, since_s=self.wall())
         async with lead(self.store, me, ttl_s=self.leader_ttl_s, gone=self.gone, first=first) as term:
             _log.info("%s leads, term %d", self.name, term.revision)
-            self.leader = Leader(self.store, term, wall=self.wall, policy=self.policy, power=self.power)
+            # Held as the leader: a replica that has just begun knows nothing of a restore, and would decide.
+            await asyncio.sleep(max(0.0, self._hold_until - asyncio.get_running_loop().time()))
+            self.leader = Leader(
+                self.store, term, wall=self.wall, policy=self.policy, power=self.power, seen=self.mirror.revision
+            )
             try:
                 await self.leader.run()
             finally:

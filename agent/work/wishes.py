@@ -11,6 +11,9 @@ from gpupool.store.follow import follow
 from gpupool.store.port import Change, Snapshot, Store
 from gpupool.v1.records_pb2 import Allocation, ClusterIntent, UnitIntent
 
+Reset = Callable[[Snapshot], None]
+News = Callable[[Sequence[Change]], None]
+
 
 class Wishes:
     """`allocations` and `intents` by name; `known` is set once the allocations have been read.
@@ -31,6 +34,7 @@ class Wishes:
         self.known = asyncio.Event()
         self.seen: Callable[[int], object] = lambda _: None  # is told the revision of each change
         self._again = asyncio.Event()
+        self.on_restored: Callable[[], object] = lambda: None  # the store's history went back
         self.on_cluster: Callable[[ClusterIntent], object] = lambda _: None  # what is wanted of all hosts together
 
     def again(self) -> None:
@@ -59,18 +63,19 @@ class Wishes:
                 raise results[0]
 
     async def _follow(self) -> None:
+        followed: tuple[tuple[str, Reset, News], ...] = (
+            (keys.allocation_prefix(self._host), self._reset_allocations, self._change_allocations),
+            (keys.CLUSTER_INTENT, self._reset_cluster, self._change_cluster),
+            (f"{keys.INTENTS}units/{self._host}/", self._reset_intents, self._change_intents),
+        )
         async with asyncio.TaskGroup() as group:
-            prefix = keys.allocation_prefix(self._host)
-            group.create_task(
-                follow(self._store, prefix, on_reset=self._reset_allocations, on_changes=self._change_allocations)
-            )
-            group.create_task(
-                follow(self._store, keys.CLUSTER_INTENT, on_reset=self._reset_cluster, on_changes=self._change_cluster)
-            )
-            prefix = f"{keys.INTENTS}units/{self._host}/"
-            group.create_task(
-                follow(self._store, prefix, on_reset=self._reset_intents, on_changes=self._change_intents)
-            )
+            for prefix, reset, news in followed:
+                group.create_task(
+                    follow(self._store, prefix, on_reset=reset, on_changes=news, on_restored=self._restored)
+                )
+
+    def _restored(self) -> None:
+        self.on_restored()
 
     def _reset_allocations(self, snapshot: Snapshot) -> None:
         before = self.allocations

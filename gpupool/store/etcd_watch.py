@@ -4,6 +4,11 @@ Progress notifications tell that the peer is alive, and nothing else. They must 
 etcd before 3.4.25 and 3.5.8 sends a requested one ahead of events that it has still to deliver
 (https://github.com/etcd-io/etcd/issues/15220). The price is a list after a compaction that a quiet watch slept through.
 
+etcd takes a watch from a revision that is yet to come, and is silent until then. So one that was restored from a backup
+under us would leave us with what we knew, for hours. Whenever a stream begins, a linearizable read on the same member
+tells whether the store is as new as what we saw, and was then as we were told. It must come after the stream began: a
+restore after that ends the stream.
+
 Responses are not asked for in fragments (`fragment`): etcd then keeps the events of one revision in one response, the
 batch that we promise, and our side accepts responses of any size.
 """
@@ -22,7 +27,7 @@ from aetcd.rpc import rpc_pb2
 from gpupool.store import etcd_wire as wire
 from gpupool.store.backoff import Backoff
 from gpupool.store.etcd_link import Link, Member
-from gpupool.store.port import Change, Compacted, Refused, Unavailable
+from gpupool.store.port import Change, Compacted, Refused, Restored, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +45,7 @@ async def watch(
     """See Store.watch."""
     backoff = Backoff(first_s=0.05, cap_s=2.0)
     renew_token = False
+    last: Change | None = None
     while True:
         member = None
         try:
@@ -48,11 +54,14 @@ async def watch(
                 metadata = await link.metadata(member, _now() + link.timeout_s, renew=renew_token)
                 async with aclosing(_stream(member, metadata, prefix, after_revision, silence_s)) as responses:
                     async for response in responses:
+                        if response.created:
+                            await _same_history(member, metadata, prefix, last or after_revision, link.timeout_s)
                         backoff.reset()
                         renew_token = False
                         batch = _new_changes(response, after_revision)
                         if batch:
                             after_revision = batch[-1].revision
+                            last = next((c for c in batch if c.kv and c.revision == after_revision), batch[-1])
                             yield batch
         except _TokenError as exc:
             if renew_token:
@@ -93,11 +102,35 @@ async def _stream(
                 _raise_cancelled(response, member)
             yield response
     except grpc.aio.AioRpcError as exc:
-        if wire.is_stale_token(wire.details(exc)):
-            raise _TokenError(wire.details(exc)) from None
-        raise wire.store_error(exc, member.endpoint) from exc
+        raise _error(exc, member) from exc
     finally:
         call.cancel()
+
+
+async def _same_history(
+    member: Member, metadata: grpc.aio.Metadata, prefix: str, seen: int | Change, timeout_s: float
+) -> None:
+    """Raise Restored if the store has forgotten what we `seen` last: a revision, or a change. Else as `_stream`."""
+    key, revision = (seen.key, seen.revision) if isinstance(seen, Change) else (prefix, seen)
+    as_of = revision if isinstance(seen, Change) else 0
+    request = rpc_pb2.RangeRequest(key=wire.encode_key(key) or b"\0", revision=as_of)
+    try:
+        answer = await member.kv.Range(request, timeout=timeout_s, metadata=metadata)
+    except grpc.aio.AioRpcError as exc:
+        if wire.is_compacted(exc):
+            raise Compacted(revision + 1) from None
+        if wire.is_future(exc):
+            raise Restored(f"revision {revision}, which was seen, is yet to come") from None
+        raise _error(exc, member) from exc
+    if answer.header.revision < revision:
+        raise Restored(f"it is at revision {answer.header.revision}, and was at {revision}")
+    if isinstance(seen, Change) and (wire.decode_kv(answer.kvs[0]) if answer.kvs else None) != seen.kv:
+        raise Restored(f"as of revision {revision}, {key} is not what it was")
+
+
+def _error(exc: grpc.aio.AioRpcError, member: Member) -> Exception:
+    text = wire.details(exc)
+    return _TokenError(text) if wire.is_stale_token(text) else wire.store_error(exc, member.endpoint)
 
 
 def _raise_cancelled(response: rpc_pb2.WatchResponse, member: Member) -> None:

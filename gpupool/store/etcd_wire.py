@@ -116,6 +116,11 @@ def is_compacted(error: grpc.aio.AioRpcError) -> bool:
     return error.code() == _Code.OUT_OF_RANGE and "compacted" in details(error)
 
 
+def is_future(error: grpc.aio.AioRpcError) -> bool:
+    """A read asked for a revision that is yet to come."""
+    return error.code() == _Code.OUT_OF_RANGE and "future revision" in details(error)
+
+
 def details(error: grpc.aio.AioRpcError) -> str:
     """What the server, or gRPC itself, says."""
     return str(error.details() or "")

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import NoReturn
 
 from gpupool.store.backoff import Backoff
-from gpupool.store.port import Change, Compacted, Snapshot, Store, Unavailable
+from gpupool.store.port import Change, Compacted, Restored, Snapshot, Store, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -20,15 +20,17 @@ async def follow(
     *,
     on_reset: Callable[[Snapshot], Awaitable[None] | None],
     on_changes: Callable[[Sequence[Change]], Awaitable[None] | None],
+    on_restored: Callable[[], None] = lambda: None,
     backoff: Backoff | None = None,
 ) -> NoReturn:
     """Hand out the state under `prefix` and then its changes, in order, each exactly once; runs until cancelled.
 
     `on_reset` gets everything under the prefix and replaces what the caller knew: at the start, and again whenever the
-    store has forgotten the changes in between. Both callbacks may be coroutine functions; the next call waits for them.
+    store has forgotten the changes in between. Both may be coroutine functions; the next call waits for them.
+    `on_restored` comes before such a reset if the store's history went back, while the caller still has the old state.
     An unavailable store is asked again and again, with a pause. Raises what the callbacks raise, and Refused.
     """
-    async with aclosing(events(store, prefix, backoff=backoff)) as stream:
+    async with aclosing(events(store, prefix, backoff=backoff, on_restored=on_restored)) as stream:
         async for event in stream:
             result = on_reset(event) if isinstance(event, Snapshot) else on_changes(event)
             if inspect.isawaitable(result):
@@ -37,7 +39,7 @@ async def follow(
 
 
 async def events(
-    store: Store, prefix: str, *, backoff: Backoff | None = None
+    store: Store, prefix: str, *, backoff: Backoff | None = None, on_restored: Callable[[], None] = lambda: None
 ) -> AsyncGenerator[Snapshot | Sequence[Change], None]:
     """As `follow`, as a stream: a Snapshot replaces what came before it, a sequence of changes adds to it."""
     backoff = backoff or Backoff()
@@ -54,7 +56,10 @@ async def events(
                     revision = batch[-1].revision
                     yield batch
         except Compacted as exc:
-            _log.info("%s: %s; listing again", prefix, exc)
+            restored = isinstance(exc, Restored)
+            _log.log(logging.ERROR if restored else logging.INFO, "%s: %s; listing again", prefix, exc)
+            if restored:
+                on_restored()
             revision = None
             # Writers so fast that every list is compacted before its watch begins must not make us spin.
             await backoff.sleep()

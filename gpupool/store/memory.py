@@ -12,7 +12,19 @@ from collections.abc import AsyncGenerator, Sequence
 
 from gpupool.store._check import check_commit, check_key
 from gpupool.store.memory_backend import MemoryBackend
-from gpupool.store.port import Change, Committed, Guard, KeyValue, Op, Poll, Put, Refused, Snapshot, Unavailable
+from gpupool.store.port import (
+    Change,
+    Committed,
+    Guard,
+    KeyValue,
+    Op,
+    Poll,
+    Put,
+    Refused,
+    Restored,
+    Snapshot,
+    Unavailable,
+)
 
 __all__ = ["MAX_OPS", "MAX_REQUEST_BYTES", "MemoryBackend", "MemoryStore"]
 
@@ -54,6 +66,7 @@ class MemoryStore:
 
     async def watch(self, prefix: str, *, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
         """See Store.watch."""
+        last: Change | None = None
         wake = self._backend.subscribe()
         self._wakes.append(wake)
         try:
@@ -61,10 +74,16 @@ class MemoryStore:
                 wake.clear()
                 await self._turn()
                 seen = self._backend.revision
+                # A restore breaks etcd's streams; they find this when they resume.
+                if after_revision > seen:
+                    raise Restored(f"it is at revision {seen}, and was at {after_revision}")
+                if last and not self._backend.remembers(last):
+                    raise Restored(f"as of revision {last.revision}, {last.key} is not what it was")
                 batch = self._backend.changes(prefix, after_revision)
                 # A quiet prefix must not fall behind the compaction: etcd does not cancel a watch that is up to date.
                 after_revision = max(after_revision, batch[-1].revision if batch else seen)
                 if batch:
+                    last = batch[-1]
                     yield batch
                 else:
                     await wake.wait()

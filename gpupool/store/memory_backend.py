@@ -189,6 +189,13 @@ class MemoryBackend:
         entries = self._history[start:]
         return tuple(change for _, made in entries for change in made if change.key.startswith(prefix))
 
+    def remembers(self, change: Change) -> bool:
+        """Whether that change is in the history, as far back as that is kept."""
+        if change.revision < self._compacted:
+            return True
+        at = bisect.bisect_left(self._history, change.revision, key=lambda entry: entry[0])
+        return at < len(self._history) and change in self._history[at][1]
+
     def subscribe(self) -> asyncio.Event:
         """An event that is set at every write and when a handle is closed, until `unsubscribe`."""
         wake = asyncio.Event()

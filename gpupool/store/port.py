@@ -29,6 +29,14 @@ class Compacted(StoreError):
         self.compact_revision = compact_revision
 
 
+class Restored(Compacted):
+    """The store has forgotten what we saw of it: it was restored from a backup. List again, and trust nothing known."""
+
+    def __init__(self, why: str) -> None:
+        Exception.__init__(self, f"the store's history went back, as if restored from a backup: {why}")
+        self.compact_revision = 0
+
+
 class LeaseNotFound(StoreError):
     """The lease has expired or was revoked; everything that hung on it is gone."""
 
@@ -154,7 +162,8 @@ class Store(Protocol):
         """Changes under `prefix` with revision > `after_revision`, in order, each exactly once, batched as they arrive.
 
         Never ends by itself: breaks in the connection are mended inside by resuming after the last revision that was
-        handed out; a frozen or silent peer is noticed within seconds. Raises Compacted when it cannot resume.
+        handed out; a frozen or silent peer is noticed within seconds. Raises Compacted when it cannot resume; Restored
+        when the store, at the beginning or after a break, is not as new as what was seen of it.
         Changes of one revision are never split over two batches. Who leaves the loop early by other means than
         cancellation wraps it in `contextlib.aclosing`, or the connection lives on until garbage collection.
         """

@@ -7,7 +7,7 @@ site keeps no room this decides nothing and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from .fit import Fit
@@ -97,12 +97,17 @@ def said(verdict: Verdict) -> str:
     return f"it would take room that is kept: {why}{maybe}"
 
 
-def kept_out(cluster: Cluster, job: Job, fits: Sequence[tuple[str, Fit]]) -> dict[str, Refusal]:
-    """Of the hosts that fit a job that waits, those that the reservation keeps it from. Asks at most EXPLAINED."""
+def kept_out(
+    cluster: Cluster, job: Job, fits: Sequence[tuple[str, Fit]], known: Callable[[], Reserve] | None = None
+) -> dict[str, Refusal]:
+    """Of the hosts that fit a job that waits, those that the reservation keeps it from. Asks at most EXPLAINED.
+
+    `known` gives the reservation as it is now, if somebody has it.
+    """
     policy = cluster.policy.reservation
     if not policy.hosts or policy.warn or not fits or ran_before(job):
         return {}
-    reserve = Reserve(cluster, once=True)
+    reserve = known() if known is not None else Reserve(cluster, once=True)
     found = {}
     for name, place in fits[:EXPLAINED]:
         verdict = reserve.judge(job, cluster.hosts[name], place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .admission import kept_out
@@ -10,6 +11,7 @@ from .fit import Fit, fit
 from .model import Cluster, Job
 from .power import told
 from .reasons import Reason, Refusal
+from .reserve import Reserve
 from .tables import HostState, JobState
 from .wait import JobWait, ignored, wait
 
@@ -25,13 +27,16 @@ class Explanation:
     wait: JobWait | None = None  # what keeps the job itself
 
 
-def explain(cluster: Cluster, job: Job, now: float) -> Explanation:
-    """Explain the job's state at `now`; hosts are judged only while it is pending."""
+def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None = None) -> Explanation:
+    """Explain the job's state at `now`; hosts are judged only while it is pending.
+
+    `reserve` gives the reservation of this very cluster, as it is now, where somebody has it; else it is computed.
+    """
     if job.state is not JobState.PENDING:
         return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}{_lost(cluster, job, now)}", 0, (), ())
     at_once = cluster.policy.starts_at_once
     outcomes = [(name, fit(cluster.hosts[name], job.request, at_once)) for name in sorted(cluster.hosts)]
-    kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)])
+    kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
     verdicts = [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))

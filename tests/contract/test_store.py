@@ -21,6 +21,7 @@ from gpupool.store.port import (
     Op,
     Put,
     Refused,
+    Restored,
     Sight,
     Snapshot,
     Store,
@@ -325,6 +326,12 @@ class TestWatch:
         assert caught.value.compact_revision == last
         assert [c.revision for c in flat(await take(store, world.prefix, last - 1, 1))] == [last]
 
+    async def test_a_revision_yet_to_come_is_of_a_forgotten_history(self, world: World) -> None:
+        store = world.client()
+        last = await put(store, world.prefix + "k")
+        with pytest.raises(Restored):
+            await take(store, world.prefix, last + 1000, 1)
+
     async def test_compaction_does_not_disturb_a_watch_that_is_up_to_date(self, world: World) -> None:
         store = world.client()
         start = await put(store, world.prefix + "k")
@@ -351,7 +358,8 @@ class TestWatch:
 
     async def test_close_ends_watches_and_calls(self, world: World) -> None:
         store = world.client()
-        watcher = asyncio.create_task(take(store, world.prefix, 10**9, 1))
+        start = (await store.list(world.prefix)).revision
+        watcher = asyncio.create_task(take(store, world.prefix, start, 1))
         await asyncio.sleep(0.2)
         await store.close()
         with pytest.raises(Unavailable):

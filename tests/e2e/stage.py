@@ -112,15 +112,6 @@ class Stage:
         done = await asyncio.create_subprocess_exec("etcdctl", *arguments)
         assert await done.wait() == 0, arguments
 
-    async def do_schedulers_stop(self) -> None:
-        """All replicas are stopped."""
-        await asyncio.gather(*(replica.stop() for replica in self._fleet.cluster.replicas.values()))
-
-    async def do_schedulers_start(self) -> None:
-        """They are started."""
-        for name in self._fleet.cluster.replicas:
-            await self._fleet.cluster.start_replica(name)
-
     async def do_lost(self, host: str) -> None:
         """Wait until the loss of a host has been noticed."""
 

@@ -16,7 +16,7 @@ SCHEDULER = (
     Mutant(
         "commits without a term",
         "a leader writes without its term as a guard, so one that was paused overwrites its successor",
-        [Edit(LEADER, "self._store.commit([self._term.guard, *guards], ops)", "self._store.commit([*guards], ops)")],
+        [Edit(LEADER, "[self._term.guard, *self._history.guards(), *guards]", "[*guards]")],
         tests("e2e/test_leader_failover.py::test_a_frozen_leaders_commit_comes_too_late"),
     ),
     Mutant(
@@ -73,9 +73,10 @@ SCHEDULER = (
         [
             Edit(
                 LEADER,
-                "        return (await self._store.commit([self._term.guard, *guards], ops)).succeeded\n",
+                "        done = await self._store.commit([self._term.guard, *self._history.guards(), *guards], ops)\n",
                 "        try:\n"
-                "            return (await self._store.commit([self._term.guard, *guards], ops)).succeeded\n"
+                "            all_guards = [self._term.guard, *self._history.guards(), *guards]\n"
+                "            done = await self._store.commit(all_guards, ops)\n"
                 "        except StoreError:\n"
                 "            return False\n",
             )

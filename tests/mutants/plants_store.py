@@ -46,4 +46,22 @@ STORE = (
         ],
         tests("contract"),
     ),
+    Mutant(
+        "restored store waited for",
+        "a watch waits for a revision that a restored etcd has yet to reach",
+        [Edit(WATCH, "if response.created:", "if False:")],
+        tests("contract/test_store.py", "contract/test_restored.py"),
+    ),
+    Mutant(
+        "forgotten write no guard",
+        "a leader goes on writing to a restored store that has its key, and not what it wrote",
+        [Edit("scheduler/history.py", "return [self._written] if self._written is not None else []", "return []")],
+        tests("unit/test_scheduler_restored.py"),
+    ),
+    Mutant(
+        "restored store decided on",
+        "a scheduler that sees that the store was restored decides before the agents can have noticed",
+        [Edit("scheduler/replica.py", "await asyncio.sleep(max(0.0, self._hold_until", "max((0.0, self._hold_until")],
+        tests("unit/test_scheduler_restored.py"),
+    ),
 )

@@ -12,6 +12,7 @@ from scheduler.core.model import Cluster
 from scheduler.core.policy import Policy, ReservationPolicy
 from scheduler.failover_plan import FailoverPlans
 from scheduler.intents import ApiError
+from scheduler.view import View
 from tests.golden.runner import Player
 
 KEPT = Policy(reservation=ReservationPolicy(hosts=1))
@@ -35,6 +36,9 @@ class Committed:
         copy = deepcopy(self.player.cluster)
         copy.policy = policy
         return copy
+
+    def view(self, policy: Policy) -> View:
+        return View(self.revision, policy, self.cluster(policy))
 
 
 def known(name: str) -> None:

@@ -201,10 +201,11 @@ async def test_a_session_that_ends_before_the_commit_costs_nothing() -> None:
 async def test_a_commit_of_unknown_fate_makes_it_read_again(applied: bool) -> None:
     pool = Pool()
     store = HookedStore(pool.backend)
-    failures = iter([True])
+    failed: list[Sequence[Op]] = []
 
     async def unknown(ops: Sequence[Op], commit: Commit) -> Committed:
-        if any(op.key == keys.allocation("h1", "j1.1") for op in ops) and next(failures, False):
+        if any(op.key == keys.allocation("h1", "j1.1") for op in ops) and not failed:
+            failed.append(ops)
             if applied:
                 await commit()
             raise Unavailable("no answer")
@@ -213,8 +214,11 @@ async def test_a_commit_of_unknown_fate_makes_it_read_again(applied: bool) -> No
     store.on_commit = unknown
     await pool.join("h1")
     await pool.submit("j1")
-    task = asyncio.create_task(replica("s1", store).run())
-    await until(lambda: not next(failures, False) and pool.allocations())
+    scheduler = replica("s1", store)
+    task = asyncio.create_task(scheduler.run())
+    await until(lambda: failed)
+    decided = scheduler.leader
+    await until(lambda: pool.allocations() and scheduler.leader not in (None, decided))
     await asyncio.sleep(10)
     assert [a.id for a in pool.allocations()] == ["j1.1"]
     task.cancel()

@@ -146,6 +146,19 @@ async def test_waiting_for_a_revision_has_an_end() -> None:
 
 
 @virtual_time
+async def test_one_view_a_revision() -> None:
+    pool, policy = Pool(), Policy()
+    await pool.join("h1")
+    async with following(pool) as mirror:
+        first = mirror.view(policy)
+        assert mirror.view(policy) is first
+        assert first.reserve is mirror.view(policy).reserve
+        await mirror.reached(await pool.put(Put("/gpupool/v1/other", b"")))
+        assert mirror.view(policy) is not first
+        assert mirror.cluster(policy) is not mirror.cluster(policy)
+
+
+@virtual_time
 async def test_the_cluster_leaves_out_what_is_finished() -> None:
     pool = Pool()
     await pool.join("h1")
