@@ -23,6 +23,7 @@ from .core.policy import Policy
 from .core.reasons import Refusal
 from .intents import ApiError, change_intent
 from .mirror import FINAL, Arrival, Mirror
+from .named_jobs import NamedJobs
 from .submission import Submission, accepted, job_id_of, packed
 from .subscribe import Subscription
 from .validate import faults
@@ -46,6 +47,7 @@ class JobsApi:
         self._wall = wall
         self._token = token
         self._at_hand: _AtHand | None = None
+        self._named = NamedJobs(mirror)
         mirror.listen(self._noticed)
 
     # Submitting
@@ -60,12 +62,13 @@ class JobsApi:
     async def submit_batch(self, requests: Sequence[scheduler_pb2.SubmitRequest]) -> list[scheduler_pb2.SubmitResult]:
         """Submit many in few transactions; one result each, in order."""
         results: list[scheduler_pb2.SubmitResult] = []
+        specs = [request.spec for request in requests]
         good: list[tuple[int, Submission]] = []
         for request in requests:
             result = scheduler_pb2.SubmitResult()
             results.append(result)
             try:
-                submission = self._check(request)
+                submission = self._check(request, specs)
             except ApiError as exc:
                 result.refused.CopyFrom(scheduler_pb2.Refusal(code=exc.code.value[0], message=exc.message))
                 continue
@@ -98,9 +101,10 @@ class JobsApi:
         await self._mirror.reached(revision)
         return accepted(submission, created=done.succeeded)
 
-    def _check(self, request: scheduler_pb2.SubmitRequest) -> Submission:
-        wrong = faults(request.spec)
-        missing = self._unavailable(request.spec)
+    def _check(self, request: scheduler_pb2.SubmitRequest, beside: Sequence[job_pb2.JobSpec] = ()) -> Submission:
+        """Raises ApiError. `beside`: specs of the same batch, which may name each other."""
+        wrong = [*faults(request.spec), *self._named.faults(request.spec, beside)]
+        missing = [*self._unavailable(request.spec), *self._named.unknown(request.spec, beside)]
         if not request.allow_unavailable:
             wrong += [f"{m}; to queue it all the same: --allow-unavailable" for m in missing]
         if wrong:
@@ -205,11 +209,11 @@ class JobsApi:
     async def explain(self, job_id: str) -> scheduler_pb2.Explanation:
         """Why the job is where it is. ApiError NOT_FOUND."""
         shown = await self.get(job_id)
-        cluster = self._mirror.cluster(self._policy)
-        job = cluster.jobs.get(job_id)
+        view = self._mirror.view(self._policy)
+        job = view.cluster.jobs.get(job_id)
         if job is None:  # finished
             return scheduler_pb2.Explanation(id=job_id, state=shown.status.state, summary=_in_words(shown.status))
-        found = explain(cluster, job, self._wall())
+        found = explain(view.cluster, job, self._wall(), lambda: view.reserve)
         return scheduler_pb2.Explanation(
             id=job_id,
             state=shown.status.state,

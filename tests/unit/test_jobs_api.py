@@ -99,6 +99,39 @@ async def test_a_batch_with_everything_in_it() -> None:
         assert (await replica.api.get(results[6].ok.id)).spec.name == "b"
 
 
+def ordered(name: str, *after: str, allow: bool = False) -> Ask:
+    wanted = spec(name)
+    wanted.restart.after.extend(after)
+    return Ask(spec=wanted, allow_unavailable=allow)
+
+
+@virtual_time
+async def test_a_restart_order_that_makes_no_sense_is_refused() -> None:
+    async with serving(Pool()) as replica:
+        submit = replica.api.submit
+        await submit(ordered("db"))
+        await submit(ordered("web", "db"))
+        with pytest.raises(ApiError, match=r"restart.after 'bd': no job has this name; names at hand: db, web"):
+            await submit(ordered("cache", "bd"))
+        with pytest.raises(ApiError, match=r"restart.after 'x': that is the job itself"):
+            await submit(ordered("x", "x", allow=True))
+        assert (await submit(ordered("cache", "later", "web", allow=True))).warnings
+        with pytest.raises(
+            ApiError, match=r"restart.after 'cache': later after cache after later is a circle"
+        ) as caught:
+            await submit(ordered("later", "cache", allow=True))
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@virtual_time
+async def test_jobs_of_one_batch_may_name_each_other() -> None:
+    async with serving(Pool()) as replica:
+        good = await replica.api.submit_batch([ordered("a", "b"), ordered("b", "c"), ordered("c")])
+        assert all(result.ok.created for result in good)
+        circle = await replica.api.submit_batch([ordered("d", "e"), ordered("e", "d"), ordered("f", "e")])
+        assert ["circle" in result.refused.message for result in circle] == [True, True, False]
+
+
 def _code(number: int) -> tuple[int, str]:
     return next(code.value for code in grpc.StatusCode if code.value[0] == number)
 
