@@ -16,6 +16,8 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 _log = logging.getLogger(__name__)
 
@@ -29,42 +31,76 @@ Gone = Callable[[str], Awaitable[None]]
 """Given an address, returns once the process that listened there is gone; else never."""
 
 
+Place = tuple[str, str]  # host and port
+
+
+class Connection(Protocol):
+    """It stands. `place`: the very address that answered; a name may have several, and all must not be asked again."""
+
+    @property
+    def place(self) -> Place:
+        """Host and port."""
+        ...
+
+    async def closed(self) -> None:
+        """Return once it has broken; it is given up in any case."""
+        ...
+
+
+Connect = Callable[[Place], Awaitable[Connection]]
+"""Raises ConnectionRefusedError where nobody listens, another OSError where that is not known."""
+
+
 async def never(address: str) -> None:
     """No death is ever noticed: only the lease tells."""
     del address
     await asyncio.Event().wait()
 
 
-async def gone(address: str) -> None:
-    """See the module docstring and `Gone`."""
+async def gone(address: str, connect: Connect | None = None) -> None:
+    """See the module docstring and `Gone`. `connect` makes connections, over TCP unless a simulation has its own."""
     host, _, port = address.rpartition(":")
     place, refused = (host.strip("[]"), port), 0
     reached = False
     while refused < REFUSALS:
         try:
             async with asyncio.timeout(CONNECT_S):
-                reader, writer = await asyncio.open_connection(*place)
+                connection = await (connect or over_tcp)(place)
         except ConnectionRefusedError:
             refused += reached
         except (OSError, TimeoutError):
             refused = 0
         else:
-            # The very address that answered: a name may have several, and all must not be asked again.
-            place, reached, refused = writer.get_extra_info("peername")[:2], True, 0
-            _keep_alive(writer.get_extra_info("socket"))
-            await _until_closed(reader, writer)
+            place, reached, refused = connection.place, True, 0
+            await connection.closed()
         if refused < REFUSALS:
             await asyncio.sleep(AGAIN_S if reached else UNREACHED_S)
     _log.warning("nobody listens at %s any more: the leader's process is gone", address)
 
 
-async def _until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        with contextlib.suppress(OSError):
-            while await reader.read(4096):
-                pass
-    finally:
-        writer.transport.abort()
+@dataclass(frozen=True, slots=True)
+class _OverTcp:
+    """A connection."""
+
+    place: Place
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def closed(self) -> None:
+        """See Connection."""
+        try:
+            with contextlib.suppress(OSError):
+                while await self.reader.read(4096):
+                    pass
+        finally:
+            self.writer.transport.abort()
+
+
+async def over_tcp(place: Place) -> Connection:
+    """See Connect."""
+    reader, writer = await asyncio.open_connection(*place)
+    _keep_alive(writer.get_extra_info("socket"))
+    return _OverTcp(writer.get_extra_info("peername")[:2], reader, writer)
 
 
 def _keep_alive(connection: socket.socket) -> None:

@@ -67,11 +67,12 @@ class MemoryStore:
     async def watch(self, prefix: str, *, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
         """See Store.watch."""
         last: Change | None = None
-        wake = self._backend.subscribe()
-        self._wakes.append(wake)
+        watcher = self._backend.subscribe(prefix)
+        self._wakes.append(watcher.wake)
         try:
             while True:
-                wake.clear()
+                # A quiet prefix must not fall behind the compaction: etcd does not cancel a watch that is up to date.
+                after_revision = max(after_revision, watcher.rest())
                 await self._turn()
                 seen = self._backend.revision
                 # A restore breaks etcd's streams; they find this when they resume.
@@ -80,16 +81,15 @@ class MemoryStore:
                 if last and not self._backend.remembers(last):
                     raise Restored(f"as of revision {last.revision}, {last.key} is not what it was")
                 batch = self._backend.changes(prefix, after_revision)
-                # A quiet prefix must not fall behind the compaction: etcd does not cancel a watch that is up to date.
                 after_revision = max(after_revision, batch[-1].revision if batch else seen)
                 if batch:
                     last = batch[-1]
                     yield batch
                 else:
-                    await wake.wait()
+                    await watcher.wake.wait()
         finally:
-            self._wakes.remove(wake)
-            self._backend.unsubscribe(wake)
+            self._wakes.remove(watcher.wake)
+            self._backend.unsubscribe(watcher)
 
     async def grant(self, ttl_s: int) -> int:
         """See Store.grant."""

@@ -33,6 +33,21 @@ class _Lease:
     keys: set[str] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class Watcher:
+    """Who waits for a change under `prefix`. `first`: the revision of the first one since it began to wait; 0: none."""
+
+    prefix: str
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    first: int = 0
+
+    def rest(self) -> int:
+        """Begin to wait anew; returns the revision up to which nothing has changed since the last time."""
+        self.wake.clear()
+        first, self.first = self.first, 0
+        return max(0, first - 1)
+
+
 class MemoryBackend:
     """The shared state: keys, their history since the last compaction, leases, revision.
 
@@ -48,7 +63,7 @@ class MemoryBackend:
         self._leases: dict[int, _Lease] = {}
         self._last_lease = 0
         self._compacted = 0
-        self._watchers: dict[int, asyncio.Event] = {}  # a dict, as a set would wake them in no fixed order
+        self._watchers: dict[int, Watcher] = {}  # a dict, as a set would wake them in no fixed order
         self._timer: asyncio.TimerHandle | None = None
         self.members = {"memory": Sight.LEADER}  # what a poll sees; a test may say otherwise
         self.revision = 1  # as an empty etcd counts
@@ -94,8 +109,10 @@ class MemoryBackend:
         self._history.append((self.revision, changes))
         if self._keep_revisions and self.revision - self._keep_revisions > self._compacted:
             self.compact(self.revision - self._keep_revisions)
-        for wake in self._watchers.values():
-            wake.set()
+        for watcher in self._watchers.values():
+            if any(change.key.startswith(watcher.prefix) for change in changes):
+                watcher.first = watcher.first or self.revision
+                watcher.wake.set()
 
     def _put(self, op: Put, revision: int) -> Change:
         old = self._items.get(op.key)
@@ -196,15 +213,20 @@ class MemoryBackend:
         at = bisect.bisect_left(self._history, change.revision, key=lambda entry: entry[0])
         return at < len(self._history) and change in self._history[at][1]
 
-    def subscribe(self) -> asyncio.Event:
-        """An event that is set at every write and when a handle is closed, until `unsubscribe`."""
-        wake = asyncio.Event()
-        self._watchers[id(wake)] = wake
-        return wake
+    def subscribe(self, prefix: str) -> Watcher:
+        """Whose event is set at every write under `prefix`, until `unsubscribe`."""
+        watcher = Watcher(prefix)
+        self._watchers[id(watcher)] = watcher
+        return watcher
 
-    def unsubscribe(self, wake: asyncio.Event) -> None:
-        """Drop an event made by `subscribe`."""
-        self._watchers.pop(id(wake), None)
+    def unsubscribe(self, watcher: Watcher) -> None:
+        """Drop what `subscribe` made."""
+        self._watchers.pop(id(watcher), None)
+
+    def break_watches(self) -> None:
+        """As a restart of etcd does: each looks again."""
+        for watcher in self._watchers.values():
+            watcher.wake.set()
 
     @property
     def watchers(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.model import Edit, Mutant, Suite, tests
+from tests.mutants.model import Edit, Mutant, Sim, Suite, tests
 
 RESERVE, ROOM, ADMISSION = "scheduler/core/reserve.py", "scheduler/core/room.py", "scheduler/core/admission.py"
 WITNESS, PLAN = "scheduler/core/witness.py", "scheduler/core/plan.py"
@@ -21,6 +21,12 @@ def scenario(name: str) -> Suite:
 
 
 RESERVATION = (
+    Mutant(
+        "verdict not heeded",
+        "a job is placed where it takes the room that is kept for restarts",
+        [Edit(ADMISSION, "            if verdict.broken is None:\n", "            if True:\n")],
+        Sim("crash", words="takes the room that", seeds=40),
+    ),
     Mutant(
         "room on the dead host",
         "a host's jobs count as covered by room on that very host",

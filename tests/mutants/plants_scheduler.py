@@ -20,6 +20,18 @@ SCHEDULER = (
         tests("e2e/test_leader_failover.py::test_a_frozen_leaders_commit_comes_too_late"),
     ),
     Mutant(
+        "silence taken for death",
+        "a standby deposes a leader that it only cannot reach",
+        [
+            Edit(
+                "scheduler/deathwatch.py",
+                "        except (OSError, TimeoutError):\n            refused = 0\n",
+                "        except (OSError, TimeoutError):\n            refused += reached\n",
+            )
+        ],
+        Sim("partition", words=":1 for dead, which lives", seeds=40),
+    ),
+    Mutant(
         "session unchecked at commit",
         "an allocation is written although its host's session has just ended",
         [

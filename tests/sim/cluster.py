@@ -18,7 +18,9 @@ from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
 from gpupool.store.port import StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.core.policy import Policy
+from scheduler.core import model as core
+from scheduler.core.policy import Policy, ReservationPolicy
+from scheduler.deathwatch import never
 from scheduler.intents import ApiError
 from scheduler.jobs_api import JobsApi
 from scheduler.mirror import Mirror
@@ -28,9 +30,11 @@ from tests.fakes.vms import Guest
 from tests.sim import operator
 from tests.sim.faults import WEIGHTS, Fault, Kind, Mix, apply_plan, make_plan
 from tests.sim.hardware import MODEL, Machine
+from tests.sim.kept_room import KeptRoom
 from tests.sim.never import FINAL, Never
 from tests.sim.operator import Operator
 from tests.sim.sealed import WALL_EPOCH_S
+from tests.sim.wires import Wires
 from tests.sim.world import World
 
 M = TypeVar("M", bound=Message)
@@ -43,6 +47,7 @@ REPLICAS = ("s1", "s2")
 # do", so nothing else befalls such a machine, or the store, within this time; and a whole machine never freezes.
 SOFT_GUARD_ALONE_S = 12.0
 SITES = ("simulated", "trusting", "powered")
+KEEPS_ROOM, WATCHES_DEATHS = 0.35, 0.5  # shares of the seeds whose site does so
 
 
 class Cluster:
@@ -59,7 +64,17 @@ class Cluster:
         shape = self.rng.choice([(3, 2), (4, 2), (2, 4), (5, 1)])
         self.machines = {f"h{n}": Machine(world, f"h{n}", shape[1], self.guest) for n in range(1, shape[0] + 1)}
         names = frozenset(self.machines) if self.site == "powered" else frozenset[str]()
-        self.policy = Policy(soft_guard_is_enough=self.site == "trusting", powered=names)
+        habits = world.rng("habits")
+        self.keeps_room = habits.random() < KEEPS_ROOM
+        self.watches_deaths = habits.random() < WATCHES_DEATHS
+        self.policy = Policy(
+            soft_guard_is_enough=self.site == "trusting",
+            powered=names,
+            reservation=ReservationPolicy(hosts=1 if self.keeps_room else 0),
+        )
+        self.replicas: dict[str, Replica] = {}
+        if self.keeps_room:
+            world.change_checks.append(KeptRoom(self._leaders).changed)
         self.operator = Operator(world, self.machines, FAULTS_S)
         world.on_power.append(self._power)
         world.afflictions |= {
@@ -111,7 +126,14 @@ class Cluster:
         token = self.world.rng(f"token {name} {self.world.loop.time()}")
         self.apis[name] = JobsApi(store, mirror, policy=self.policy, wall=wall, token=partial(token.randbytes, 16))
         power = {host: machine.fence for host, machine in self.machines.items() if host in self.policy.powered}
-        await Replica(name, name, store, mirror, self.policy, wall, power=power).run()
+        gone = Wires(self.world, name).gone if self.watches_deaths else never
+        self.replicas[name] = Replica(name, f"{name}:1", store, mirror, self.policy, wall, power=power, gone=gone)
+        await self.replicas[name].run()
+
+    def _leaders(self) -> Iterator[core.Cluster]:
+        for replica in self.replicas.values():
+            if replica.leader is not None:
+                yield replica.leader.cluster
 
     def start(self) -> None:
         for name, machine in self.machines.items():
@@ -264,14 +286,16 @@ def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS, *, settle: b
     cluster.start()
     nodes = [*REPLICAS, *(f"{name}/agent" for name in cluster.machines)]
     machines = list(cluster.machines)
-    mix = Mix(weights=weights, quiet_s=20.0, most_lost=len(machines) - 1)
+    # Of a single host nothing can restart elsewhere: where room is kept, nothing more would be admitted.
+    mix = Mix(weights=weights, quiet_s=20.0, most_lost=len(machines) - (2 if cluster.keeps_room else 1))
     if harsh:
         mix = replace(mix, least=10, most=20, duration_s=(8.0, 30.0), start_s=15.0)
     plan = make_plan(
         world.rng("faults"), until_s=FAULTS_S, nodes=nodes, machines=machines, replicas=REPLICAS, mix=mix
     )  # fmt: skip
     apply_plan(world, possible(cluster, plan))
-    world.trace(f"site {cluster.site}, {len(machines)} machines")
+    habits = ", keeps room" * cluster.keeps_room + ", watches deaths" * cluster.watches_deaths
+    world.trace(f"site {cluster.site}, {len(machines)} machines{habits}")
     world.run(FAULTS_S)
     if not settle:
         return len(machines)

@@ -36,6 +36,7 @@ class Backup:
         for lease in backend._leases.values():
             lease.expires_at = backend.now() + lease.ttl_s
         backend._schedule()
+        backend.break_watches()
 
 
 def forever(rig: Rig) -> Rig:
