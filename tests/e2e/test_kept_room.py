@@ -1,0 +1,85 @@
+"""Room that a site keeps for restarts, for real: who waits for it and why, and what the loss of a host would do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gpupool.cli.app import run
+from gpupool.client import AsyncClient
+from gpupool.embedded.cluster import EmbeddedCluster
+from gpupool.store.etcd import EtcdStore
+from gpupool.v1 import job_pb2, scheduler_pb2
+from tests.e2e.fleet import A100, Fleet, brief_folder, until
+
+pytestmark = [
+    pytest.mark.etcd,
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
+    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
+]
+
+FOREVER = "echo up; while :; do sleep 1; done"
+
+
+async def test_the_policy_file_keeps_room_until_it_says_otherwise(
+    images: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with brief_folder() as folder:
+        site = folder / "site.yaml"
+        site.write_text("failover: {hosts: 1}\n")
+        cluster = EmbeddedCluster(
+            folder,
+            images=images,
+            hosts={"h1": f"1x{A100}", "h2": f"1x{A100}"},
+            scheduler_options={"--policy": str(site)},
+        )
+        try:
+            await cluster.start()
+            store = EtcdStore([cluster.etcd.endpoint])
+            async with AsyncClient(cluster.server, timeout_s=30) as client:
+                await _scene(Fleet(cluster, client, store), site, capfd)
+            await store.close()
+        finally:
+            await asyncio.shield(cluster.stop())
+
+
+async def _scene(fleet: Fleet, site: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = await fleet.submit(FOREVER, name="first")
+    here = await fleet.runs(first)
+    other = next(name for name in fleet.hosts if name != here.name)
+    second = await fleet.submit(FOREVER, name="second")
+
+    async def refused() -> bool:
+        found = await fleet.client.explain(second)
+        return scheduler_pb2.REASON_RESERVED_FOR_FAILOVER in [each.reason for each in found.reasons]
+
+    await until(refused)
+    assert (await fleet.client.get(second)).status.state == job_pb2.JOB_STATE_PENDING
+    code, printed = await _plan(fleet, here.name, capfd)
+    assert (code, printed) == (0, [first, other])
+
+    await asyncio.to_thread(site.write_text, "flap: {losses: 9}\n")
+    # No room is kept any more; a replica reads the file when it starts.
+    for name, replica in list(fleet.cluster.replicas.items()):
+        await replica.stop()
+        await fleet.cluster.start_replica(name)
+    assert (await fleet.runs(second)).name == other
+    code, printed = await _plan(fleet, here.name, capfd)
+    assert (code, printed[0]) == (1, first), "nobody has a place for it now"
+    assert other not in printed
+
+
+async def _plan(fleet: Fleet, host: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """`gpupool failover plan`: its exit code, and the job and its next host, as printed."""
+    capfd.readouterr()
+    code = await asyncio.to_thread(run, ["failover", "plan", host, "--server", fleet.cluster.server])
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    job, _, frm, *rest = next(line for line in lines if len(line) > 2 and line[1] in {"first", "second"})
+    assert frm == host
+    return code, [job, *rest[:1]]
