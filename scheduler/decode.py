@@ -13,7 +13,7 @@ from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .core import events, facts, model
+from .core import events, facts, losses, model
 from .core.hugepages import HugepagesFact
 from .core.tables import AllocationState, HostState, JobState
 
@@ -99,8 +99,8 @@ def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
     )
 
 
-def _evidence(value: int) -> model.Evidence | None:
-    return model.Evidence[_EVIDENCE[value]] if value else None
+def _evidence(value: int) -> losses.Evidence | None:
+    return losses.Evidence[_EVIDENCE[value]] if value else None
 
 
 def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
@@ -115,15 +115,15 @@ def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
         host.last_fence = _fence(record.last_fence)
     if record.HasField("power"):
         power = record.power
-        host.power = model.PowerFencing(
+        host.power = losses.PowerFencing(
             power.device, power.session, power.tries, power.last_s, power.next_s, power.error
         )  # fmt: skip
 
 
-def _fence(wire: records_pb2.FenceRecord) -> model.FenceRecord:
-    return model.FenceRecord(
+def _fence(wire: records_pb2.FenceRecord) -> losses.FenceRecord:
+    return losses.FenceRecord(
         session=wire.session,
-        evidence=_evidence(wire.evidence) or model.Evidence.NOTHING_RAN,
+        evidence=_evidence(wire.evidence) or losses.Evidence.NOTHING_RAN,
         detail=wire.detail,
         lost_s=wire.lost_s,
         fenced_s=wire.fenced_s,
@@ -131,10 +131,10 @@ def _fence(wire: records_pb2.FenceRecord) -> model.FenceRecord:
     )
 
 
-def failover_of(wire: records_pb2.FailoverRecord) -> model.Failover:
+def failover_of(wire: records_pb2.FailoverRecord) -> losses.Failover:
     """The history of one lost session."""
-    vms = [model.LostVm(v.allocation, v.job, v.host, v.placed_s, v.started_s, v.outcome) for v in wire.vms]
-    return model.Failover(wire.host, _fence(wire.fence), vms, wire.brake, wire.done_s)
+    vms = [losses.LostVm(v.allocation, v.job, v.host, v.placed_s, v.started_s, v.outcome) for v in wire.vms]
+    return losses.Failover(wire.host, _fence(wire.fence), vms, wire.brake, wire.done_s)
 
 
 def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -> None:
@@ -142,7 +142,7 @@ def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -
     cluster.settled_s, cluster.noted_s = record.settled_s, record.noted_s
     if record.HasField("brake"):
         brake = record.brake
-        cluster.brake = model.Brake(brake.since_s, brake.until_s, brake.reason, tuple(brake.hosts))
+        cluster.brake = losses.Brake(brake.since_s, brake.until_s, brake.reason, tuple(brake.hosts))
 
 
 def _guard(value: int) -> facts.GuardKind:

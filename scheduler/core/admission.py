@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from .domains import ran_before, restartable
 from .fit import Fit
 from .model import Cluster, Host, Job, Request
 from .reasons import Reason, Refusal
-from .reserve import Gap, Reserve, Verdict, ran_before, restartable
+from .reserve import Gap, Reserve, Verdict
 
 TRIES = 32  # hosts, the best first
 EXPLAINED = 128  # hosts

@@ -15,7 +15,8 @@ from bisect import bisect_left
 from dataclasses import replace
 from math import inf
 
-from .model import Brake, Cluster, Host
+from .losses import Brake
+from .model import Cluster, Host
 from .tables import HostState, Transition
 
 _UNPROVEN = frozenset({HostState.SUSPECT, HostState.FENCING})

@@ -6,7 +6,8 @@ It is derived from the jobs at each turn, so that no event can be missed, and st
 
 from __future__ import annotations
 
-from .model import Cluster, Failover, FenceRecord, Job, LostVm, Outcome
+from .losses import Failover, FenceRecord, LostVm
+from .model import Cluster, Job, Outcome
 from .tables import JobState
 
 KEPT = 200  # the newest

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from . import brake, breaker, failovers, flap
 from .facts import GuardKind, SessionFact
-from .model import Cluster, Evidence, FenceRecord, Host, Outcome
+from .losses import Evidence, FenceRecord
+from .model import Cluster, Host, Outcome
 from .power import seen_off
 from .retry import end_attempt, units_clean
 from .tables import AllocationEvent, AllocationState, HostEvent, HostState

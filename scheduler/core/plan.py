@@ -14,7 +14,8 @@ from statistics import median
 
 from .events import ClusterIntentChanged, HostIntentChanged, PowerFenced, SessionChanged, VmReported
 from .explain import explain
-from .model import Allocation, Cluster, Evidence, Host, Job
+from .losses import Evidence
+from .model import Allocation, Cluster, Host, Job
 from .place import Placer
 from .power import withheld
 from .step import step

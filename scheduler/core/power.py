@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from .brake import nothing_lives
 from .events import PowerFenced
-from .model import Cluster, Host, PowerFencing
+from .losses import PowerFencing
+from .model import Cluster, Host
 from .tables import HostState
 
 FIRST_RETRY_S = 5.0

@@ -4,7 +4,8 @@ For each domain there is a witness: exact resources on other hosts, free now, fo
 domain dies at a time, so witnesses may share what is free. Domains that would lose the same shapes share a witness,
 save those that it uses hosts of. A change on a host asks anew only the witnesses that use it, and its own domain's.
 
-What waits for a restart after a loss is a domain of its own, so that nobody new takes the room that was kept for it.
+What waits for a restart after a loss is a domain of its own (domains.py), so that nobody new takes the room that was
+kept for it.
 
 It must never say that a domain is covered without a witness that holds. A search that reached its bound counts as none
 found, and says so.
@@ -15,31 +16,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from .domains import Domain, Domains, Shapes, lost, restartable
 from .fit import Fit, closed
-from .model import Cluster, Host, Job, Outcome, Request
+from .model import Cluster, Host, Job
 from .room import Rooms, Take, standing, trial
-from .tables import HostState, JobState
 from .witness import find, in_order, most, size
 
-Shapes = tuple[Request, ...]  # in the order of `in_order`
 Takes = tuple[Take, ...]
-RAN = frozenset({Outcome.HOST_LOST, Outcome.CRASHED, Outcome.STOPPED})
-_LOST = frozenset({HostState.SUSPECT, HostState.FENCING})
-
-
-class Domain(NamedTuple):
-    """What dies together: `kind` is "host" or "label", or "lost": of lost hosts, and without a new place yet."""
-
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        """As people say it."""
-        if self.kind == "lost":
-            return f"what was lost with {self.name.partition(':')[2]}"
-        return f"host {self.name}" if self.kind == "host" else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +70,6 @@ class Verdict:
     entries: Mapping[Shapes, _Entry] = field(default_factory=dict)
 
 
-def restartable(job: Job) -> bool:
-    """Whether it would be started again if its host died."""
-    return job.max_restarts > job.restarts and job.cancel_reason is None and not job.final
-
-
-def ran_before(job: Job) -> bool:
-    """Whether it was admitted long ago, and lost its place since."""
-    return any(attempt.outcome in RAN for attempt in job.attempts)
-
-
 class Reserve:
     """See the module docstring. Belongs to one cluster, whose `stale_hosts` and `stale_jobs` it uses up.
 
@@ -106,10 +80,7 @@ class Reserve:
         self._cluster = cluster
         self._once = once
         self._rooms = Rooms(cluster)
-        self._domain_of: dict[str, Domain] = {}
-        self._members: dict[Domain, set[str]] = {}
-        self._waiting: dict[str, Domain] = {}  # by job: the domain of its last host
-        self._lost: dict[Domain, set[str]] = {}  # the same, by domain
+        self._domains = Domains(cluster)
         self._needs: dict[Domain, Shapes] = {}
         self._entries: dict[Shapes, _Entry] = {}
         self._users: dict[str, set[Shapes]] = {}  # by host: whose witnesses use it
@@ -150,9 +121,9 @@ class Reserve:
     def promised(self, job: Job) -> tuple[Host, Fit] | None:
         """Where room was kept for a job that waits for its restart, if that is so."""
         self.refresh()
-        if job.id not in self._waiting:
+        domain = self._domains.waits(job)
+        if domain is None:
             return None
-        domain = _lost(self._waiting[job.id])
         entry = self._entries.get(self._needs.get(domain, ()))
         takes = entry.witness(domain) if entry is not None else None
         for take in takes or ():
@@ -163,9 +134,9 @@ class Reserve:
     def spares(self, job: Job, host: Host, found: Fit) -> bool:
         """Whether all that waits beside the job still has its room if the job takes this place."""
         self.refresh()
-        if job.id not in self._waiting:
+        domain = self._domains.waits(job)
+        if domain is None:
             return True
-        domain = _lost(self._waiting[job.id])
         shapes = self._needs.get(domain, ())
         entry = self._entries.get(shapes)
         if entry is None or domain in entry.gaps():
@@ -201,10 +172,10 @@ class Reserve:
         return sorted(found, key=lambda gap: gap.domain)
 
     def _homeless(self, domain: Domain, shapes: Shapes) -> tuple[str, ...]:
-        takes = most(self._rooms, shapes, self._members.get(domain, ()))
+        takes = most(self._rooms, shapes, self._domains.members(domain))
         placed = Counter(take.request for take in takes)
         left = []
-        for job in sorted(self._jobs(domain), key=lambda job: (-job.priority, job.arrival, job.id)):
+        for job in sorted(self._domains.jobs(domain), key=lambda job: (-job.priority, job.arrival, job.id)):
             if placed[job.request]:
                 placed[job.request] -= 1
             else:
@@ -218,20 +189,17 @@ class Reserve:
         asked: set[Shapes] = set()
         moved: set[str] = set()
         for name in sorted(hosts):
-            host = self._cluster.hosts[name]
-            self._rooms.update(host)
-            before, after = self._domain_of.get(name), self._domain(host)
-            if before not in (None, after):
-                moved.add(name)
-            touched |= self._change_domain(name, before, after)
+            self._rooms.update(self._cluster.hosts[name])
+            near, left = self._domains.look_at_host(name)
+            touched |= near
+            moved |= {name} if left else set()
             asked |= self._users.get(name, set())
-        followed = [job_id for job_id in self._waiting if moved and self._last_host(job_id) in moved]
-        for job_id in (*jobs, *followed):
-            touched |= self._look_at_job(job_id)
-        touched |= {_lost(domain) for domain in touched}
+        for job_id in (*jobs, *self._domains.last_on(moved)):
+            touched |= self._domains.look_at_job(job_id)
+        touched |= {lost(domain) for domain in touched}
         seeds: dict[Shapes, Takes | None] = {}
         for domain in sorted(touched):
-            before_shapes, shapes = self._needs.get(domain, ()), self._shapes(domain)
+            before_shapes, shapes = self._needs.get(domain, ()), self._domains.shapes(domain)
             if before_shapes != shapes or moved:
                 known = self._entries.get(before_shapes)
                 seeds.setdefault(shapes, known.witness(domain) if known is not None else None)
@@ -243,58 +211,6 @@ class Reserve:
             made = self._settled(shapes, entry.domains, entry, retry=shapes in again, seed=seeds.get(shapes))
             self._install(shapes, made)
 
-    def _look_at_job(self, job_id: str) -> set[Domain]:
-        """Keep up what waits; returns the domains that may need more or less room."""
-        touched = set()
-        if (before := self._waiting.pop(job_id, None)) is not None:
-            touched.add(before)
-            self._lost[before].discard(job_id)
-        job, last = self._cluster.jobs[job_id], self._last_host(job_id)
-        if not last:
-            return touched
-        domain = self._domain_of.get(last, Domain("host", last))
-        waits = job.state is JobState.PENDING and not job.hold and job.cancel_reason is None
-        if waits and ran_before(job):
-            self._waiting[job_id] = domain
-            self._lost.setdefault(domain, set()).add(job_id)
-        return {*touched, domain}
-
-    def _last_host(self, job_id: str) -> str:
-        attempts = self._cluster.jobs[job_id].attempts
-        return attempts[-1].host if attempts else ""
-
-    def _domain(self, host: Host) -> Domain:
-        label = self._cluster.policy.reservation.domain_label
-        labels = dict(host.inventory.labels) if label and host.inventory is not None else {}
-        return Domain("label", f"{label}={labels[label]}") if label in labels else Domain("host", host.name)
-
-    def _change_domain(self, name: str, before: Domain | None, after: Domain) -> set[Domain]:
-        """Returns the domains that the host touches."""
-        if before == after:
-            return {after}
-        if before is not None:
-            self._members[before].discard(name)
-        self._domain_of[name] = after
-        self._members.setdefault(after, set()).add(name)
-        return {after} if before is None else {before, after}
-
-    def _shapes(self, domain: Domain) -> Shapes:
-        return in_order(job.request for job in self._jobs(domain))
-
-    def _jobs(self, domain: Domain) -> Iterable[Job]:
-        """What would have to be restarted; of "lost": what has to be, as its host is lost. In no order."""
-        cluster, lost = self._cluster, domain.kind == "lost"
-        hosts = Domain(*domain.name.split(":", 1)) if lost else domain
-        if lost:
-            yield from (cluster.jobs[job_id] for job_id in self._lost.get(hosts, ()))
-        for name in self._members.get(hosts, ()):
-            if lost != (cluster.hosts[name].state in _LOST):
-                continue
-            for allocation_id in cluster.hosts[name].allocations:
-                job = cluster.jobs.get(cluster.allocations[allocation_id].job)
-                if job is not None and job.allocation_id == allocation_id and restartable(job):
-                    yield job
-
     def _may_help(self, hosts: Collection[str], shapes: Shapes) -> bool:
         """Whether one of these hosts has room for any of it."""
         kinds = dict.fromkeys(shapes)
@@ -304,7 +220,7 @@ class Reserve:
     # Witnesses
 
     def _judged(self, job: Job, host: Host) -> Verdict:
-        domain = self._domain_of[host.name]
+        domain = self._domains.of[host.name]
         old = self._needs.get(domain, ())
         new = in_order((*old, job.request)) if restartable(job) else old
         made: dict[Shapes, _Entry] = {}
@@ -341,16 +257,16 @@ class Reserve:
             made.complete, made.sought = entry.complete, entry.sought  # there was none, and nothing was set free
             return made
         main = entry.main if entry is not None and entry.main is not None else seed
-        avoid = self._members.get(min(domains), ()) if sought and (entry is None or entry.main is None) else ()
+        avoid = self._domains.members(min(domains)) if sought and (entry is None or entry.main is None) else ()
         made.main = self._mended(made, shapes, main, avoid)
         if made.main is None:
             return made
         known = entry.others if entry is not None else {}
-        for domain in sorted({self._domain_of[take.host] for take in made.main} & domains):
+        for domain in sorted({self._domains.of[take.host] for take in made.main} & domains):
             if domain in known and known[domain] is None and not retry:
                 made.others[domain] = None
             else:
-                made.others[domain] = self._mended(made, shapes, known.get(domain), self._members[domain])
+                made.others[domain] = self._mended(made, shapes, known.get(domain), self._domains.members(domain))
         return made
 
     def _mended(self, made: _Entry, shapes: Shapes, takes: Takes | None, avoid: Collection[str]) -> Takes | None:
@@ -400,10 +316,6 @@ class Reserve:
             self._users.setdefault(take.host, set()).add(shapes)
         if entry.gaps():
             self._lacking.add(shapes)
-
-
-def _lost(domain: Domain) -> Domain:
-    return domain if domain.kind == "lost" else Domain("lost", ":".join(domain))
 
 
 def _key(shapes: Shapes) -> tuple[object, ...]:

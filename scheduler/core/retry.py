@@ -10,7 +10,8 @@ from __future__ import annotations
 from hashlib import sha256
 
 from . import breaker
-from .model import ATTEMPTS_KEPT, Allocation, Cluster, Evidence, Job, Outcome
+from .losses import Evidence
+from .model import ATTEMPTS_KEPT, Allocation, Cluster, Job, Outcome
 from .tables import JobEvent, JobState
 
 BACKOFF_MAX_S = 300.0

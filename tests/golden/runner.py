@@ -13,7 +13,8 @@ from scheduler.core.explain import explain
 from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.hugepages import HugepagesFact
 from scheduler.core.invariants import violations
-from scheduler.core.model import Brake, Cluster, Job, NumaPolicy, Outcome, Request
+from scheduler.core.losses import Brake
+from scheduler.core.model import Cluster, Job, NumaPolicy, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.policy import Policy
 from scheduler.core.power import told

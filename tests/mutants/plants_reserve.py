@@ -5,9 +5,9 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, Sim, Suite, tests
 
 RESERVE, ROOM, ADMISSION = "scheduler/core/reserve.py", "scheduler/core/room.py", "scheduler/core/admission.py"
-WITNESS, PLAN = "scheduler/core/witness.py", "scheduler/core/plan.py"
+WITNESS, PLAN, DOMAINS = "scheduler/core/witness.py", "scheduler/core/plan.py", "scheduler/core/domains.py"
 SCRATCH, BRUTE = "test_kept_up_as_from_scratch", "test_as_brute_force_says"
-OTHERS = "self._mended(made, shapes, known.get(domain), self._members[domain])"
+OTHERS = "self._mended(made, shapes, known.get(domain), self._domains.members(domain))"
 
 
 def unit(name: str) -> Suite:
@@ -67,7 +67,7 @@ RESERVATION = (
     Mutant(
         "newcomers first",
         "while lost jobs wait, a new one takes the room that was kept for them",
-        [Edit(RESERVE, "lost != (cluster.hosts[name].state in _LOST)", "lost or cluster.hosts[name].state in _LOST")],
+        [Edit(DOMAINS, "waits != (cluster.hosts[name].state in _LOST)", "waits or cluster.hosts[name].state in _LOST")],
         scenario("reservation_is_for_the_lost"),
         fast=True,
     ),

@@ -12,8 +12,9 @@ from copy import deepcopy
 
 from gpupool.store import keys
 from gpupool.store.port import Change
+from scheduler.core.domains import ran_before
 from scheduler.core.model import Cluster
-from scheduler.core.reserve import Reserve, ran_before
+from scheduler.core.reserve import Reserve
 from scheduler.core.tables import JobState
 
 

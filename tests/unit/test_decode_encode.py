@@ -12,7 +12,7 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import decode, encode
-from scheduler.core import facts, model
+from scheduler.core import facts, losses, model
 from scheduler.core.hugepages import HugepagesFact
 from scheduler.core.tables import HostState, JobState
 from scheduler.load import UnreadableDecisionError, load
@@ -31,7 +31,7 @@ ATTEMPTS = st.builds(
     outcome=st.none() | st.sampled_from(model.Outcome),
     exit_code=st.none() | st.integers(-1, 255),
     message=TEXT,
-    evidence=st.none() | st.sampled_from(model.Evidence),
+    evidence=st.none() | st.sampled_from(losses.Evidence),
     warnings=st.tuples(TEXT),
 )
 JOBS = st.builds(
@@ -61,9 +61,9 @@ HOSTS = st.builds(
     since_s=SECONDS,
     last_fence=st.none()
     | st.builds(
-        model.FenceRecord,
+        losses.FenceRecord,
         session=st.integers(0, 2**62),
-        evidence=st.sampled_from(model.Evidence),
+        evidence=st.sampled_from(losses.Evidence),
         detail=TEXT,
         lost_s=SECONDS,
         fenced_s=SECONDS,

@@ -10,6 +10,7 @@ from itertools import permutations, product
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from scheduler.core.domains import Domain
 from scheduler.core.events import (
     HostIntentChanged,
     InventoryChanged,
@@ -25,7 +26,7 @@ from scheduler.core.invariants import violations
 from scheduler.core.model import Cluster, Host, Job, NumaPolicy, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.policy import BrakePolicy, Policy, ReservationPolicy
-from scheduler.core.reserve import Domain, Reserve
+from scheduler.core.reserve import Reserve
 from scheduler.core.room import Take, occupy, standing, trial
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState, HostState, JobState

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gpupool.v1 import records_pb2, scheduler_pb2
 from scheduler import encode
-from scheduler.core.model import Brake, Cluster
+from scheduler.core.losses import Brake
+from scheduler.core.model import Cluster
 from scheduler.core.wait import JobWait
 from scheduler.decode import restore_cluster
 
