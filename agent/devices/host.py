@@ -121,7 +121,10 @@ class SysfsDevices:
 
     def inventory(self) -> Inventory:
         """See Devices. Functions with a call under way are shown as they were before it."""
-        found = self._read(self._remembered.without(self._busy()))
+        busy = self._busy()
+        there = self._remembered.without(busy)
+        self._forget_gone({*there.list(pci.DEVICES), *busy})
+        found = self._read(there)
         found.notes.extend(f"{address}: {what} of an earlier agent hangs" for address, what in self._hung().items())
         return found
 
@@ -208,6 +211,13 @@ class SysfsDevices:
         if self._baselines.get(name) != outcome.baseline:
             self._records.save(_KIND, name, outcome.baseline.to_dict())
             self._baselines[name] = outcome.baseline
+
+    def _forget_gone(self, there: Collection[str]) -> None:
+        """A device that was taken out had no power since, and gets other BARs: its next sight is its first again."""
+        for name, baseline in list(self._baselines.items()):
+            if not any(function.address in there for function in baseline.functions):
+                del self._baselines[name]
+                self._records.remove(_KIND, name)
 
 
 def _addresses(unit: Unit) -> list[str]:

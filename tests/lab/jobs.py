@@ -62,12 +62,15 @@ async def unit_is(
     held: bool = False,
 ) -> scheduler_pb2.UnitView:
     """The unit, once it is in this state and no allocation has it (or one does: `held`)."""
-    async with asyncio.timeout(within_s):
-        while True:
-            view = (await units(client, host))[unit]
-            if view.state == state and bool(view.allocation) == held:
-                return view
-            await asyncio.sleep(0.2)
+    view = None
+    try:
+        async with asyncio.timeout(within_s):
+            while view is None or view.state != state or bool(view.allocation) != held:
+                await asyncio.sleep(0.2)
+                view = (await units(client, host))[unit]
+    except TimeoutError:
+        raise TimeoutError(f"unit {unit} of {host} is not as wanted:\n{view}") from None
+    return view
 
 
 @contextlib.asynccontextmanager

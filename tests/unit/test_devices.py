@@ -58,6 +58,45 @@ async def test_another_device_at_the_same_address_gets_a_first_sight_of_its_own(
     assert fleet.history(unit).reclaims == 1
 
 
+async def test_a_device_that_was_taken_out_meanwhile_is_seen_for_the_first_time_again(sysfs: SimulatedSysfs) -> None:
+    """It had no power, so nothing is known of it; and the kernel has put its BARs elsewhere."""
+    records, unit = MemoryRecords(), unit_of(sysfs)
+    fleet = devices(sysfs, records=records)
+    await fleet.reclaim(unit)
+    slot = sysfs.root / "devices" / "aside"
+    functions = [sysfs.root / DEVICES / function.address for function in unit.functions]
+    slot.mkdir()
+    for function in functions:
+        function.rename(slot / function.name)
+    assert not fleet.inventory().units
+    for function in functions:
+        (slot / function.name).rename(function)
+    fleet.inventory()
+    assert not records.load("baselines")
+    assert await fleet.reclaim(unit, used=False) == f"flr+pm; {CHECKS}", "what it is like unreset, nobody knows"
+
+
+async def test_a_device_that_a_reset_takes_away_for_a_moment_keeps_its_first_sight(tmp_path: Path) -> None:
+    sysfs = simulated_host(tmp_path / "sys", gpus=1)
+    records = MemoryRecords()
+    fleet = devices(sysfs, records=records, run_blocking=in_own_thread, policy=Policy(patience=Patience(60, 0, 0, 0)))
+    (unit,) = fleet.inventory().units
+    await fleet.reclaim(unit)
+    sysfs.inject(unit.id, kernel.RESET_HANGS)
+    hanging = asyncio.create_task(fleet.reclaim(unit))
+    await until(lambda: fleet._busy())
+    gone = sysfs.root / DEVICES / unit.id
+    gone.rename(sysfs.root / "aside")
+    try:
+        fleet.inventory()
+        assert records.load("baselines")
+    finally:
+        (sysfs.root / "aside").rename(gone)
+        sysfs.inject(unit.id, None)
+        hanging.cancel()
+        await asyncio.gather(hanging, return_exceptions=True)
+
+
 async def test_eight_units_side_by_side(tmp_path: Path) -> None:
     """Each waits in its reset for all the others: were they one after the other, none would ever end."""
     sysfs = simulated_host(tmp_path / "sys", gpus=8)
