@@ -1,10 +1,9 @@
 """The host's session: a leased key that says that this agent, on this boot, may run VMs until a deadline.
 
-A renewal sent at boot-clock time s and acknowledged means that the store keeps the session until at least D = s + TTL.
-The guard kills the VMs at D - kill margin, so whoever finds the key gone knows that they are dead. This module moves
-the guard's deadline, and nothing else does. It must never extend it by more than an acknowledged renewal of a session
-that is still ours, or a poll that proves that no member of the store leads (riding.py); but for a record that declares
-no guard, see declare.py. And never announce a new session while a VM of an earlier one lives.
+The guard kills the VMs before the session can have ended in the store (deadline.py), so whoever finds the key gone
+knows that they are dead. This module must never move that deadline on but for an acknowledged renewal of a session that
+is still ours, a poll that proves that no member of the store leads (riding.py), or a record that declares no guard
+(declare.py). And never announce a new session while a VM of an earlier one lives.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from gpupool.store import keys
 from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError, Unmodified
 from gpupool.v1 import records_pb2
 
+from .deadline import Deadline
 from .declare import Declaration, Said
 from .history import History
-from .outage import Outage
 from .ports import Clock, Guard, GuardError
 from .timing import Identity, Timing, why_not_replace
 from .work.records import Records
@@ -64,11 +63,7 @@ class SessionKeeper:
         self._lease = 0
         self._nonce = ""
         self._started_s = 0.0
-        self._kill_at = 0.0  # the guard's deadline, on the boot clock
-        self._sure_until = 0.0  # the same by renewals alone: what an outage adds lets VMs live, and none start
-        self._ttl_s = timing.ttl_s
-        self._outage = Outage(store, clock)
-        self._renew_at = 0.0
+        self._deadline = Deadline(store, guard, clock, timing)
         self._declaration = Declaration(guard, timing, unguarded)
         self._said: Said | None = None  # what the store is known to say of the guard
         self._had_session = False
@@ -89,12 +84,11 @@ class SessionKeeper:
 
     def left_s(self) -> float:
         """Seconds until the guard kills, if no renewal follows."""
-        return max(0.0, self._kill_at - self._clock.boot())
+        return self._deadline.left_s()
 
     def fresh(self) -> bool:
         """Whether the session is ours by a renewal, and it is long enough before its kill to start a VM."""
-        left_s = self._sure_until - self._clock.boot()
-        return self._session != 0 and left_s > self._timing.start_margin_s
+        return self._session != 0 and self._deadline.may_start()
 
     def may_start(self) -> bool:
         """Whether a VM may start now: behind a guard that is what the session's record says, or more."""
@@ -135,7 +129,7 @@ class SessionKeeper:
                     over = await self._renew(sent, look=self._doubt.is_set())
             except (StoreError, TimeoutError) as exc:
                 _log.warning("session %d not renewed, %.1f s left: %r", self._session, self.left_s(), exc)
-                await self._ride()
+                await self._deadline.ride()
                 await asyncio.sleep(self._retry_s)
                 continue
             if over:
@@ -143,7 +137,7 @@ class SessionKeeper:
                 self._forget()
                 return reason
             self._doubt.clear()
-            await self._outage.renewed()
+            await self._deadline.answered()
 
     async def tend_guard(self) -> None:
         """Keep a guard alive; while there is none, the session's record says so, and its expiry proves nothing."""
@@ -154,7 +148,7 @@ class SessionKeeper:
                 with contextlib.suppress(GuardError):
                     await self._guard.ensure()
             self._relax()
-            if self._session and self._declaration.due(self._kill_at) != self._said:
+            if self._session and self._declaration.due(self._deadline.kill_at) != self._said:
                 with contextlib.suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(self._timing.renew_s):
                         await self._declare(self._session)
@@ -165,7 +159,7 @@ class SessionKeeper:
         if kv is None or kv.create_revision != session:
             self.doubt()
             return
-        said = self._declaration.due(self._kill_at)
+        said = self._declaration.due(self._deadline.kill_at)
         if session == self._session and await self._write(kv, said):
             _log.info("session %d is declared %s", session, said)
 
@@ -193,11 +187,7 @@ class SessionKeeper:
     def _relax(self) -> None:
         """Move the guard's deadline on although no renewal says so, if the store says that there is no guard."""
         if self._session and self._declaration.relaxed:
-            self._extend(self._clock.boot() + self._timing.ttl_s)
-
-    def _extend(self, lease_end: float) -> None:
-        """Let VMs live as if the lease cannot end before `lease_end`."""
-        self._guard.extend(lease_end - self._timing.kill_margin_s, lease_end - self._timing.reset_margin_s)
+            self._deadline.relax()
 
     async def _arm(self) -> None:
         """A guard, before anything that declares one."""
@@ -240,7 +230,7 @@ class SessionKeeper:
         if not await self._write(kv, self._declaration.due(sent + ttl_s - self._timing.kill_margin_s)):
             return 0
         self._save(kv.create_revision)
-        self._renewed(sent, ttl_s)
+        self._deadline.renewed(sent, ttl_s)
         return kv.create_revision
 
     async def _renew(self, sent: float, *, look: bool) -> str:
@@ -258,7 +248,7 @@ class SessionKeeper:
                 return "its key is gone"
         if why := await self._went_back():
             return why
-        self._renewed(sent, ttl_s)
+        self._deadline.renewed(sent, ttl_s)
         return ""
 
     async def _went_back(self) -> str:
@@ -287,7 +277,7 @@ class SessionKeeper:
         session = kv.create_revision if kv else done.revision
         self._history.begin(self._key, kv.mod_revision if kv else session)
         self._save(session)
-        self._renewed(sent, ttl_s)
+        self._deadline.renewed(sent, ttl_s)
         return session
 
     async def _leased(self) -> tuple[float, int]:
@@ -326,25 +316,10 @@ class SessionKeeper:
             await asyncio.sleep(self._retry_s)
 
     async def _until_due(self) -> None:
-        left_s = self._renew_at - self._clock.boot()
+        left_s = self._deadline.renew_at - self._clock.boot()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(left_s, 0.0)):  # not wait_for: it loses a cancellation that meets the event
                 await self._doubt.wait()
-
-    def _renewed(self, sent: float, ttl_s: int) -> None:
-        self._sure_until = max(self._sure_until, sent + ttl_s - self._timing.kill_margin_s)
-        self._kill_at = max(self._kill_at, self._sure_until)
-        self._ttl_s = ttl_s
-        self._renew_at = sent + self._timing.renew_s
-        self._extend(sent + ttl_s)
-
-    async def _ride(self) -> None:
-        """A renewal failed: if no member of the store leads, VMs may live on. See riding.py."""
-        margin_s = self._timing.kill_margin_s
-        kill_at = await self._outage.kill_at(self._kill_at, ttl_s=self._ttl_s, margin_s=margin_s)
-        if kill_at > self._kill_at:
-            self._kill_at = kill_at
-            self._extend(kill_at + margin_s)
 
     def _ours(self, kv: KeyValue) -> bool:
         found = records_pb2.Session.FromString(kv.value)

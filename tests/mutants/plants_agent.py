@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, Sim, tests
 
+DEADLINE = "agent/deadline.py"
 SESSION, ACTIONS, WORKER = "agent/session.py", "agent/work/actions.py", "agent/work/worker.py"
 RECONCILE, LEDGER, REPORT = "agent/work/reconcile.py", "agent/work/ledger.py", "agent/work/report.py"
 
@@ -25,7 +26,7 @@ AGENT = (
         "the deadline has no margin for the guard's look and for clocks that run wrong",
         [
             Edit(
-                SESSION,
+                DEADLINE,
                 "self._guard.extend(lease_end - self._timing.kill_margin_s, lease_end",
                 "self._guard.extend(lease_end, lease_end",
             )
@@ -38,8 +39,8 @@ AGENT = (
         [
             Edit(
                 SESSION,
-                '        self._renewed(sent, ttl_s)\n        return ""\n',
-                '        self._renewed(self._clock.boot(), ttl_s)\n        return ""\n',
+                '        self._deadline.renewed(sent, ttl_s)\n        return ""\n',
+                '        self._deadline.renewed(self._clock.boot(), ttl_s)\n        return ""\n',
             )
         ],
         tests("unit/test_session.py::test_deadline_counts_from_the_sending"),
@@ -50,7 +51,7 @@ AGENT = (
         [
             Edit(
                 SESSION,
-                "return self._session != 0 and left_s > self._timing.start_margin_s",
+                "return self._session != 0 and self._deadline.may_start()",
                 "return self._session != 0",
             )
         ],

@@ -27,7 +27,7 @@ def disarm(rig: Rig, *, disarmed: bool = True) -> None:
 
 def guard_may_outlive(rig: Rig) -> bool:
     """Whether the guard lets VMs live longer than the last acknowledged renewal vouches for."""
-    return rig.guard.deadline > rig.agent.keeper._kill_at + 0.01
+    return rig.guard.deadline > rig.agent.keeper._deadline.kill_at + 0.01
 
 
 async def watched(rig: Rig, for_s: float) -> None:
