@@ -84,7 +84,7 @@ async def test_a_device_that_a_reset_takes_away_for_a_moment_keeps_its_first_sig
     await fleet.reclaim(unit)
     sysfs.inject(unit.id, kernel.RESET_HANGS)
     hanging = asyncio.create_task(fleet.reclaim(unit))
-    await until(lambda: fleet._busy())
+    await until(fleet._busy)
     gone = sysfs.root / DEVICES / unit.id
     gone.rename(sysfs.root / "aside")
     try:
