@@ -13,7 +13,7 @@ from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .core import events, facts, losses, model
+from .core import events, facts, losses, model, terms
 from .core.hugepages import HugepagesFact
 from .core.tables import AllocationState, HostState, JobState
 
@@ -67,6 +67,18 @@ def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> model.Jo
         restart_priority=restart.priority,
         after=tuple(restart.after),
         max_host_deaths=restart.max_host_deaths if restart.HasField("max_host_deaths") else 3,
+        hold="it was submitted on hold" if spec.hold else "",
+        held_s=record.submitted_s if spec.hold else 0.0,
+        terms=terms_of(spec),
+    )
+
+
+def terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
+    """What the job asks of the queue."""
+    return terms.Terms(
+        dependencies=tuple(
+            terms.Dependency(d.job, terms.When(d.when or terms.When.OK.value)) for d in spec.dependencies
+        ),
     )
 
 
@@ -255,6 +267,21 @@ def intent_of(wire: records_pb2.HostIntent) -> facts.HostIntent:
     )
 
 
+def job_intent_of(wire: records_pb2.JobIntent) -> facts.JobIntent:
+    """What an operator, or its owner, wants of a job."""
+    return facts.JobIntent(
+        released_s=wire.released_s,
+        by=wire.by,
+        reason=wire.reason,
+        held_s=wire.held_s,
+        held_by=wire.held_by,
+        held_reason=wire.held_reason,
+        requeue_attempt=wire.requeue_attempt,
+        requeue_by=wire.requeue_by,
+        requeue_reason=wire.requeue_reason,
+    )
+
+
 def cluster_intent_of(wire: records_pb2.ClusterIntent) -> facts.ClusterIntent:
     """What an operator wants of all hosts together."""
     return facts.ClusterIntent(
@@ -299,5 +326,5 @@ def _fact(kind: Kind, ids: tuple[str, ...], kv: KeyValue | None) -> events.Event
             return events.ClusterIntentChanged(wanted)
         case Kind.JOB_INTENT:
             word = records_pb2.JobIntent.FromString(kv.value) if kv else records_pb2.JobIntent()
-            return events.JobIntentChanged(ids[0], facts.JobIntent(word.released_s, word.by, word.reason))
+            return events.JobIntentChanged(ids[0], job_intent_of(word))
     return None

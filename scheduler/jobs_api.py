@@ -21,7 +21,9 @@ from .core.explain import explain
 from .core.hugepages import size_name
 from .core.policy import Policy
 from .core.reasons import Refusal
+from .dependencies import unknown
 from .intents import ApiError, change_intent
+from .job_wishes import JobWishes, held
 from .mirror import FINAL, Arrival, Mirror
 from .named_jobs import NamedJobs
 from .submission import Submission, accepted, job_id_of, packed
@@ -48,13 +50,14 @@ class JobsApi:
         self._token = token
         self._at_hand: _AtHand | None = None
         self._named = NamedJobs(mirror)
+        self.wishes = JobWishes(store, mirror, self.get, wall)
         mirror.listen(self._noticed)
 
     # Submitting
 
     async def submit(self, request: scheduler_pb2.SubmitRequest) -> scheduler_pb2.SubmitResponse:
         """Submit one job; safe to repeat with the same idempotency key."""
-        submission = self._check(request)
+        submission = self._check(request, await unknown(self._store, self._mirror, request))
         if request.validate_only:
             return scheduler_pb2.SubmitResponse(warnings=submission.warnings)
         return await self._write(submission)
@@ -68,7 +71,7 @@ class JobsApi:
             result = scheduler_pb2.SubmitResult()
             results.append(result)
             try:
-                submission = self._check(request, specs)
+                submission = self._check(request, await unknown(self._store, self._mirror, request), specs)
             except ApiError as exc:
                 result.refused.CopyFrom(scheduler_pb2.Refusal(code=exc.code.value[0], message=exc.message))
                 continue
@@ -101,9 +104,11 @@ class JobsApi:
         await self._mirror.reached(revision)
         return accepted(submission, created=done.succeeded)
 
-    def _check(self, request: scheduler_pb2.SubmitRequest, beside: Sequence[job_pb2.JobSpec] = ()) -> Submission:
+    def _check(
+        self, request: scheduler_pb2.SubmitRequest, unknown: Sequence[str], beside: Sequence[job_pb2.JobSpec] = ()
+    ) -> Submission:
         """Raises ApiError. `beside`: specs of the same batch, which may name each other."""
-        wrong = [*faults(request.spec), *self._named.faults(request.spec, beside)]
+        wrong = [*faults(request.spec), *unknown, *self._named.faults(request.spec, beside)]
         missing = [*self._unavailable(request.spec), *self._named.unknown(request.spec, beside)]
         if not request.allow_unavailable:
             wrong += [f"{m}; to queue it all the same: --allow-unavailable" for m in missing]
@@ -244,7 +249,7 @@ class JobsApi:
     async def release(self, request: scheduler_pb2.ReleaseJobRequest) -> job_pb2.Job:
         """Let a held job start again. ApiError FAILED_PRECONDITION where nothing holds it."""
         job = await self.get(request.id)
-        if not job.status.hold:
+        if not job.status.hold and not held(self._mirror, request.id):
             state = _state_name(job.status.state)
             message = f"job {request.id} is not held, it is {state}; only a held job is released"
             raise ApiError(grpc.StatusCode.FAILED_PRECONDITION, message)

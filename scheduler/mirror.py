@@ -127,13 +127,18 @@ class Mirror:
         return shown
 
     def cluster(self, policy: Policy) -> Cluster:
-        """The core's view of what is committed now, without finished jobs, for whoever will change it.
+        """The core's view of what is committed now, without finished jobs that matter to none.
+
+        For whoever will change it; `view` is for whoever only looks.
 
         Costs time in proportion to the jobs that are not finished and to all hosts.
         """
         statuses = self.all(Kind.JOB_STATUS, job_pb2.JobStatus)
         over = {keys.job_status(*ids) for ids, status in statuses.items() if status.state in FINAL}
         over |= {keys.job_spec(*ids) for ids, status in statuses.items() if status.state in FINAL}
+        for (job_id,), record in self.all(Kind.JOB_SPEC, records_pb2.JobRecord).items():
+            if record.spec.dependencies and keys.job_spec(job_id) not in over:  # these others count, though finished
+                over -= {key(d.job) for d in record.spec.dependencies for key in (keys.job_spec, keys.job_status)}
         cluster = Cluster(policy=policy)
         load(cluster, (kv for key, kv in self._raw.items() if key not in over), self._wall())
         return cluster

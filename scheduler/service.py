@@ -123,6 +123,12 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
     async def ReleaseJob(self, request: scheduler_pb2.ReleaseJobRequest, context: Context) -> job_pb2.Job:
         return await _unary(context, self._api.release(request))
 
+    async def HoldJob(self, request: scheduler_pb2.HoldJobRequest, context: Context) -> job_pb2.Job:
+        return await _unary(context, self._api.wishes.hold(request))
+
+    async def RequeueJob(self, request: scheduler_pb2.RequeueJobRequest, context: Context) -> job_pb2.Job:
+        return await _unary(context, self._api.wishes.requeue(request))
+
     async def ExplainJob(self, request: scheduler_pb2.ExplainJobRequest, context: Context) -> scheduler_pb2.Explanation:
         return await _unary(context, self._api.explain(request.id))
 

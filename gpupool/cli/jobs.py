@@ -123,6 +123,7 @@ _WAITS = {
     scheduler_pb2.JOB_WAIT_BRAKE: "the mass failure brake: see `gpupool brake`",
     scheduler_pb2.JOB_WAIT_DISARMED: "`gpupool arm`: fencing is disarmed, and its host was lost",
     scheduler_pb2.JOB_WAIT_AFTER: "a job that must run before it",
+    scheduler_pb2.JOB_WAIT_DEPENDENCY: "the end of a job that it depends on",
 }
 
 

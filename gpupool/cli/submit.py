@@ -14,6 +14,7 @@ from gpupool.spec import MAX_BYTES, load_specs
 from gpupool.v1 import job_pb2, scheduler_pb2
 
 from .output import emit, examples, note, output_option
+from .queue_options import Terms, queue_options
 from .settings import connect, connection_options
 from .waiting import wait_for
 
@@ -52,6 +53,7 @@ class Named(NamedTuple):
 @click.option("--hugepages", type=click.Choice(list(HUGEPAGES_KIB)), help="Memory from pages of this size.")
 @click.option("--network", callback=parse_network, metavar="KIND", help="user, bridge:NAME, macvtap:NAME or none.")
 @click.option("--user-data", type=click.Path(dir_okay=False), metavar="FILE", help="Cloud-init user data.")
+@queue_options
 @click.option("--key", help="Idempotency key: submitting again with it gives the same job. For one job.")
 @click.option("--check", "--dry-run", "check", is_flag=True, help="Have the scheduler check it; submit nothing.")
 @click.option("--allow-unavailable", is_flag=True, help="Queue it even if no known host has its GPU model or image.")
@@ -66,6 +68,7 @@ def submit(
     hugepages: str | None,
     network: job_pb2.Network | None,
     user_data: str | None,
+    terms: Terms,
     key: str | None,
     check: bool,
     allow_unavailable: bool,
@@ -93,6 +96,8 @@ def submit(
         if seed is not None:
             job.spec.vm.user_data = seed
     with connect() as client:
+        for job in jobs:
+            terms.apply(client, job.spec)
         answers, failure = _submit_all(client, jobs, key, check=check, allow=allow_unavailable)
     _tell(answers, output, check=check)
     if failure is not None:

@@ -9,6 +9,8 @@ from typing import Any
 from gpupool.client.requests import state_name
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from . import queue_views
+
 View = tuple[Sequence[str], list[list[str]]]
 
 JOBS = ("ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE")
@@ -130,6 +132,7 @@ def job_facts(job: job_pb2.Job, now_s: float) -> list[tuple[str, str]]:
         ("priority", str(spec.priority or "")),
         ("volumes", ", ".join(f"{volume.name} {size(volume.size_mib)} at {volume.path}" for volume in spec.volumes)),
         ("labels", labels(spec.labels)),
+        *queue_views.job_facts(job),
         ("restarts", str(status.restarts or "")),
         *(("warning", text) for text in (status.attempts[-1].warnings if status.attempts else ())),
     ]

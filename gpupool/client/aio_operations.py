@@ -17,6 +17,19 @@ class AsyncOperations(AsyncTransport):
         request = scheduler_pb2.ReleaseJobRequest(id=job, reason=reason, by=by)
         return await self._call_once(lambda stubs: stubs.jobs.ReleaseJob, request)
 
+    async def hold(self, job: str, reason: str = "", *, by: str = "") -> job_pb2.Job:
+        """Keep a pending job from starting until it is released. Raises NotFound, Conflict when it is not pending."""
+        request = scheduler_pb2.HoldJobRequest(id=job, reason=reason, by=by)
+        return await self._call(lambda stubs: stubs.jobs.HoldJob, request)
+
+    async def requeue(self, job: str, reason: str = "", *, hold: bool = False, by: str = "") -> job_pb2.Job:
+        """Stop the job's VM and put the job back into the queue, at no cost; with `hold` it waits there for a release.
+
+        Never repeated by itself. Raises NotFound, Conflict when it has no VM.
+        """
+        request = scheduler_pb2.RequeueJobRequest(id=job, reason=reason, hold=hold, by=by)
+        return await self._call_once(lambda stubs: stubs.jobs.RequeueJob, request)
+
     async def drain(
         self,
         host: str,

@@ -361,6 +361,56 @@ class VmOptions(_message.Message):
 Global___VmOptions: _TypeAlias = VmOptions  # noqa: Y015
 
 @_typing.final
+class Dependency(_message.Message):
+    """Another job whose end a job waits for before its first start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _When:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _WhenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Dependency._When.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        WHEN_UNSPECIFIED: Dependency._When.ValueType  # 0
+        """as OK"""
+        OK: Dependency._When.ValueType  # 1
+        """it has SUCCEEDED; if it ends otherwise, the waiting job is cancelled"""
+        ANY: Dependency._When.ValueType  # 2
+        """it has ended, however"""
+        NOT_OK: Dependency._When.ValueType  # 3
+        """it has FAILED or was CANCELLED; if it succeeds, the waiting job is cancelled"""
+
+    class When(_When, metaclass=_WhenEnumTypeWrapper): ...
+    WHEN_UNSPECIFIED: Dependency.When.ValueType  # 0
+    """as OK"""
+    OK: Dependency.When.ValueType  # 1
+    """it has SUCCEEDED; if it ends otherwise, the waiting job is cancelled"""
+    ANY: Dependency.When.ValueType  # 2
+    """it has ended, however"""
+    NOT_OK: Dependency.When.ValueType  # 3
+    """it has FAILED or was CANCELLED; if it succeeds, the waiting job is cancelled"""
+
+    JOB_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """id of a job that was submitted before"""
+    when: Global___Dependency.When.ValueType
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        when: Global___Dependency.When.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "when", b"when"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dependency: _TypeAlias = Dependency  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -418,6 +468,8 @@ class JobSpec(_message.Message):
     STOP_GRACE_S_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     VM_FIELD_NUMBER: _builtins.int
+    DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """for people; need not be unique"""
     image: _builtins.str
@@ -431,6 +483,8 @@ class JobSpec(_message.Message):
     """higher first; default 0; -1000..1000"""
     stop_grace_s: _builtins.int
     """seconds from a stop request to the end of the VM; default 15"""
+    hold: _builtins.bool
+    """submitted on hold: waits until it is released"""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """argv in the guest"""
@@ -451,6 +505,10 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def vm(self) -> Global___VmOptions: ...
+    @_builtins.property
+    def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dependency]:
+        """all must be met before its first start; a restart does not ask again"""
+
     def __init__(
         self,
         *,
@@ -468,10 +526,12 @@ class JobSpec(_message.Message):
         stop_grace_s: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         vm: Global___VmOptions | None = ...,
+        dependencies: _abc.Iterable[Global___Dependency] | None = ...,
+        hold: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpus", b"cpus", "env", b"env", "gpus", b"gpus", "image", b"image", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "stop_grace_s", b"stop_grace_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "stop_grace_s", b"stop_grace_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

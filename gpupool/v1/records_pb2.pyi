@@ -814,27 +814,47 @@ Global___ClusterIntent: _TypeAlias = ClusterIntent  # noqa: Y015
 
 @_typing.final
 class JobIntent(_message.Message):
-    """intents/jobs/<id>: an operator's word on a job."""
+    """intents/jobs/<id>: an operator's, or its owner's, word on a job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RELEASED_S_FIELD_NUMBER: _builtins.int
     BY_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    HELD_S_FIELD_NUMBER: _builtins.int
+    HELD_BY_FIELD_NUMBER: _builtins.int
+    HELD_REASON_FIELD_NUMBER: _builtins.int
+    REQUEUE_ATTEMPT_FIELD_NUMBER: _builtins.int
+    REQUEUE_BY_FIELD_NUMBER: _builtins.int
+    REQUEUE_REASON_FIELD_NUMBER: _builtins.int
     released_s: _builtins.float
     """Unix time; a hold from before this is over"""
     by: _builtins.str
     reason: _builtins.str
+    held_s: _builtins.float
+    """Unix time; if later than released_s: whenever it is pending, it is held"""
+    held_by: _builtins.str
+    held_reason: _builtins.str
+    requeue_attempt: _builtins.int
+    """attempts up to this number shall stop, and the job start again"""
+    requeue_by: _builtins.str
+    requeue_reason: _builtins.str
     def __init__(
         self,
         *,
         released_s: _builtins.float = ...,
         by: _builtins.str = ...,
         reason: _builtins.str = ...,
+        held_s: _builtins.float = ...,
+        held_by: _builtins.str = ...,
+        held_reason: _builtins.str = ...,
+        requeue_attempt: _builtins.int = ...,
+        requeue_by: _builtins.str = ...,
+        requeue_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "reason", b"reason", "released_s", b"released_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "held_by", b"held_by", "held_reason", b"held_reason", "held_s", b"held_s", "reason", b"reason", "released_s", b"released_s", "requeue_attempt", b"requeue_attempt", "requeue_by", b"requeue_by", "requeue_reason", b"requeue_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,6 +101,8 @@ class _JobWaitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobWait.Value
     """fencing is disarmed, and its last host was lost"""
     JOB_WAIT_AFTER: _JobWait.ValueType  # 5
     """a job that must run before it does not yet"""
+    JOB_WAIT_DEPENDENCY: _JobWait.ValueType  # 6
+    """a job that it depends on has not ended"""
 
 class JobWait(_JobWait, metaclass=_JobWaitEnumTypeWrapper):
     """What keeps a job from being placed, whatever hosts there are."""
@@ -116,6 +118,8 @@ JOB_WAIT_DISARMED: JobWait.ValueType  # 4
 """fencing is disarmed, and its last host was lost"""
 JOB_WAIT_AFTER: JobWait.ValueType  # 5
 """a job that must run before it does not yet"""
+JOB_WAIT_DEPENDENCY: JobWait.ValueType  # 6
+"""a job that it depends on has not ended"""
 Global___JobWait: _TypeAlias = JobWait  # noqa: Y015
 
 @_typing.final
@@ -1113,6 +1117,60 @@ class ReleaseJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseJobRequest: _TypeAlias = ReleaseJobRequest  # noqa: Y015
+
+@_typing.final
+class HoldJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    reason: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldJobRequest: _TypeAlias = HoldJobRequest  # noqa: Y015
+
+@_typing.final
+class RequeueJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    reason: _builtins.str
+    by: _builtins.str
+    hold: _builtins.bool
+    """and hold it once it is back in the queue"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        by: _builtins.str = ...,
+        hold: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "hold", b"hold", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequeueJobRequest: _TypeAlias = RequeueJobRequest  # noqa: Y015
 
 @_typing.final
 class DrainHostRequest(_message.Message):

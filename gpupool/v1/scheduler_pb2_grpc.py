@@ -80,6 +80,16 @@ class JobServiceStub:
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ReleaseJobRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.HoldJob = channel.unary_unary(
+                '/gpupool.v1.JobService/HoldJob',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.HoldJobRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.RequeueJob = channel.unary_unary(
+                '/gpupool.v1.JobService/RequeueJob',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.RequeueJobRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -146,6 +156,20 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldJob(self, request, context):
+        """Keeps a pending job from starting until it is released.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequeueJob(self, request, context):
+        """Stops the job's VM; the job goes back to the queue, at no cost to its restarts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +216,16 @@ def add_JobServiceServicer_to_server(servicer, server):
             'ReleaseJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseJob,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ReleaseJobRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'HoldJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldJob,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.HoldJobRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'RequeueJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueJob,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.RequeueJobRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
     }
@@ -437,6 +471,60 @@ class JobService:
             target,
             '/gpupool.v1.JobService/ReleaseJob',
             gpupool_dot_v1_dot_scheduler__pb2.ReleaseJobRequest.SerializeToString,
+            gpupool_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.JobService/HoldJob',
+            gpupool_dot_v1_dot_scheduler__pb2.HoldJobRequest.SerializeToString,
+            gpupool_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.JobService/RequeueJob',
+            gpupool_dot_v1_dot_scheduler__pb2.RequeueJobRequest.SerializeToString,
             gpupool_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,

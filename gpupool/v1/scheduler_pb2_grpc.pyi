@@ -48,6 +48,10 @@ class JobServiceStub:
     """The output of one attempt, fetched from the agent that ran it."""
     ReleaseJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseJobRequest, _job_pb2.Job]
     """Lets a held job start again."""
+    HoldJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.HoldJobRequest, _job_pb2.Job]
+    """Keeps a pending job from starting until it is released."""
+    RequeueJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.RequeueJobRequest, _job_pb2.Job]
+    """Stops the job's VM; the job goes back to the queue, at no cost to its restarts."""
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -68,6 +72,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """The output of one attempt, fetched from the agent that ran it."""
     ReleaseJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Lets a held job start again."""
+    HoldJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.HoldJobRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Keeps a pending job from starting until it is released."""
+    RequeueJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.RequeueJobRequest, _job_pb2.Job]  # type: ignore[assignment]
+    """Stops the job's VM; the job goes back to the queue, at no cost to its restarts."""
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -139,6 +147,22 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Lets a held job start again."""
+
+    @_abc_1.abstractmethod
+    def HoldJob(
+        self,
+        request: _scheduler_pb2.HoldJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Keeps a pending job from starting until it is released."""
+
+    @_abc_1.abstractmethod
+    def RequeueJob(
+        self,
+        request: _scheduler_pb2.RequeueJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
+        """Stops the job's VM; the job goes back to the queue, at no cost to its restarts."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -127,8 +127,14 @@ class ClusterIntent:
 
 @dataclass(frozen=True, slots=True)
 class JobIntent:
-    """An operator's word on a job: a hold from before `released_s` is over."""
+    """A word on a job: a hold from before `released_s` is over, attempts up to `requeue_attempt` shall stop."""
 
     released_s: float = 0.0
     by: str = ""
     reason: str = ""
+    held_s: float = 0.0
+    held_by: str = ""
+    held_reason: str = ""
+    requeue_attempt: int = 0
+    requeue_by: str = ""
+    requeue_reason: str = ""

@@ -9,7 +9,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
-from .facts import ClusterIntent, GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from .books import Books
+from .facts import (
+    ClusterIntent,
+    GuardKind,
+    HostIntent,
+    InventoryFact,
+    JobIntent,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
 from .hugepages import Pool
 from .losses import Brake, Evidence, Failover, FenceRecord, PowerFencing
 from .policy import Policy
@@ -28,6 +39,7 @@ from .tables import (
     Transition,
     next_state,
 )
+from .terms import Terms
 
 ATTEMPTS_KEPT = 16  # the newest; the count goes on
 STARTING = frozenset({AllocationState.BOUND, AllocationState.PREPARING})
@@ -110,6 +122,14 @@ class Job:
     host_deaths: int = 0
     hold: str = ""  # why it is kept from starting until an operator releases it
     held_s: float = 0.0
+    terms: Terms = field(default_factory=Terms)
+    intent: JobIntent = field(default_factory=JobIntent)
+    freed: bool = False  # what it depends on has come about; found anew by each leader
+
+    @property
+    def depends(self) -> bool:
+        """Whether it waits, as far as is known, for jobs that it depends on."""
+        return bool(self.terms.dependencies) and not self.attempt_count and not self.freed
 
     @property
     def final(self) -> bool:
@@ -270,6 +290,7 @@ class Cluster:
     draining: set[str] = field(default_factory=set)  # hosts whose intent has a drain
     named: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by name
     ordered: set[str] = field(default_factory=set)  # jobs that wait to restart, and name others that go before them
+    books: Books = field(default_factory=Books)
     capacity_epoch: int = 0
     stale_hosts: set[str] = field(default_factory=set)  # changed since the reservation last looked (reserve.py)
     stale_jobs: set[str] = field(default_factory=set)
@@ -336,6 +357,7 @@ class Cluster:
     def enqueue(self, job: Job) -> None:
         """Put a pending job into the queue, take any other out. What must not start now is in it, but not offered."""
         self._index(job)
+        self.books.note(job)
         self.stale_jobs.add(job.id)
         if job.state is not JobState.PENDING:
             self.pending.discard(job.id)
@@ -353,8 +375,8 @@ class Cluster:
         self.pending.add(job.id, job.request, key, inf if parked else job.not_before_s)
 
     def held_up(self, job: Job) -> bool:
-        """Whether an operator or the brake keeps it from starting."""
-        return bool(job.hold) or (job.lost and (self.brake is not None or self.intent.disarmed))
+        """Whether an operator, a job that it depends on, or the brake keeps it from starting."""
+        return bool(job.hold) or job.depends or (job.lost and (self.brake is not None or self.intent.disarmed))
 
     def requeue_lost(self) -> None:
         """What keeps jobs that lost their host from starting has changed."""

@@ -14,7 +14,7 @@ from heapq import nsmallest
 from operator import itemgetter
 from typing import Any
 
-from . import brake, failovers, order
+from . import brake, failovers, hold, order, upkeep
 from .admission import TRIES, Admission, Choice
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
@@ -65,6 +65,7 @@ class Placer:
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
         """Place up to `limit` pending jobs; returns how many. The cluster then has their allocations, marked dirty."""
         brake.look(cluster, now)
+        upkeep.look(cluster, now)
         order.release(cluster)
         cluster.pending.due(now)
         if not cluster.policy.reservation.hosts:  # nobody looks
@@ -194,4 +195,5 @@ def retract(cluster: Cluster, allocation: Allocation, now: float, reason: str) -
     cluster.dirty.created.discard(allocation.id)
     job.attempts.pop()
     job.attempt_count -= 1
+    hold.apply(job)
     cluster.change_job(job, JobEvent.RETRACTED, now, reason)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from . import breaker
+from . import breaker, hold
 from .losses import Evidence
 from .model import ATTEMPTS_KEPT, Allocation, Cluster, Job, Outcome
 from .tables import JobEvent, JobState
@@ -72,6 +72,7 @@ def end_attempt(
     attempt = job.attempts[-1]
     attempt.ended_s, attempt.outcome, attempt.exit_code = now, outcome, exit_code
     attempt.message, attempt.evidence = message, evidence
+    hold.apply(job)
     del job.attempts[:-ATTEMPTS_KEPT]
     move = outcome is Outcome.STOPPED and bool(moved)
     if outcome is not Outcome.START_FAILED and not move:

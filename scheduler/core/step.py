@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from . import hold
 from .events import (
     ClusterIntentChanged,
     Event,
@@ -51,7 +52,7 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
         case ClusterIntentChanged():
             _cluster_intent_changed(cluster, event, now)
         case JobIntentChanged():
-            _released(cluster, event)
+            hold.intended(cluster, event.job, event.intent, now)
         case PowerFenced():
             host = cluster.host(event.host)
             power_fenced(cluster, host, event)
@@ -216,12 +217,3 @@ def _cancel_requested(cluster: Cluster, event: JobCancelRequested, now: float) -
     allocation.stop_reason = job.cancel_reason
     allocation.stop_requested_s = allocation.stop_requested_s or now  # a drain may have asked before
     cluster.dirty.allocations.add(allocation.id)
-
-
-def _released(cluster: Cluster, event: JobIntentChanged) -> None:
-    job = cluster.jobs.get(event.job)
-    if job is None or not job.hold or event.intent.released_s < job.held_s:
-        return
-    job.hold, job.host_deaths = "", 0
-    cluster.dirty.jobs.add(job.id)
-    cluster.enqueue(job)

@@ -75,6 +75,7 @@ class JobEvent(Enum):
     MOVED = "stopped to start elsewhere"
     GIVEN_UP = "no attempts left"
     CANCELLED = "cancelled"
+    UNMET = "can never start"
 
 
 HOST: dict[tuple[HostState, HostEvent], HostState] = {
@@ -107,6 +108,7 @@ ALLOCATION: dict[tuple[AllocationState, AllocationEvent], AllocationState] = {
 JOB: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.PENDING, JobEvent.PLACED): JobState.STARTING,
     (JobState.PENDING, JobEvent.CANCELLED): JobState.CANCELLED,
+    (JobState.PENDING, JobEvent.UNMET): JobState.CANCELLED,
     (JobState.STARTING, JobEvent.RETRACTED): JobState.PENDING,
     (JobState.STARTING, JobEvent.STARTED): JobState.RUNNING,
     (JobState.STARTING, JobEvent.EXITED_OK): JobState.SUCCEEDED,

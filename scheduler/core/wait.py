@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from . import depend
 from .brake import in_words
 from .model import Cluster, Job
 from .order import awaited, passed_over
@@ -20,6 +21,7 @@ class JobWait(Enum):
     BRAKE = 3
     DISARMED = 4
     AFTER = 5
+    DEPENDENCY = 6
 
 
 def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
@@ -28,6 +30,8 @@ def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
         return None
     if job.hold:
         return JobWait.HELD, f"is held until an operator releases it: {job.hold}"
+    if job.depends:
+        return JobWait.DEPENDENCY, depend.in_words(cluster, job)
     if job.lost and cluster.intent.disarmed:
         why = f"{cluster.intent.by}: {cluster.intent.reason}"
         return JobWait.DISARMED, f"lost its host, and is not restarted while fencing is disarmed ({why})"

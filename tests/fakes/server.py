@@ -137,6 +137,14 @@ class _Jobs(scheduler_pb2_grpc.JobServiceServicer):
                     await context.abort(Status.UNAVAILABLE, "the replica died")
                 yield scheduler_pb2.SubmitResult(ok=answer)
 
+    async def HoldJob(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("HoldJob", request, context)
+        return await self.fake.job(request.id, context)
+
+    async def RequeueJob(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("RequeueJob", request, context)
+        return await self.fake.job(request.id, context)
+
     async def GetJob(self, request: Any, context: Any) -> Any:
         await self.fake.answer("GetJob", request, context)
         return await self.fake.job(request.id, context)

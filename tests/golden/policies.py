@@ -23,6 +23,7 @@ class Policies:
     tell: Callable[[events.Event], None]
     do_place: Callable[[], None]
     do_report: Callable[..., None]
+    wish: Callable[..., JobIntent]
 
     def do_policy(self, **wanted: str) -> None:
         """Settings as in the policy file, e.g. `policy brake.hosts=2`."""
@@ -90,7 +91,9 @@ class Policies:
         self.tell(events.SessionChanged(host, replace(fact, unguarded=why.replace("_", " "))))
 
     def do_release(self, job: str) -> None:
-        self.tell(events.JobIntentChanged(job, JobIntent(self.now, "ann", "its image is mended")))
+        self.tell(
+            events.JobIntentChanged(job, self.wish(job, released_s=self.now, by="ann", reason="its image is mended"))
+        )
 
     def do_uncordon(self, host: str) -> None:
         intent = self.cluster.hosts[host].intent

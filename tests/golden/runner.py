@@ -24,6 +24,7 @@ from scheduler.core.todo import todo
 from scheduler.load import load
 from tests.golden.planned import Planned
 from tests.golden.policies import Policies
+from tests.golden.queued import Queued
 from tests.golden.reserved import Reserved
 from tests.golden.stored import stored
 
@@ -41,7 +42,7 @@ def inventory(session: int, gpus: dict[str, int], nodes: int = 2) -> InventoryFa
     return InventoryFact(session, units, tuple((n, cores[n], NODE_MIB) for n in range(nodes)), frozenset({"img"}))
 
 
-class Player(Planned, Policies, Reserved):
+class Player(Planned, Policies, Queued, Reserved):
     """Commands: host, submit, cancel, report, clean, sick, pages, unfit, lost, back, cordon, uncordon, confirm, place,
     leader, explain, attempts, owed, wait."""
 
@@ -95,7 +96,7 @@ class Player(Planned, Policies, Reserved):
     def do_submit(self, *jobs: str, gpus: str = "1", model: str = "", cpus: str = "2", mib: str = "1024",
                   numa: str = "PREFERRED", priority: str = "0", restarts: str = "10",
                   starts: str = "3", pages: str = "0", first: str = "0", after: str = "",
-                  deaths: str = "3") -> None:  # fmt: skip
+                  deaths: str = "3", **terms: str) -> None:  # fmt: skip
         """`first` is the restart priority; `after` names jobs, with commas. A job's name is its id."""
         for job in jobs:
             self.arrival += 1
@@ -103,6 +104,7 @@ class Player(Planned, Policies, Reserved):
             fresh = Job(
                 job, request, self.arrival, self.now, int(priority), int(restarts), int(starts), name=job,
                 restart_priority=int(first), after=tuple(filter(None, after.split(","))), max_host_deaths=int(deaths),
+                **self.queued(**terms),
             )  # fmt: skip
             self.tell(events.JobSubmitted(fresh))
 

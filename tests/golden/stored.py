@@ -12,8 +12,9 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import encode
 from scheduler.core.events import VmReported
-from scheduler.core.facts import HostIntent
+from scheduler.core.facts import HostIntent, JobIntent
 from scheduler.core.model import Cluster, Host, Job
+from tests.golden.queued import wire_terms
 
 
 def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
@@ -26,6 +27,9 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
     for job in cluster.jobs.values():
         put(keys.job_spec(job.id), records_pb2.JobRecord(spec=spec_of(job), submitted_s=job.submitted_s), job.arrival)
         put(keys.job_status(job.id), encode.status(job))
+        if job.intent != JobIntent():
+            wanted = {field.name: getattr(job.intent, field.name) for field in fields(job.intent)}
+            put(keys.job_intent(job.id), records_pb2.JobIntent(**wanted))
     for allocation in cluster.allocations.values():
         host = cluster.hosts[allocation.host]
         wire = encode.allocation(allocation, host, spec_of(cluster.jobs[allocation.job]))
@@ -64,6 +68,7 @@ def spec_of(job: Job) -> job_pb2.JobSpec:
             max_host_deaths=job.max_host_deaths,
         ),
         name=job.name,
+        **wire_terms(job.terms),
     )
 
 

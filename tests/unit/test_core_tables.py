@@ -44,6 +44,7 @@ LEGAL = {
     "job": """
         PENDING + placed -> STARTING
         PENDING + cancelled -> CANCELLED
+        PENDING + can never start -> CANCELLED
         STARTING + placement not committed -> PENDING
         STARTING + started -> RUNNING
         STARTING + exited with 0 -> SUCCEEDED

@@ -1,0 +1,62 @@
+"""Commands that say what is wanted of one job: hold, requeue. `release` is in `safety`."""
+
+from __future__ import annotations
+
+import click
+
+from gpupool.errors import GpupoolError
+from gpupool.v1 import job_pb2
+
+from .output import emit, examples, output_option
+from .settings import complete_job, connect, connection_options, job_id, me
+
+
+@click.command(epilog=examples("gpupool hold 7f3a", 'gpupool hold 7f3a 81bc --reason "the data set is being mended"'))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True, shell_complete=complete_job)
+@click.option("--reason", default="", help="Kept with the job.")
+@output_option("table", "json", "yaml")
+@connection_options
+def hold(ids: tuple[str, ...], reason: str, output: str) -> None:
+    """Keep pending jobs from starting until `gpupool release`. What runs already is not touched."""
+    done: list[job_pb2.Job] = []
+    with connect() as client:
+        try:
+            for full in [job_id(client, text) for text in ids]:
+                done.append(client.hold(full, reason, by=me()))  # noqa: PERF401  (what was done is told below)
+        except GpupoolError:
+            _tell(done, "is held", output)
+            raise
+    _tell(done, "is held; `gpupool release` lets it go", output)
+
+
+@click.command(epilog=examples("gpupool requeue 7f3a", 'gpupool requeue 7f3a --hold --reason "needs a newer image"'))
+@click.argument("ids", metavar="JOB...", nargs=-1, required=True, shell_complete=complete_job)
+@click.option("--hold", "held", is_flag=True, help="Hold it once it is back in the queue.")
+@click.option("--reason", default="", help="Kept with the attempt.")
+@output_option("table", "json", "yaml")
+@connection_options
+def requeue(ids: tuple[str, ...], held: bool, reason: str, output: str) -> None:
+    """Stop jobs' VMs and put the jobs back into the queue: they keep their place and lose no restart.
+
+    Their guests are asked for a checkpoint first, and have the job's stop grace to end.
+    """
+    done: list[job_pb2.Job] = []
+    with connect() as client:
+        try:
+            for full in [job_id(client, text) for text in ids]:
+                done.append(client.requeue(full, reason, hold=held, by=me()))  # noqa: PERF401  (told below)
+        except GpupoolError:
+            _tell(done, "is asked to stop", output)
+            raise
+    _tell(done, "is asked to stop, and starts again" + (" once it is released" if held else ""), output)
+
+
+def _tell(done: list[job_pb2.Job], what: str, output: str) -> None:
+    if output != "table":
+        emit(output, done)
+        return
+    for job in done:
+        click.echo(f"{job.id} {what}")
+
+
+COMMANDS = (hold, requeue)

@@ -1,0 +1,37 @@
+"""What the queue keeps track of beside the order: who waits for whom. Indexes only, so that a turn costs what changed.
+
+It decides nothing and holds nothing that could not be found anew from the jobs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .model import Job
+
+
+@dataclass(slots=True)
+class Books:
+    """Kept up by `note`, which `Cluster.enqueue` calls whenever a job has changed."""
+
+    dependents: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by each that they depend on
+    unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
+
+    def note(self, job: Job) -> None:
+        """Something about the job has changed."""
+        for other in job.terms.dependencies:
+            self._depend(job, other.job)
+        if job.depends and not job.final:
+            self.unjudged.add(job.id)
+        if job.final:
+            self.unjudged |= self.dependents.get(job.id, set())
+
+    def _depend(self, job: Job, other: str) -> None:
+        if not job.final:
+            self.dependents.setdefault(other, set()).add(job.id)
+        elif job.id in self.dependents.get(other, ()):
+            self.dependents[other].discard(job.id)
+            if not self.dependents[other]:
+                del self.dependents[other]

@@ -1,0 +1,11 @@
+"""What the queue owes its jobs at each turn, before anything is placed: who is let go, and who is at an end."""
+
+from __future__ import annotations
+
+from . import depend
+from .model import Cluster
+
+
+def look(cluster: Cluster, now: float) -> None:
+    """Bring all jobs up to date at `now`."""
+    depend.release(cluster, now)

@@ -1,0 +1,83 @@
+"""The commands of a scenario that are about the queue: what a job asks of it, holds, requeues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from gpupool.v1 import job_pb2
+from scheduler.core import events
+from scheduler.core.facts import JobIntent
+from scheduler.core.model import Cluster
+from scheduler.core.terms import Dependency, Terms, When
+
+
+def wire_terms(terms: Terms) -> dict[str, Any]:
+    """The fields of a spec that say the same."""
+    return {
+        "dependencies": [job_pb2.Dependency(job=d.job, when=_when(d.when)) for d in terms.dependencies],
+    }
+
+
+def _when(when: When) -> job_pb2.Dependency.When.ValueType:
+    return job_pb2.Dependency.When.Value(when.name)
+
+
+class Queued:
+    """Mixed into the player of scenarios."""
+
+    cluster: Cluster
+    now: float
+    log: list[str]
+    tell: Callable[[events.Event], None]
+
+    def queued(self, *, ok: str = "", any: str = "", not_ok: str = "", held: str = "") -> dict[str, Any]:  # noqa: A002
+        """Fields of a job: `ok=a,b` waits for jobs to succeed, `held=yes` is submitted on hold."""
+        pairs = ((ok, When.OK), (any, When.ANY), (not_ok, When.NOT_OK))
+        dependencies = tuple(Dependency(job, when) for jobs, when in pairs for job in jobs.split(",") if job)
+        fields: dict[str, Any] = {"terms": Terms(dependencies=dependencies)}
+        if held:
+            fields |= {"hold": "it was submitted on hold", "held_s": self.now}
+        return fields
+
+    def wish(self, job: str, **wanted: object) -> JobIntent:
+        """What is wanted of the job now, changed."""
+        return replace(self.cluster.jobs[job].intent, **wanted)  # type: ignore[arg-type]
+
+    def do_hold(self, job: str, why: str = "") -> None:
+        self._wish(job, held_s=self.now, held_by="ann", held_reason=why.replace("_", " "))
+
+    def do_requeue(self, job: str, why: str = "", hold: str = "no") -> None:
+        wanted: dict[str, object] = {"requeue_attempt": self.cluster.jobs[job].attempt_count, "requeue_by": "ann"}
+        if hold == "yes":
+            wanted |= {"held_s": self.now, "held_by": "ann"}
+        self._wish(job, **wanted, requeue_reason=why.replace("_", " "))
+        allocation = self.cluster.allocations.get(self.cluster.jobs[job].allocation_id or "")
+        if allocation is not None and allocation.stop_reason:
+            self.log.append(f"  {allocation.id} shall stop: {allocation.stop_reason}")
+
+    def _wish(self, job: str, **wanted: object) -> None:
+        self.tell(events.JobIntentChanged(job, self.wish(job, **wanted)))
+
+    def do_end(self, job: str, code: str = "0") -> None:
+        """The job's VM ends by itself, and its units are clean."""
+        self._ended(job, outcome="EXITED", code=code)
+
+    def do_stopped(self, job: str) -> None:
+        """The job's VM ends as it was asked to, and its units are clean."""
+        self._ended(job, outcome="STOPPED")
+
+    def _ended(self, job: str, **how: str) -> None:
+        allocation = f"{job}.{self.cluster.jobs[job].attempt_count}"
+        self.do_report(allocation, "ENDED", **how)
+        if allocation in self.cluster.allocations:
+            self.do_clean(allocation)
+
+    do_report: Callable[..., None]
+    do_clean: Callable[..., None]
+
+    def do_states(self) -> None:
+        for job_id in sorted(self.cluster.jobs):
+            job = self.cluster.jobs[job_id]
+            self.log.append(f"  {job_id}: {job.state.value} {job.message}")

@@ -1,0 +1,78 @@
+"""What the commands about the queue ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gpupool.cli.app import run
+from gpupool.v1 import job_pb2
+from tests.fakes.server import FakeScheduler, job
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
+    with FakeScheduler() as server:
+        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
+        server.jobs["j1"] = job("j1")
+        yield server
+
+
+@pytest.fixture
+def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run(arguments)
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "job.yaml"
+    path.write_text("{image: img, command: [x], cpus: 1, memory_mib: 1024}")
+    return str(path)
+
+
+def test_a_submission_that_waits(fake: FakeScheduler, gpupool: Run, file: str) -> None:
+    code, _, err = gpupool("submit", file, "--after-ok", "j1", "--after-not-ok", "j1", "--hold")
+    assert (code, err) == (0, "")
+    spec = fake.asked[-1].spec
+    assert [(d.job, d.when) for d in spec.dependencies] == [
+        ("j1", job_pb2.Dependency.OK),
+        ("j1", job_pb2.Dependency.NOT_OK),
+    ]
+    assert spec.hold
+
+
+def test_a_submission_after_nobody(fake: FakeScheduler, gpupool: Run, file: str) -> None:
+    code, _, err = gpupool("submit", file, "--after-any", "jx")
+    assert (code, fake.calls["Submit"]) == (3, 0)
+    assert "no job has an id that begins with 'jx'" in err
+
+
+@pytest.mark.parametrize(("command", "says"), [("hold", "is held"), ("requeue", "is asked to stop, and starts again")])
+def test_hold_and_requeue(fake: FakeScheduler, gpupool: Run, command: str, says: str) -> None:
+    code, out, _ = gpupool(command, "j1", "--reason", "new data")
+    assert (code, fake.asked[-1].reason) == (0, "new data")
+    assert f"j1 {says}" in out
+    assert "@" in fake.asked[-1].by or fake.asked[-1].by.startswith("uid-")
+    code, out, _ = gpupool(command, "j1", "-o", "json")
+    assert json.loads(out)[0]["id"] == "j1"
+
+
+def test_requeue_on_hold(fake: FakeScheduler, gpupool: Run) -> None:
+    assert gpupool("requeue", "j1", "--hold")[0] == 0
+    assert fake.asked[-1].hold
+
+
+@pytest.mark.parametrize("command", ["hold", "requeue", "submit"])
+def test_help_teaches(gpupool: Run, command: str) -> None:
+    code, out, _ = gpupool(command, "--help")
+    assert code == 0
+    assert f"gpupool {command}" in out
