@@ -79,6 +79,11 @@ def terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
         dependencies=tuple(
             terms.Dependency(d.job, terms.When(d.when or terms.When.OK.value)) for d in spec.dependencies
         ),
+        time_limit_s=spec.time_limit_s,
+        start_within_s=spec.start_within_s,
+        end_within_s=spec.end_within_s,
+        keep_s=spec.keep_s,
+        stop_grace_s=spec.stop_grace_s or terms.Terms().stop_grace_s,
     )
 
 
@@ -92,6 +97,7 @@ def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:
     job.exit_code = status.exit_code if status.HasField("exit_code") else None
     job.message = status.message
     job.cancel_reason = (status.message or "cancelled") if status.cancel_requested else None
+    job.ending = status.ending
     job.hold, job.held_s, job.host_deaths = status.hold, status.held_s, status.host_deaths
 
 

@@ -28,6 +28,7 @@ def status(job: Job) -> job_pb2.JobStatus:
         hold=job.hold,
         held_s=job.held_s,
         host_deaths=job.host_deaths,
+        ending=job.ending,
     )
     if job.exit_code is not None:
         wire.exit_code = job.exit_code

@@ -161,7 +161,12 @@ class Leader:
 
     async def _sleep(self, now: float) -> None:
         brake_s = self.cluster.brake.until_s if self.cluster.brake and self.cluster.brake.until_s else None
-        dues = (self.cluster.pending.next_due_s(), next_power_s(self.cluster, now), brake_s)
+        dues = (
+            self.cluster.pending.next_due_s(),
+            self.cluster.books.timers.next_s(),
+            next_power_s(self.cluster, now),
+            brake_s,
+        )
         timeout_s = min((IDLE_S, *(max(0.0, due - now) for due in dues if due is not None)))
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -216,7 +221,10 @@ class Leader:
 
     def _job_groups(self, dirty: Dirty) -> list[_Group]:
         groups: dict[str, _Group] = {}
-        for job_id in sorted(dirty.jobs):
+        for job_id in sorted(dirty.retired):
+            self._specs.pop(job_id, None)
+            groups[job_id] = _Group([Delete(key) for key in keys.of_job(job_id)])
+        for job_id in sorted(dirty.jobs - dirty.retired):
             job = self.cluster.jobs[job_id]
             status = encode.status(job).SerializeToString()
             groups[job_id] = _Group([Put(keys.job_status(job_id), status)])

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from gpupool.v1 import job_pb2
 
 MAX_DEPENDENCIES = 1000
+MAX_TIME_S = 366 * 24 * 3600
+DEFAULT_GRACE_S = 15  # where the job names none
 
 _JOB = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -15,6 +17,7 @@ _JOB = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 def queue_faults(spec: job_pb2.JobSpec) -> Iterator[str]:
     """All that is wrong with what `spec` asks of the queue."""
     yield from _dependencies(spec)
+    yield from _times(spec)
 
 
 def _dependencies(spec: job_pb2.JobSpec) -> Iterator[str]:
@@ -31,3 +34,18 @@ def _dependencies(spec: job_pb2.JobSpec) -> Iterator[str]:
         seen.add(dependency.job)
         if dependency.when not in job_pb2.Dependency.When.values():
             yield f"{where}.when is {dependency.when}: it must be ok, any or not_ok"
+
+
+def _times(spec: job_pb2.JobSpec) -> Iterator[str]:
+    for name in ("time_limit_s", "start_within_s", "end_within_s", "keep_s"):
+        if getattr(spec, name) > MAX_TIME_S:
+            yield f"{name} is {getattr(spec, name)}: it must be at most {MAX_TIME_S} (seconds; a year); 0: no limit"
+    grace_s = spec.stop_grace_s or DEFAULT_GRACE_S
+    if 0 < spec.end_within_s <= grace_s:
+        yield (
+            f"end_within_s is {spec.end_within_s}: the stop grace alone takes {grace_s} seconds of it; give it more, "
+            "or set stop_grace_s lower"
+        )
+    if 0 < spec.end_within_s < spec.start_within_s:
+        ends = f"end_within_s is {spec.end_within_s}"
+        yield f"start_within_s is {spec.start_within_s}: it must have ended by then, as {ends}"

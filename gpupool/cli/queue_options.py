@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -25,6 +26,10 @@ class Terms:
     after_any: tuple[str, ...] = ()
     after_not_ok: tuple[str, ...] = ()
     hold: bool = False
+    time_limit: int | None = None
+    start_within: int | None = None
+    end_within: int | None = None
+    keep: int | None = None
 
     def apply(self, client: Client, spec: JobSpec) -> None:
         """Change `spec` accordingly. Raises NotFound for a job that nobody knows."""
@@ -36,6 +41,34 @@ class Terms:
             for job in jobs:
                 spec.dependencies.add(job=job_id(client, job), when=when)
         spec.hold |= self.hold
+        for name in ("time_limit", "start_within", "end_within", "keep"):
+            if (seconds := getattr(self, name)) is not None:
+                setattr(spec, f"{name}_s", seconds)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
+    """Seconds, written as "90", "90s", "15m", "2h", "1d" or several of them, such as "1h30m"."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Whole seconds."""
+        parts = _PART.findall(value) if isinstance(value, str) else []
+        if isinstance(value, int):
+            return value
+        if not parts or "".join(n + unit for n, unit in parts) != value.strip():
+            self.fail(f"{value!r} is no duration; write 90s, 15m, 2h, 1d or 1h30m", param, ctx)
+        return sum(int(n) * _SECONDS[unit] for n, unit in parts)
+
+
+_PART = re.compile(r"(\d+)([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_TIMES = {
+    "keep": "Keep its record for this long once it is finished.",
+    "end-within": "Its VM is gone this long after submission; the job has FAILED if it had not ended.",
+    "start-within": "Give it up if it has not started this long after submission.",
+    "time-limit": "Each attempt may run this long (2h, 1h30m); then it is stopped: checkpoint, grace, end.",
+}
 
 
 def queue_options(command: F) -> F:
@@ -50,6 +83,8 @@ def queue_options(command: F) -> F:
     with_terms = click.option("--hold", is_flag=True, help="Submit it on hold: `gpupool release` lets it start.")(
         with_terms
     )
+    for time, words in _TIMES.items():
+        with_terms = click.option(f"--{time}", type=Duration(), metavar="TIME", help=words)(with_terms)
     for end, words in ends:
         option = click.option(
             f"--after-{end}", multiple=True, metavar="JOB", shell_complete=complete_job,

@@ -120,6 +120,11 @@ def job_intent(job: str) -> str:
     return _key(Kind.JOB_INTENT, job=job)
 
 
+def of_job(job: str) -> tuple[str, ...]:
+    """All that is kept of a job, its spec last: what is retired together."""
+    return job_intent(job), job_cancel(job), job_status(job), job_spec(job)
+
+
 def failover(host_name: str, session_id: int) -> str:
     """The history of one lost session. Written by the leading scheduler."""
     return _key(Kind.FAILOVER, host=host_name, session=str(session_id))

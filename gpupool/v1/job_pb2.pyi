@@ -469,7 +469,11 @@ class JobSpec(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     VM_FIELD_NUMBER: _builtins.int
     DEPENDENCIES_FIELD_NUMBER: _builtins.int
+    TIME_LIMIT_S_FIELD_NUMBER: _builtins.int
+    START_WITHIN_S_FIELD_NUMBER: _builtins.int
+    END_WITHIN_S_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
+    KEEP_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """for people; need not be unique"""
     image: _builtins.str
@@ -483,8 +487,18 @@ class JobSpec(_message.Message):
     """higher first; default 0; -1000..1000"""
     stop_grace_s: _builtins.int
     """seconds from a stop request to the end of the VM; default 15"""
+    time_limit_s: _builtins.int
+    """Seconds that one attempt may run, from its guest's start; then it is asked for a checkpoint, has the stop grace, and
+    is ended: the job has FAILED. 0: any time.
+    """
+    start_within_s: _builtins.int
+    """FAILED if it has not started this many seconds after submission; 0: it may wait"""
+    end_within_s: _builtins.int
+    """its VM is gone this many seconds after submission, grace included; 0: any time"""
     hold: _builtins.bool
     """submitted on hold: waits until it is released"""
+    keep_s: _builtins.int
+    """seconds that its record is kept once it is finished; 0: as the site says"""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """argv in the guest"""
@@ -527,11 +541,15 @@ class JobSpec(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         vm: Global___VmOptions | None = ...,
         dependencies: _abc.Iterable[Global___Dependency] | None = ...,
+        time_limit_s: _builtins.int = ...,
+        start_within_s: _builtins.int = ...,
+        end_within_s: _builtins.int = ...,
         hold: _builtins.bool = ...,
+        keep_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "stop_grace_s", b"stop_grace_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,6 +636,7 @@ class JobStatus(_message.Message):
     HOLD_FIELD_NUMBER: _builtins.int
     HELD_S_FIELD_NUMBER: _builtins.int
     HOST_DEATHS_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
     state: Global___JobState.ValueType
     attempt_count: _builtins.int
     """all of them"""
@@ -642,6 +661,8 @@ class JobStatus(_message.Message):
     """Unix time since when"""
     host_deaths: _builtins.int
     """hosts in a row that died with it"""
+    ending: _builtins.str
+    """why its time is up: it shall end, and not start again; empty: it is not"""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
         """oldest first; the last 16 are kept"""
@@ -663,10 +684,11 @@ class JobStatus(_message.Message):
         hold: _builtins.str = ...,
         held_s: _builtins.float = ...,
         host_deaths: _builtins.int = ...,
+        ending: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt_count", b"attempt_count", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "exit_code", b"exit_code", "finished_s", b"finished_s", "held_s", b"held_s", "hold", b"hold", "host_deaths", b"host_deaths", "message", b"message", "not_before_s", b"not_before_s", "restarts", b"restarts", "start_failures", b"start_failures", "state", b"state", "submitted_s", b"submitted_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "attempt_count", b"attempt_count", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "ending", b"ending", "exit_code", b"exit_code", "finished_s", b"finished_s", "held_s", b"held_s", "hold", b"hold", "host_deaths", b"host_deaths", "message", b"message", "not_before_s", b"not_before_s", "restarts", b"restarts", "start_failures", b"start_failures", "state", b"state", "submitted_s", b"submitted_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -1,4 +1,5 @@
-"""What the queue keeps track of beside the order: who waits for whom. Indexes only, so that a turn costs what changed.
+"""What the queue keeps track of beside the order: who waits for whom, and for when. Indexes, so that a turn
+costs what changed.
 
 It decides nothing and holds nothing that could not be found anew from the jobs.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from .timers import Timers
 
 if TYPE_CHECKING:
     from .model import Job
@@ -17,10 +20,12 @@ class Books:
     """Kept up by `note`, which `Cluster.enqueue` calls whenever a job has changed."""
 
     dependents: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by each that they depend on
+    timers: Timers = field(default_factory=Timers)
     unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
 
-    def note(self, job: Job) -> None:
-        """Something about the job has changed."""
+    def note(self, job: Job, due_s: float | None) -> None:
+        """Something about the job has changed; `due_s` is when time next changes it."""
+        self.timers.set(job.id, due_s)
         for other in job.terms.dependencies:
             self._depend(job, other.job)
         if job.depends and not job.final:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import limits
 from .admission import kept_out
 from .fit import Fit, fit
 from .model import Cluster, Job
@@ -33,7 +34,8 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     `reserve` gives the reservation of this very cluster, as it is now, where somebody has it; else it is computed.
     """
     if job.state is not JobState.PENDING:
-        return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}{_lost(cluster, job, now)}", 0, (), ())
+        told = f"{job.message or 'nothing to add'}{limits.in_words(job, now)}{_lost(cluster, job, now)}"
+        return Explanation(f"{job.state.value}: {told}", 0, (), ())
     at_once = cluster.policy.starts_at_once
     outcomes = [(name, fit(cluster.hosts[name], job.request, at_once)) for name in sorted(cluster.hosts)]
     kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
@@ -44,7 +46,7 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts)
     if waits and job.message and waits[0] is not JobWait.HELD:
         summary += f" ({job.message})"
-    summary += ignored(cluster, job)
+    summary += ignored(cluster, job) + limits.in_words(job, now)
     position = cluster.pending.position(job.id)
     return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None)
 

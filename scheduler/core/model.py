@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
+from . import limits
 from .books import Books
 from .facts import (
     ClusterIntent,
@@ -124,6 +125,7 @@ class Job:
     held_s: float = 0.0
     terms: Terms = field(default_factory=Terms)
     intent: JobIntent = field(default_factory=JobIntent)
+    ending: str = ""  # why its time is up: it ends for good
     freed: bool = False  # what it depends on has come about; found anew by each leader
 
     @property
@@ -265,10 +267,12 @@ class Dirty:
     created: set[str] = field(default_factory=set)  # allocations that the store does not have yet
     deleted: dict[str, Allocation] = field(default_factory=dict)
     failovers: set[tuple[str, int]] = field(default_factory=set)  # host and session
+    retired: set[str] = field(default_factory=set)  # jobs that are kept no longer
     cluster: bool = False  # the record of all hosts together
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.hosts or self.allocations or self.deleted or self.failovers or self.cluster)
+        known = self.jobs or self.hosts or self.allocations or self.deleted or self.failovers or self.retired
+        return bool(known or self.cluster)
 
 
 @dataclass(slots=True)
@@ -357,7 +361,7 @@ class Cluster:
     def enqueue(self, job: Job) -> None:
         """Put a pending job into the queue, take any other out. What must not start now is in it, but not offered."""
         self._index(job)
-        self.books.note(job)
+        self.books.note(job, limits.due_s(job, self.policy))
         self.stale_jobs.add(job.id)
         if job.state is not JobState.PENDING:
             self.pending.discard(job.id)

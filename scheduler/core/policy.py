@@ -46,7 +46,8 @@ class Policy:
     """What the site decides.
 
     `soft_guard_is_enough`: a lost lease under a soft guard proves real hosts' VMs dead. `powered`: hosts that a fence
-    device can switch off. `starts_at_once`: VMs that may be starting on one host; 0: any number.
+    device can switch off. `starts_at_once`: VMs that may be starting on one host; 0: any number. `keep_finished_s`: how
+    long a finished job is kept that does not say so itself; 0: for ever.
     """
 
     soft_guard_is_enough: bool = False
@@ -55,3 +56,4 @@ class Policy:
     brake: BrakePolicy = field(default_factory=BrakePolicy)
     flap: FlapPolicy = field(default_factory=FlapPolicy)
     reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
+    keep_finished_s: float = 7 * 86400.0

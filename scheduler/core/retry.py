@@ -85,6 +85,8 @@ def end_attempt(
         cluster.change_job(job, event, now, f"exit code {exit_code}")
     elif job.cancel_reason is not None:
         cluster.change_job(job, JobEvent.CANCELLED, now, job.cancel_reason)
+    elif job.ending:  # its time is up, however this attempt ended
+        cluster.change_job(job, JobEvent.EXPIRED, now, job.ending)
     elif move:  # our doing: it costs no restart, and nothing that must be waited out has failed
         cluster.change_job(job, JobEvent.MOVED, now, moved)
     elif outcome is Outcome.START_FAILED:

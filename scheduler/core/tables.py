@@ -76,6 +76,7 @@ class JobEvent(Enum):
     GIVEN_UP = "no attempts left"
     CANCELLED = "cancelled"
     UNMET = "can never start"
+    EXPIRED = "out of time"
 
 
 HOST: dict[tuple[HostState, HostEvent], HostState] = {
@@ -109,6 +110,7 @@ JOB: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.PENDING, JobEvent.PLACED): JobState.STARTING,
     (JobState.PENDING, JobEvent.CANCELLED): JobState.CANCELLED,
     (JobState.PENDING, JobEvent.UNMET): JobState.CANCELLED,
+    (JobState.PENDING, JobEvent.EXPIRED): JobState.FAILED,
     (JobState.STARTING, JobEvent.RETRACTED): JobState.PENDING,
     (JobState.STARTING, JobEvent.STARTED): JobState.RUNNING,
     (JobState.STARTING, JobEvent.EXITED_OK): JobState.SUCCEEDED,
@@ -117,12 +119,14 @@ JOB: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.STARTING, JobEvent.MOVED): JobState.PENDING,
     (JobState.STARTING, JobEvent.GIVEN_UP): JobState.FAILED,
     (JobState.STARTING, JobEvent.CANCELLED): JobState.CANCELLED,
+    (JobState.STARTING, JobEvent.EXPIRED): JobState.FAILED,
     (JobState.RUNNING, JobEvent.EXITED_OK): JobState.SUCCEEDED,
     (JobState.RUNNING, JobEvent.EXITED_BAD): JobState.FAILED,
     (JobState.RUNNING, JobEvent.ATTEMPT_FAILED): JobState.PENDING,
     (JobState.RUNNING, JobEvent.MOVED): JobState.PENDING,
     (JobState.RUNNING, JobEvent.GIVEN_UP): JobState.FAILED,
     (JobState.RUNNING, JobEvent.CANCELLED): JobState.CANCELLED,
+    (JobState.RUNNING, JobEvent.EXPIRED): JobState.FAILED,
 }
 
 FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})

@@ -1,4 +1,4 @@
-"""What a job asks of the queue, beside its shape: whom it waits for. Never changed once it is submitted."""
+"""What a job asks of the queue, beside its shape: whom it waits for, its limits. Never changed once it is submitted."""
 
 from __future__ import annotations
 
@@ -27,3 +27,8 @@ class Terms:
     """See the module docstring."""
 
     dependencies: tuple[Dependency, ...] = ()
+    time_limit_s: int = 0  # of one attempt; 0: none
+    start_within_s: int = 0  # of submission; 0: any time
+    end_within_s: int = 0  # of submission, the grace included; 0: any time
+    keep_s: int = 0  # once finished; 0: as the site says
+    stop_grace_s: int = 15  # from a stop request to the end of its VM

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from . import depend
+from . import deadlines, depend
 from .model import Cluster
 
 
 def look(cluster: Cluster, now: float) -> None:
     """Bring all jobs up to date at `now`."""
+    deadlines.enforce(cluster, now)
     depend.release(cluster, now)

@@ -44,11 +44,10 @@ class Planned:
 
     def ask_to_stop(self) -> None:
         """What the leader does after placing."""
-        before = {a.id for a in self.cluster.allocations.values() if a.stop_reason}
         drain(self.cluster, self.placer, self.now)
         for allocation_id in sorted(self.cluster.allocations):
             a = self.cluster.allocations[allocation_id]
-            if a.stop_reason and a.id not in before:
+            if a.stop_reason and a.stop_requested_s == self.now:
                 grace = f", within {a.stop_grace_s} s" if a.stop_grace_s else ""
                 self.log.append(f"  {a.id} on {a.host} shall stop: {a.stop_reason}{grace}")
 

@@ -17,6 +17,11 @@ def wire_terms(terms: Terms) -> dict[str, Any]:
     """The fields of a spec that say the same."""
     return {
         "dependencies": [job_pb2.Dependency(job=d.job, when=_when(d.when)) for d in terms.dependencies],
+        "time_limit_s": terms.time_limit_s,
+        "start_within_s": terms.start_within_s,
+        "end_within_s": terms.end_within_s,
+        "keep_s": terms.keep_s,
+        "stop_grace_s": terms.stop_grace_s,
     }
 
 
@@ -32,11 +37,14 @@ class Queued:
     log: list[str]
     tell: Callable[[events.Event], None]
 
-    def queued(self, *, ok: str = "", any: str = "", not_ok: str = "", held: str = "") -> dict[str, Any]:  # noqa: A002
-        """Fields of a job: `ok=a,b` waits for jobs to succeed, `held=yes` is submitted on hold."""
+    def queued(
+        self, *, ok: str = "", any: str = "", not_ok: str = "", held: str = "", limit: str = "0",  # noqa: A002
+        start: str = "0", end: str = "0", keep: str = "0", grace: str = "15",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Fields of a job: `ok=a,b` waits for jobs to succeed, `held=yes` is submitted on hold; times in seconds."""
         pairs = ((ok, When.OK), (any, When.ANY), (not_ok, When.NOT_OK))
         dependencies = tuple(Dependency(job, when) for jobs, when in pairs for job in jobs.split(",") if job)
-        fields: dict[str, Any] = {"terms": Terms(dependencies=dependencies)}
+        fields: dict[str, Any] = {"terms": Terms(dependencies, int(limit), int(start), int(end), int(keep), int(grace))}
         if held:
             fields |= {"hold": "it was submitted on hold", "held_s": self.now}
         return fields

@@ -10,6 +10,7 @@ from random import Random
 from time import process_time
 from typing import Any, TypeVar
 
+import grpc
 from google.protobuf.message import Message
 
 from agent.agent import Agent, Parts
@@ -84,7 +85,7 @@ class Cluster:
             Kind.BMC: self._bmc_fails,
             Kind.CLOCK_JUMP: self._date_jumps,
         }
-        Never(world, self.machines, lambda: not any(self.dates.values()))
+        self.never = Never(world, self.machines, lambda: not any(self.dates.values()))
 
     def guest(self, allocation: str) -> Guest:
         """What a VM will do: mostly run and exit; some fail to start, hang, crash or disobey."""
@@ -201,12 +202,39 @@ class Cluster:
             restart=job_pb2.RestartPolicy(max_host_deaths=0),
         )  # fmt: skip
         request = scheduler_pb2.SubmitRequest(spec=spec, idempotency_key=key, allow_unavailable=True)
+        queued(Random(f"{self.world.seed}/{key}/queue"), spec, sorted(self.jobs.values()))
         answer = await self._insist(lambda api: api.submit(request))
         self.jobs[key] = answer.id
         self.world.trace(f"acknowledged {key} as {answer.id}")
+        await self._wishes(Random(f"{self.world.seed}/{key}/wishes"), answer.id)
         if rng.random() < 0.2:
             await asyncio.sleep(rng.uniform(0.0, 60.0))
             await self._insist(lambda api: api.cancel(scheduler_pb2.CancelJobRequest(id=answer.id)))
+
+    async def _wishes(self, rng: Random, job: str) -> None:
+        """Now and then somebody requeues a job, or holds it and thinks better of it."""
+        if rng.random() < 0.15:
+            await asyncio.sleep(rng.uniform(0.0, 40.0))
+            wish = scheduler_pb2.RequeueJobRequest(id=job, by="ann", hold=rng.random() < 0.3)
+            await self._ask(lambda api: api.wishes.requeue(wish))
+        elif rng.random() < 0.1:
+            await self._ask(lambda api: api.wishes.hold(scheduler_pb2.HoldJobRequest(id=job, by="ann")))
+        else:
+            return
+        await asyncio.sleep(rng.uniform(0.0, 40.0))
+        await self._ask(lambda api: api.release(scheduler_pb2.ReleaseJobRequest(id=job, by="ann")))
+
+    async def _ask(self, request: Callable[[JobsApi], Coroutine[Any, Any, Any]]) -> None:
+        """Ask until there is an answer; that a job is in no state for it is one."""
+
+        async def once(api: JobsApi) -> None:
+            try:
+                await request(api)
+            except ApiError as exc:
+                if exc.code not in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND):
+                    raise
+
+        await self._insist(once)
 
     async def _insist(self, request: Callable[[JobsApi], Coroutine[Any, Any, Any]]) -> Any:
         """Ask one replica after the other until there is an answer."""
@@ -231,6 +259,8 @@ class Cluster:
             yield f"{self.wanted} jobs were submitted, and there are {specs}"
         for key, job in sorted(self.jobs.items()):
             kv = self.world.backend.get(keys.job_status(job))
+            if kv is None and keys.job_status(job) in self.never.finished:
+                continue  # it was finished, and its time to be kept is over
             state = job_pb2.JobStatus.FromString(kv.value).state if kv is not None else None
             if state not in FINAL:
                 yield f"job {job} ({key}) is lost: {state}"
@@ -255,6 +285,21 @@ class Cluster:
     def stored_items(self, prefix: str, suffix: str, kind: type[M]) -> list[tuple[str, M]]:
         items = self.world.backend.list(prefix).items
         return [(kv.key, kind.FromString(kv.value)) for kv in items if kv.key.endswith(suffix)]
+
+
+def queued(rng: Random, spec: job_pb2.JobSpec, others: Sequence[str]) -> None:
+    """What some jobs ask of the queue."""
+    if others and rng.random() < 0.3:
+        when = rng.choice([job_pb2.Dependency.OK, job_pb2.Dependency.ANY, job_pb2.Dependency.NOT_OK])
+        spec.dependencies.add(job=rng.choice(others), when=when)
+    if rng.random() < 0.3:
+        spec.time_limit_s = rng.randint(10, 60)
+    if rng.random() < 0.1:
+        spec.end_within_s = rng.randint(30, 300)
+    if rng.random() < 0.1:
+        spec.start_within_s = rng.randint(10, 100)
+    if rng.random() < 0.3:
+        spec.keep_s = rng.randint(1, 300)
 
 
 def possible(cluster: Cluster, plan: Sequence[Fault]) -> list[Fault]:

@@ -27,7 +27,7 @@ class Never:
         self._world = world
         self._machines = machines
         self._clocks_right = clocks_right
-        self._finished: dict[str, int] = {}
+        self.finished: dict[str, int] = {}
         self._session_of: dict[str, tuple[str, int]] = {}  # allocation -> host and session, of all that ever were
         self._fenced: set[tuple[str, int]] = set()
         self._held: dict[tuple[str, str], str] = {}  # host and unit -> allocation
@@ -70,7 +70,7 @@ class Never:
         if kind is Kind.ALLOCATION:
             return self._allocation(ids, change)
         if change.kv is None:
-            return ()
+            return self._retired(ids[0]) if kind is Kind.JOB_SPEC else ()
         if kind is Kind.JOB_STATUS:
             return self._status(change.key, job_pb2.JobStatus.FromString(change.kv.value))
         if kind is Kind.HOST:
@@ -84,9 +84,9 @@ class Never:
         return ()
 
     def _status(self, key: str, status: job_pb2.JobStatus) -> Iterator[str]:
-        before = self._finished.get(key)
+        before = self.finished.get(key)
         if status.state in FINAL:
-            self._finished[key] = status.state
+            self.finished[key] = status.state
         if before is not None and before != status.state:
             yield f"{key} was {before} and is {status.state}"
 
@@ -113,6 +113,33 @@ class Never:
 
         if 0 < self._disarmed_s < WALL_EPOCH_S + self._world.loop.time() - HEARD_S and self._lost_before(wanted.job):
             yield f"{wanted.id} restarts although fencing is disarmed"
+
+        yield from self._queued(wanted)
+
+    def _queued(self, wanted: records_pb2.Allocation) -> Iterator[str]:
+        """What the queue may not let start."""
+        kv = self._world.backend.get(keys.job_status(wanted.job))
+        status = job_pb2.JobStatus.FromString(kv.value) if kv is not None else job_pb2.JobStatus()
+        if status.ending:
+            yield f"{wanted.id} starts although the job's time is up: {status.ending}"
+        if status.hold:
+            yield f"{wanted.id} starts although the job is held: {status.hold}"
+        for dependency in wanted.spec.dependencies:
+            state = self.finished.get(keys.job_status(dependency.job))
+            met = {
+                job_pb2.Dependency.OK: state == job_pb2.JOB_STATE_SUCCEEDED,
+                job_pb2.Dependency.ANY: state is not None,
+                job_pb2.Dependency.NOT_OK: state in (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED),
+            }
+            if not met[dependency.when or job_pb2.Dependency.OK]:
+                yield f"{wanted.id} starts although {dependency.job} is {state}"
+
+    def _retired(self, job: str) -> Iterator[str]:
+        if keys.job_status(job) not in self.finished:
+            yield f"{job} is forgotten and was never finished"
+        for kv in self._world.backend.list(keys.ALLOCATIONS).items:
+            if records_pb2.Allocation.FromString(kv.value).job == job:
+                yield f"{job} is forgotten while {kv.key} holds units"
 
     def _braked(self) -> bool:
         brake, now = self._brake, WALL_EPOCH_S + self._world.loop.time()

@@ -76,3 +76,17 @@ def test_help_teaches(gpupool: Run, command: str) -> None:
     code, out, _ = gpupool(command, "--help")
     assert code == 0
     assert f"gpupool {command}" in out
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("1h30m", 5400), ("2d", 172800)])
+def test_times_are_written_as_people_do(fake: FakeScheduler, gpupool: Run, file: str, text: str, seconds: int) -> None:
+    assert gpupool("submit", file, "--time-limit", text, "--end-within", text, "--keep", text)[0] == 0
+    spec = fake.asked[-1].spec
+    assert (spec.time_limit_s, spec.end_within_s, spec.keep_s, spec.start_within_s) == (seconds, seconds, seconds, 0)
+
+
+@pytest.mark.parametrize("text", ["", "h", "1x", "1h 30m", "-5"])
+def test_what_is_no_time(fake: FakeScheduler, gpupool: Run, file: str, text: str) -> None:
+    code, _, err = gpupool("submit", file, "--time-limit", text)
+    assert (code, fake.calls["Submit"]) == (2, 0)
+    assert "no duration; write 90s" in err

@@ -45,6 +45,9 @@ LEGAL = {
         PENDING + placed -> STARTING
         PENDING + cancelled -> CANCELLED
         PENDING + can never start -> CANCELLED
+        PENDING + out of time -> FAILED
+        STARTING + out of time -> FAILED
+        RUNNING + out of time -> FAILED
         STARTING + placement not committed -> PENDING
         STARTING + started -> RUNNING
         STARTING + exited with 0 -> SUCCEEDED

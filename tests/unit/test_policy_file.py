@@ -56,7 +56,7 @@ def test_what_is_left_out_is_as_by_default(tmp_path: Path, text: str) -> None:
     [
         (
             "brakes: {hosts: 3}",
-            "1: brakes is unknown; known here are soft_guard_is_enough, starts_at_once, brake, flap",
+            "1: brakes is unknown; known here are soft_guard_is_enough, starts_at_once, keep_finished_s, brake, flap",
         ),
         ("brake:\n  host: 3", "2: brake.host is unknown; known here are hosts, share"),
         ("powered: [h1]", "1: powered is unknown; hosts that can be switched off are those of the file that --power"),
