@@ -83,6 +83,7 @@ def terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
         start_within_s=spec.start_within_s,
         end_within_s=spec.end_within_s,
         keep_s=spec.keep_s,
+        element=terms.Element(spec.array.id, spec.array.index, spec.array.parallel) if spec.array.id else None,
         stop_grace_s=spec.stop_grace_s or terms.Terms().stop_grace_s,
     )
 

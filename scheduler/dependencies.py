@@ -8,19 +8,21 @@ from __future__ import annotations
 from gpupool.store import keys
 from gpupool.store.keys import Kind
 from gpupool.store.port import Store
-from gpupool.v1 import records_pb2, scheduler_pb2
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from .mirror import Mirror
-from .submission import job_id_of
+from .submission import element_id, job_id_of
 
 
 async def unknown(store: Store, mirror: Mirror, request: scheduler_pb2.SubmitRequest) -> list[str]:
     """A fault for each dependency on a job that nobody knows. A submission that is repeated was judged before."""
-    if not request.spec.dependencies or _repeated(mirror, request.idempotency_key):
+    if not request.spec.dependencies:
         return []
+    await _expand(store, mirror, request.spec)
+    repeated = _repeated(mirror, request.idempotency_key)
     faults = []
     for n, dependency in enumerate(request.spec.dependencies):
-        if not await _known(store, mirror, dependency.job):
+        if not repeated and not await _known(store, mirror, dependency.job):
             faults.append(
                 f"dependencies[{n}].job {dependency.job!r}: no such job; a job can only depend on jobs that were "
                 "submitted before it (so that none wait for each other) and are still kept; `gpupool jobs` lists them"
@@ -30,6 +32,30 @@ async def unknown(store: Store, mirror: Mirror, request: scheduler_pb2.SubmitReq
 
 def _repeated(mirror: Mirror, key: str) -> bool:
     return bool(key) and mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, job_id_of(key.encode())) is not None
+
+
+async def _expand(store: Store, mirror: Mirror, spec: job_pb2.JobSpec) -> None:
+    """Who depends on an array depends on each of its elements."""
+    found: list[job_pb2.Dependency] = []
+    for dependency in spec.dependencies:
+        count = await _count(store, mirror, dependency.job)
+        ids = [element_id(dependency.job, n) for n in range(count)] or [dependency.job]
+        found += [job_pb2.Dependency(job=job, when=dependency.when) for job in ids]
+    del spec.dependencies[:]
+    spec.dependencies.extend(found)
+
+
+async def _count(store: Store, mirror: Mirror, array: str) -> int:
+    """How many elements the array has; 0: it is none."""
+    try:
+        key, first = keys.job_spec(element_id(array, 0)), element_id(array, 0)
+    except ValueError:
+        return 0
+    record = mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, first)
+    if record is None and mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, array) is None:
+        kv = await store.get(key)
+        record = records_pb2.JobRecord.FromString(kv.value) if kv is not None else None
+    return record.spec.array.count if record is not None else 0
 
 
 async def _known(store: Store, mirror: Mirror, job: str) -> bool:

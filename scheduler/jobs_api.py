@@ -26,14 +26,14 @@ from .intents import ApiError, change_intent
 from .job_wishes import JobWishes, held
 from .mirror import FINAL, Arrival, Mirror
 from .named_jobs import NamedJobs
-from .submission import Submission, accepted, job_id_of, packed
+from .submission import Submission, accepted, elements_of, job_id_of, packed
 from .subscribe import Subscription
 from .validate import faults
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 VERDICTS_MAX = 1000
 _AtHand = tuple[frozenset[str], frozenset[str], frozenset[int]]
-_JOB_ID = re.compile(r"j[a-z2-7]{13}")  # as `_job_id` makes them
+_JOB_ID = re.compile(r"j[a-z2-7]{13}(-[0-9]+)?")  # as `submission` makes them
 _TOKEN = re.compile(r"([0-9]{1,19})\.([a-z0-9._-]*)")
 
 
@@ -60,7 +60,7 @@ class JobsApi:
         submission = self._check(request, await unknown(self._store, self._mirror, request))
         if request.validate_only:
             return scheduler_pb2.SubmitResponse(warnings=submission.warnings)
-        return await self._write(submission)
+        return await self._write_any(submission)
 
     async def submit_batch(self, requests: Sequence[scheduler_pb2.SubmitRequest]) -> list[scheduler_pb2.SubmitResult]:
         """Submit many in few transactions; one result each, in order."""
@@ -77,6 +77,8 @@ class JobsApi:
                 continue
             if request.validate_only:
                 result.ok.warnings.extend(submission.warnings)
+            elif request.spec.array.count:
+                result.CopyFrom(await self._result(submission))
             else:
                 good.append((len(results) - 1, submission))
         for batch in packed(good, self._store.max_ops):
@@ -92,10 +94,29 @@ class JobsApi:
                 await self._mirror.reached(done.revision)
                 return
         for index, submission in good:  # some are known already, or twice among these: one by one
-            try:
-                results[index].ok.CopyFrom(await self._write(submission))
-            except ApiError as exc:
-                results[index].refused.CopyFrom(scheduler_pb2.Refusal(code=exc.code.value[0], message=exc.message))
+            results[index].CopyFrom(await self._result(submission))
+
+    async def _result(self, submission: Submission) -> scheduler_pb2.SubmitResult:
+        result = scheduler_pb2.SubmitResult()
+        try:
+            result.ok.CopyFrom(await self._write_any(submission))
+        except ApiError as exc:
+            result.refused.CopyFrom(scheduler_pb2.Refusal(code=exc.code.value[0], message=exc.message))
+        return result
+
+    async def _write_any(self, submission: Submission) -> scheduler_pb2.SubmitResponse:
+        """Write one job, or all elements of an array, the first one last: where that is, the others are."""
+        if not submission.record.spec.array.count:
+            return await self._write(submission)
+        elements = elements_of(submission)
+        if self._mirror.job(elements[0].job_id) is None:
+            for batch in packed(list(enumerate(elements))[1:], self._store.max_ops):
+                done = await self._store.commit([s.guard for _, s in batch], [s.put for _, s in batch])
+                for _, element in () if done.succeeded else batch:  # begun before, and not finished
+                    await self._write(element)
+        answer = await self._write(elements[0])
+        answer.id = submission.job_id
+        return answer
 
     async def _write(self, submission: Submission) -> scheduler_pb2.SubmitResponse:
         """Write one spec, or find that it is there; it can be read here afterwards."""
@@ -293,6 +314,7 @@ def matches(job: job_pb2.Job, wanted: scheduler_pb2.JobFilter) -> bool:
     return (
         (not wanted.states or job.status.state in wanted.states)
         and (not wanted.ids or job.id in wanted.ids)
+        and (not wanted.array or job.spec.array.id == wanted.array)
         and (not wanted.name or fnmatch.fnmatchcase(job.spec.name, wanted.name))
         and (not wanted.host or (bool(attempts) and attempts[-1].host == wanted.host))
         and all(job.spec.labels.get(key) == value for key, value in wanted.labels.items())

@@ -139,6 +139,8 @@ class Mirror:
         for (job_id,), record in self.all(Kind.JOB_SPEC, records_pb2.JobRecord).items():
             if record.spec.dependencies and keys.job_spec(job_id) not in over:  # these others count, though finished
                 over -= {key(d.job) for d in record.spec.dependencies for key in (keys.job_spec, keys.job_status)}
+            if record.spec.array.id and keys.job_spec(job_id) not in over:
+                over -= {key(f"{record.spec.array.id}-0") for key in (keys.job_spec, keys.job_status)}
         cluster = Cluster(policy=policy)
         load(cluster, (kv for key, kv in self._raw.items() if key not in over), self._wall())
         return cluster

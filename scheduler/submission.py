@@ -34,6 +34,25 @@ class Submission:
         return Put(keys.job_spec(self.job_id), self.record.SerializeToString(deterministic=True))
 
 
+def elements_of(submission: Submission) -> list[Submission]:
+    """The elements of an array, by index: the same for the same submission."""
+    made = []
+    for index in range(submission.record.spec.array.count):
+        record = records_pb2.JobRecord()
+        record.CopyFrom(submission.record)
+        record.spec.array.id, record.spec.array.index = submission.job_id, index
+        record.spec.env["GPUPOOL_ARRAY_ID"] = submission.job_id
+        record.spec.env["GPUPOOL_ARRAY_INDEX"] = str(index)
+        record.spec.env["GPUPOOL_ARRAY_COUNT"] = str(record.spec.array.count)
+        made.append(Submission(element_id(submission.job_id, index), record, submission.warnings))
+    return made
+
+
+def element_id(array: str, index: int) -> str:
+    """The id of an array's element."""
+    return f"{array}-{index}"
+
+
 def packed(good: list[tuple[int, Submission]], max_ops: int) -> Iterator[list[tuple[int, Submission]]]:
     """`good`, cut into what one transaction takes."""
     batch: list[tuple[int, Submission]] = []

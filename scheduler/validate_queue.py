@@ -9,6 +9,8 @@ from gpupool.v1 import job_pb2
 
 MAX_DEPENDENCIES = 1000
 MAX_TIME_S = 366 * 24 * 3600
+MAX_ARRAY = 10_000
+MAX_ARRAY_BYTES = 32 * 1024 * 1024  # of all elements' specs: etcd keeps 2 GiB by default
 DEFAULT_GRACE_S = 15  # where the job names none
 
 _JOB = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -18,6 +20,7 @@ def queue_faults(spec: job_pb2.JobSpec) -> Iterator[str]:
     """All that is wrong with what `spec` asks of the queue."""
     yield from _dependencies(spec)
     yield from _times(spec)
+    yield from _array(spec)
 
 
 def _dependencies(spec: job_pb2.JobSpec) -> Iterator[str]:
@@ -49,3 +52,18 @@ def _times(spec: job_pb2.JobSpec) -> Iterator[str]:
     if 0 < spec.end_within_s < spec.start_within_s:
         ends = f"end_within_s is {spec.end_within_s}"
         yield f"start_within_s is {spec.start_within_s}: it must have ended by then, as {ends}"
+
+
+def _array(spec: job_pb2.JobSpec) -> Iterator[str]:
+    count, size = spec.array.count, spec.ByteSize()
+    if count > MAX_ARRAY:
+        yield f"array.count is {count}: at most {MAX_ARRAY} elements are allowed; submit several arrays"
+    elif count * size > MAX_ARRAY_BYTES:
+        yield (
+            f"array.count is {count}: with specs of {size} bytes at most {MAX_ARRAY_BYTES // size} are allowed; keep "
+            "data in a volume, not in env"
+        )
+    if spec.array.parallel and not count:
+        yield f"array.parallel is {spec.array.parallel}, but array.count is 0: say how many elements there are"
+    if spec.array.id or spec.array.index:
+        yield "array.id and array.index are set by the scheduler; leave them out"

@@ -11,9 +11,9 @@ from gpupool.client.requests import state_name
 from gpupool.errors import GpupoolError
 from gpupool.v1 import job_pb2, scheduler_pb2
 
-from . import views
+from . import queue_views, views
 from .output import emit, examples, note, output_option, pairs, table
-from .settings import complete_host, complete_job, connect, connection_options, job_id
+from .settings import complete_host, complete_job, connect, connection_options, job_id, job_ids
 
 STATES = tuple(name.removeprefix("JOB_STATE_").lower() for name in job_pb2.JobState.keys()[1:])
 
@@ -35,16 +35,18 @@ def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...])
 @click.option("--name", default="", metavar="GLOB", help='Such as "train-*".')
 @click.option("--host", default="", shell_complete=complete_host, help="Of the current or last attempt.")
 @click.option("-l", "--label", "labels", multiple=True, callback=parse_labels, metavar="KEY=VALUE", help="Repeatable.")
+@click.option("--elements", is_flag=True, help="One line for each element of an array, too.")
 @output_option("table", "wide", "json", "yaml")
 @connection_options
-def jobs(states: tuple[str, ...], name: str, host: str, labels: dict[str, str], output: str) -> None:
-    """List jobs by order of arrival."""
+def jobs(*, states: tuple[str, ...], name: str, host: str, labels: dict[str, str], elements: bool, output: str) -> None:
+    """List jobs by order of arrival; an array in one line, with how many of its elements are in which state."""
     with connect() as client:
         found = list(client.list(select(states=states, name=name, host=host, labels=labels)))
     if output in {"json", "yaml"}:
         emit(output, found)
     elif found:
-        table(*views.jobs(found, time.time(), wide=output == "wide"))
+        view = views.jobs if elements else queue_views.jobs
+        table(*view(found, time.time(), wide=output == "wide"))
     else:
         note("no jobs" + (" like that" if states or name or host or labels else "; submit one with `gpupool submit`"))
 
@@ -60,7 +62,7 @@ def show(job: str, output: str) -> None:
     if output != "table":
         emit(output, found)
         return
-    pairs(views.job_facts(found, time.time()))
+    pairs([*views.job_facts(found, time.time()), *queue_views.job_facts(found)])
     if found.status.attempts:
         click.echo()
         table(*views.attempts(found, time.time()))
@@ -77,7 +79,7 @@ def cancel(ids: tuple[str, ...], reason: str, output: str) -> None:
     with connect() as client:
         try:
             # All names are made out before the first job is touched: a misspelt one cancels nothing.
-            for full in [job_id(client, text) for text in ids]:
+            for full in [job for text in ids for job in job_ids(client, text)]:
                 asked.append(client.cancel(full, reason))  # noqa: PERF401  (what was done is told below)
         except GpupoolError:
             _tell(asked, output)
@@ -123,6 +125,7 @@ _WAITS = {
     scheduler_pb2.JOB_WAIT_BRAKE: "the mass failure brake: see `gpupool brake`",
     scheduler_pb2.JOB_WAIT_DISARMED: "`gpupool arm`: fencing is disarmed, and its host was lost",
     scheduler_pb2.JOB_WAIT_AFTER: "a job that must run before it",
+    scheduler_pb2.JOB_WAIT_ARRAY: "others of its array",
     scheduler_pb2.JOB_WAIT_DEPENDENCY: "the end of a job that it depends on",
 }
 

@@ -13,7 +13,7 @@ import click
 from gpupool.client import Client
 from gpupool.v1.job_pb2 import Dependency, JobSpec
 
-from .settings import complete_job, job_id
+from .settings import complete_job, job_ids
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +30,7 @@ class Terms:
     start_within: int | None = None
     end_within: int | None = None
     keep: int | None = None
+    array: tuple[int, int] | None = None
 
     def apply(self, client: Client, spec: JobSpec) -> None:
         """Change `spec` accordingly. Raises NotFound for a job that nobody knows."""
@@ -39,11 +40,28 @@ class Terms:
             (self.after_not_ok, Dependency.NOT_OK),
         ):
             for job in jobs:
-                spec.dependencies.add(job=job_id(client, job), when=when)
+                spec.dependencies.extend(Dependency(job=each, when=when) for each in job_ids(client, job))
         spec.hold |= self.hold
+        if self.array is not None:
+            spec.array.count, spec.array.parallel = self.array
         for name in ("time_limit", "start_within", "end_within", "keep"):
             if (seconds := getattr(self, name)) is not None:
                 setattr(spec, f"{name}_s", seconds)
+
+
+def jobs_of(submitted: str, spec: JobSpec) -> list[str]:
+    """The ids of the jobs that a submission has made."""
+    return [f"{submitted}-{index}" for index in range(spec.array.count)] or [submitted]
+
+
+def parse_array(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """`COUNT` or `COUNT%PARALLEL`; how many are allowed is the scheduler's word."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})(?:%(\d{1,9}))?", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r}: write how many elements, such as 100, or 100%8 for 8 at once")
+    return int(found[1]), int(found[2] or 0)
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
@@ -83,6 +101,9 @@ def queue_options(command: F) -> F:
     with_terms = click.option("--hold", is_flag=True, help="Submit it on hold: `gpupool release` lets it start.")(
         with_terms
     )
+    with_terms = click.option(
+        "--array", callback=parse_array, metavar="COUNT[%PARALLEL]", help="So many jobs of it, PARALLEL at once."
+    )(with_terms)
     for time, words in _TIMES.items():
         with_terms = click.option(f"--{time}", type=Duration(), metavar="TIME", help=words)(with_terms)
     for end, words in ends:

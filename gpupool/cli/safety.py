@@ -10,7 +10,7 @@ from gpupool.v1 import scheduler_pb2
 
 from . import planned_views as shown
 from .output import emit, examples, output_option, pairs
-from .settings import complete_job, connect, connection_options, job_id, me
+from .settings import complete_job, connect, connection_options, job_ids, me
 
 
 @click.command(epilog=examples('gpupool disarm --reason "etcd moves to new disks"', "gpupool status", "gpupool arm"))
@@ -82,11 +82,12 @@ def release_job(job: str, reason: str, output: str) -> None:
     `gpupool show JOB` says why it is held. If it really kills hosts, it may kill the next one.
     """
     with connect() as client:
-        found = client.release(job_id(client, job), reason, by=me())
+        found = [client.release(each, reason, by=me()) for each in job_ids(client, job)]
     if output == "table":
-        click.echo(f"{found.id} is let go; `gpupool explain {found.id}` says what it waits for")
+        for each in found:
+            click.echo(f"{each.id} is let go; `gpupool explain {each.id}` says what it waits for")
     else:
-        emit(output, found)
+        emit(output, found[0] if len(found) == 1 else found)
 
 
 COMMANDS = (disarm, arm, brake, release_job)

@@ -124,6 +124,18 @@ def job_id(client: Client, text: str) -> str:
     return found[0]
 
 
+def job_ids(client: Client, text: str) -> list[str]:
+    """The job that `text` is, or is the beginning of; or, of an array that it names, every element, by index."""
+    try:
+        return [job_id(client, text)]
+    except InvalidSpec:
+        found = list(client.list(scheduler_pb2.JobFilter(array=text)))
+        elements = sorted((job.spec.array.index, job.id) for job in found if job.spec.array.id == text)
+        if not elements:
+            raise
+        return [element for _, element in elements]
+
+
 def _complete(ctx: click.Context, names: Callable[[Client], Iterator[str]], incomplete: str) -> list[str]:
     """Completions, or none: a shell must not hang or show errors while somebody types."""
     try:

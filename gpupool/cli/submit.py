@@ -14,7 +14,7 @@ from gpupool.spec import MAX_BYTES, load_specs
 from gpupool.v1 import job_pb2, scheduler_pb2
 
 from .output import emit, examples, note, output_option
-from .queue_options import Terms, queue_options
+from .queue_options import Terms, jobs_of, queue_options
 from .settings import connect, connection_options
 from .waiting import wait_for
 
@@ -104,7 +104,8 @@ def submit(
         raise click.exceptions.Exit(failure)
     if wait or show_logs:
         sys.stdout.flush()
-        raise click.exceptions.Exit(asyncio.run(wait_for([answer.id for answer in answers], show_logs=show_logs)))
+        ids = [job for answer, asked in zip(answers, jobs, strict=True) for job in jobs_of(answer.id, asked.spec)]
+        raise click.exceptions.Exit(asyncio.run(wait_for(ids, show_logs=show_logs)))
 
 
 def _read(files: tuple[str, ...]) -> list[Named]:

@@ -9,12 +9,11 @@ from typing import Any
 from gpupool.client.requests import state_name
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
-from . import queue_views
-
 View = tuple[Sequence[str], list[list[str]]]
 
 JOBS = ("ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE")
 JOBS_WIDE = (*JOBS, "MODEL", "UNITS", "CPUS", "MEMORY", "PRIORITY", "EXIT")
+SHARED = ("NAME", "GPUS", "AGE", "MODEL", "CPUS", "MEMORY", "PRIORITY")  # by all elements of an array
 UNITS = ("HOST", "UNIT", "MODEL", "NUMA", "STATE", "ALLOCATION")
 UNITS_WIDE = (*UNITS, "MEMORY", "FUNCTIONS", "LINK", "RESETS", "RECLAIMS", "IDENTITY", "PROOF", "REASON")
 ATTEMPTS = ("ATTEMPT", "HOST", "UNITS", "STARTED", "RAN", "OUTCOME", "EXIT", "EVIDENCE", "MESSAGE")
@@ -132,7 +131,6 @@ def job_facts(job: job_pb2.Job, now_s: float) -> list[tuple[str, str]]:
         ("priority", str(spec.priority or "")),
         ("volumes", ", ".join(f"{volume.name} {size(volume.size_mib)} at {volume.path}" for volume in spec.volumes)),
         ("labels", labels(spec.labels)),
-        *queue_views.job_facts(job),
         ("restarts", str(status.restarts or "")),
         *(("warning", text) for text in (status.attempts[-1].warnings if status.attempts else ())),
     ]

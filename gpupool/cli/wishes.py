@@ -8,7 +8,7 @@ from gpupool.errors import GpupoolError
 from gpupool.v1 import job_pb2
 
 from .output import emit, examples, output_option
-from .settings import complete_job, connect, connection_options, job_id, me
+from .settings import complete_job, connect, connection_options, job_ids, me
 
 
 @click.command(epilog=examples("gpupool hold 7f3a", 'gpupool hold 7f3a 81bc --reason "the data set is being mended"'))
@@ -21,7 +21,7 @@ def hold(ids: tuple[str, ...], reason: str, output: str) -> None:
     done: list[job_pb2.Job] = []
     with connect() as client:
         try:
-            for full in [job_id(client, text) for text in ids]:
+            for full in [job for text in ids for job in job_ids(client, text)]:
                 done.append(client.hold(full, reason, by=me()))  # noqa: PERF401  (what was done is told below)
         except GpupoolError:
             _tell(done, "is held", output)
@@ -43,7 +43,7 @@ def requeue(ids: tuple[str, ...], held: bool, reason: str, output: str) -> None:
     done: list[job_pb2.Job] = []
     with connect() as client:
         try:
-            for full in [job_id(client, text) for text in ids]:
+            for full in [job for text in ids for job in job_ids(client, text)]:
                 done.append(client.requeue(full, reason, hold=held, by=me()))  # noqa: PERF401  (told below)
         except GpupoolError:
             _tell(done, "is asked to stop", output)

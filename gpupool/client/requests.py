@@ -79,6 +79,7 @@ def select(
     host: str = "",
     labels: Mapping[str, str] | None = None,
     ids: Iterable[str] = (),
+    array: str = "",
 ) -> scheduler_pb2.JobFilter:
     """A selection of jobs; what is left out does not restrict it, several restrictions must all hold.
 
@@ -88,10 +89,11 @@ def select(
         host: of the current or last attempt.
         labels: all must be equal.
         ids: any of them.
+        array: an array's id.
 
     """
     return scheduler_pb2.JobFilter(
-        states=[state_value(state) for state in states], name=name, host=host, labels=labels or {}, ids=ids
+        states=[state_value(state) for state in states], name=name, host=host, labels=labels or {}, ids=ids, array=array
     )
 
 

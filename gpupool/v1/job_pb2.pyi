@@ -411,6 +411,40 @@ class Dependency(_message.Message):
 Global___Dependency: _TypeAlias = Dependency  # noqa: Y015
 
 @_typing.final
+class Array(_message.Message):
+    """Many jobs of one spec. The scheduler makes them at submission; their ids are those of the array with "-<index>"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    PARALLEL_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """elements, with indexes from 0; at most 10000"""
+    parallel: _builtins.int
+    """at most so many of them run at once; 0: any number"""
+    id: _builtins.str
+    """set by the scheduler in each element: the array's id"""
+    index: _builtins.int
+    """set by the scheduler in each element"""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        parallel: _builtins.int = ...,
+        id: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "id", b"id", "index", b"index", "parallel", b"parallel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Array: _TypeAlias = Array  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -473,6 +507,7 @@ class JobSpec(_message.Message):
     START_WITHIN_S_FIELD_NUMBER: _builtins.int
     END_WITHIN_S_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
+    ARRAY_FIELD_NUMBER: _builtins.int
     KEEP_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """for people; need not be unique"""
@@ -523,6 +558,10 @@ class JobSpec(_message.Message):
     def dependencies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Dependency]:
         """all must be met before its first start; a restart does not ask again"""
 
+    @_builtins.property
+    def array(self) -> Global___Array:
+        """its elements know GPUPOOL_ARRAY_ID, _INDEX and _COUNT from their environment"""
+
     def __init__(
         self,
         *,
@@ -545,11 +584,12 @@ class JobSpec(_message.Message):
         start_within_s: _builtins.int = ...,
         end_within_s: _builtins.int = ...,
         hold: _builtins.bool = ...,
+        array: Global___Array | None = ...,
         keep_s: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gpus", b"gpus", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "gpus", b"gpus", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

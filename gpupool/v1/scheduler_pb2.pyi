@@ -103,6 +103,8 @@ class _JobWaitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobWait.Value
     """a job that must run before it does not yet"""
     JOB_WAIT_DEPENDENCY: _JobWait.ValueType  # 6
     """a job that it depends on has not ended"""
+    JOB_WAIT_ARRAY: _JobWait.ValueType  # 7
+    """as many of its array run as may, or it is not submitted completely"""
 
 class JobWait(_JobWait, metaclass=_JobWaitEnumTypeWrapper):
     """What keeps a job from being placed, whatever hosts there are."""
@@ -120,6 +122,8 @@ JOB_WAIT_AFTER: JobWait.ValueType  # 5
 """a job that must run before it does not yet"""
 JOB_WAIT_DEPENDENCY: JobWait.ValueType  # 6
 """a job that it depends on has not ended"""
+JOB_WAIT_ARRAY: JobWait.ValueType  # 7
+"""as many of its array run as may, or it is not submitted completely"""
 Global___JobWait: _TypeAlias = JobWait  # noqa: Y015
 
 @_typing.final
@@ -162,6 +166,7 @@ class SubmitResponse(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """of the job, or of the array"""
     created: _builtins.bool
     """false: the key was known with the same spec"""
     @_builtins.property
@@ -284,10 +289,13 @@ class JobFilter(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     IDS_FIELD_NUMBER: _builtins.int
+    ARRAY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """a glob, e.g. "train-*" """
     host: _builtins.str
     """of the current or last attempt"""
+    array: _builtins.str
+    """an array's id: all of its elements"""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]: ...
     @_builtins.property
@@ -304,10 +312,11 @@ class JobFilter(_message.Message):
         host: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         ids: _abc.Iterable[_builtins.str] | None = ...,
+        array: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "ids", b"ids", "labels", b"labels", "name", b"name", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "host", b"host", "ids", b"ids", "labels", b"labels", "name", b"name", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .arrays import Arrays
 from .timers import Timers
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ class Books:
 
     dependents: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by each that they depend on
     timers: Timers = field(default_factory=Timers)
+    arrays: Arrays = field(default_factory=Arrays)
     unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
 
     def note(self, job: Job, due_s: float | None) -> None:
         """Something about the job has changed; `due_s` is when time next changes it."""
         self.timers.set(job.id, due_s)
+        self.arrays.note(job)
         for other in job.terms.dependencies:
             self._depend(job, other.job)
         if job.depends and not job.final:

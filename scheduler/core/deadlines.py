@@ -45,7 +45,7 @@ def _end(cluster: Cluster, job: Job, why: str, now: float) -> None:
 
 def _retire(cluster: Cluster, job: Job, now: float) -> None:
     """Forget a finished job, here and in the store, once nobody needs it."""
-    needed = bool(cluster.books.dependents.get(job.id))
+    needed = bool(cluster.books.dependents.get(job.id)) or cluster.books.arrays.needs(job)
     held = any(f"{job.id}.{a.number}" in cluster.allocations for a in job.attempts)
     unseen = bool(cluster.policy.reservation.hosts) and job.id in cluster.stale_jobs  # the reservation looks at it yet
     if needed or held or unseen or job.id in cluster.dirty.jobs:
@@ -53,4 +53,5 @@ def _retire(cluster: Cluster, job: Job, now: float) -> None:
         return
     del cluster.jobs[job.id]
     cluster.stale_jobs.discard(job.id)
+    cluster.books.arrays.forget(job)
     cluster.dirty.retired.add(job.id)

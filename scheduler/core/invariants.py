@@ -50,6 +50,8 @@ def _held_up(cluster: Cluster) -> Iterator[str]:
         job = cluster.jobs.get(allocation.job) if allocation is not None else None
         if withheld and job is not None and job.allocation_id == allocation_id and job.lost_before:
             yield f"allocation {allocation_id}: restarts what was lost, under the brake or while disarmed"
+    for array, (runs, may) in cluster.books.arrays.crowded().items():
+        yield f"array {array}: {runs} of it run, {may} may"
     for job_id in sorted(cluster.jobs):
         job = cluster.jobs[job_id]
         if job.hold and job.state is not JobState.PENDING:

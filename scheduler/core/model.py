@@ -379,8 +379,13 @@ class Cluster:
         self.pending.add(job.id, job.request, key, inf if parked else job.not_before_s)
 
     def held_up(self, job: Job) -> bool:
-        """Whether an operator, a job that it depends on, or the brake keeps it from starting."""
-        return bool(job.hold) or job.depends or (job.lost and (self.brake is not None or self.intent.disarmed))
+        """Whether an operator, a job that it depends on, its array, or the brake keeps it from starting."""
+        return (
+            bool(job.hold)
+            or job.depends
+            or self.books.arrays.gated(job)
+            or (job.lost and (self.brake is not None or self.intent.disarmed))
+        )
 
     def requeue_lost(self) -> None:
         """What keeps jobs that lost their host from starting has changed."""

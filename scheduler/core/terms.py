@@ -23,6 +23,15 @@ class Dependency:
 
 
 @dataclass(frozen=True, slots=True)
+class Element:
+    """One of an array's jobs; `parallel` of them run at once, 0: any number. The one with index 0 is written last."""
+
+    array: str
+    index: int
+    parallel: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """See the module docstring."""
 
@@ -32,3 +41,4 @@ class Terms:
     end_within_s: int = 0  # of submission, the grace included; 0: any time
     keep_s: int = 0  # once finished; 0: as the site says
     stop_grace_s: int = 15  # from a stop request to the end of its VM
+    element: Element | None = None

@@ -10,3 +10,5 @@ def look(cluster: Cluster, now: float) -> None:
     """Bring all jobs up to date at `now`."""
     deadlines.enforce(cluster, now)
     depend.release(cluster, now)
+    for job_id in cluster.books.arrays.let_in():
+        cluster.enqueue(cluster.jobs[job_id])

@@ -22,6 +22,7 @@ class JobWait(Enum):
     DISARMED = 4
     AFTER = 5
     DEPENDENCY = 6
+    ARRAY = 7
 
 
 def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
@@ -32,6 +33,8 @@ def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
         return JobWait.HELD, f"is held until an operator releases it: {job.hold}"
     if job.depends:
         return JobWait.DEPENDENCY, depend.in_words(cluster, job)
+    if why := cluster.books.arrays.in_words(job):
+        return JobWait.ARRAY, why
     if job.lost and cluster.intent.disarmed:
         why = f"{cluster.intent.by}: {cluster.intent.reason}"
         return JobWait.DISARMED, f"lost its host, and is not restarted while fencing is disarmed ({why})"

@@ -10,7 +10,7 @@ from gpupool.v1 import job_pb2
 from scheduler.core import events
 from scheduler.core.facts import JobIntent
 from scheduler.core.model import Cluster
-from scheduler.core.terms import Dependency, Terms, When
+from scheduler.core.terms import Dependency, Element, Terms, When
 
 
 def wire_terms(terms: Terms) -> dict[str, Any]:
@@ -22,11 +22,22 @@ def wire_terms(terms: Terms) -> dict[str, Any]:
         "end_within_s": terms.end_within_s,
         "keep_s": terms.keep_s,
         "stop_grace_s": terms.stop_grace_s,
+        "array": job_pb2.Array(id=e.array, index=e.index, parallel=e.parallel, count=9)
+        if (e := terms.element)
+        else None,
     }
 
 
 def _when(when: When) -> job_pb2.Dependency.When.ValueType:
     return job_pb2.Dependency.When.Value(when.name)
+
+
+def _element(text: str) -> Element | None:
+    """`name.index.parallel`."""
+    if not text:
+        return None
+    name, index, parallel = text.split(".")
+    return Element(name, int(index), int(parallel))
 
 
 class Queued:
@@ -39,12 +50,14 @@ class Queued:
 
     def queued(
         self, *, ok: str = "", any: str = "", not_ok: str = "", held: str = "", limit: str = "0",  # noqa: A002
-        start: str = "0", end: str = "0", keep: str = "0", grace: str = "15",
+        start: str = "0", end: str = "0", keep: str = "0", grace: str = "15", array: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         """Fields of a job: `ok=a,b` waits for jobs to succeed, `held=yes` is submitted on hold; times in seconds."""
         pairs = ((ok, When.OK), (any, When.ANY), (not_ok, When.NOT_OK))
         dependencies = tuple(Dependency(job, when) for jobs, when in pairs for job in jobs.split(",") if job)
-        fields: dict[str, Any] = {"terms": Terms(dependencies, int(limit), int(start), int(end), int(keep), int(grace))}
+        fields: dict[str, Any] = {
+            "terms": Terms(dependencies, int(limit), int(start), int(end), int(keep), int(grace), _element(array))
+        }
         if held:
             fields |= {"hold": "it was submitted on hold", "held_s": self.now}
         return fields

@@ -201,15 +201,20 @@ class Cluster:
             gpus=job_pb2.GpuRequest(count=1, model=MODEL), priority=rng.randint(0, 2),
             restart=job_pb2.RestartPolicy(max_host_deaths=0),
         )  # fmt: skip
-        request = scheduler_pb2.SubmitRequest(spec=spec, idempotency_key=key, allow_unavailable=True)
         queued(Random(f"{self.world.seed}/{key}/queue"), spec, sorted(self.jobs.values()))
+        request = scheduler_pb2.SubmitRequest(spec=spec, idempotency_key=key, allow_unavailable=True)
         answer = await self._insist(lambda api: api.submit(request))
         self.jobs[key] = answer.id
+        if spec.array.count:
+            self.wanted += spec.array.count - 1
+            self.jobs |= {f"{key}-{n}": f"{answer.id}-{n}" for n in range(spec.array.count)}
+            del self.jobs[key]
         self.world.trace(f"acknowledged {key} as {answer.id}")
-        await self._wishes(Random(f"{self.world.seed}/{key}/wishes"), answer.id)
+        await self._wishes(Random(f"{self.world.seed}/{key}/wishes"), self.jobs.get(key, f"{answer.id}-0"))
         if rng.random() < 0.2:
             await asyncio.sleep(rng.uniform(0.0, 60.0))
-            await self._insist(lambda api: api.cancel(scheduler_pb2.CancelJobRequest(id=answer.id)))
+            job = self.jobs.get(key, f"{answer.id}-0")
+            await self._ask(lambda api: api.cancel(scheduler_pb2.CancelJobRequest(id=job)))
 
     async def _wishes(self, rng: Random, job: str) -> None:
         """Now and then somebody requeues a job, or holds it and thinks better of it."""
@@ -289,6 +294,8 @@ class Cluster:
 
 def queued(rng: Random, spec: job_pb2.JobSpec, others: Sequence[str]) -> None:
     """What some jobs ask of the queue."""
+    if rng.random() < 0.15:
+        spec.array.count, spec.array.parallel = rng.randint(2, 5), rng.randint(0, 2)
     if others and rng.random() < 0.3:
         when = rng.choice([job_pb2.Dependency.OK, job_pb2.Dependency.ANY, job_pb2.Dependency.NOT_OK])
         spec.dependencies.add(job=rng.choice(others), when=when)

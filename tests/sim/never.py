@@ -124,11 +124,19 @@ class Never:
             yield f"{wanted.id} starts although the job's time is up: {status.ending}"
         if status.hold:
             yield f"{wanted.id} starts although the job is held: {status.hold}"
+        array = wanted.spec.array
+        live = (
+            {a.job for a in self._allocations() if a.spec.array.id == array.id and self._lives(a.job)}
+            if array.id
+            else ()
+        )
+        if 0 < array.parallel < len(live):
+            yield f"{wanted.id} starts, and of its array {sorted(live)} run"
         for dependency in wanted.spec.dependencies:
-            state = self.finished.get(keys.job_status(dependency.job))
+            state = self._state(dependency.job)
             met = {
                 job_pb2.Dependency.OK: state == job_pb2.JOB_STATE_SUCCEEDED,
-                job_pb2.Dependency.ANY: state is not None,
+                job_pb2.Dependency.ANY: state in FINAL,
                 job_pb2.Dependency.NOT_OK: state in (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED),
             }
             if not met[dependency.when or job_pb2.Dependency.OK]:
@@ -137,9 +145,19 @@ class Never:
     def _retired(self, job: str) -> Iterator[str]:
         if keys.job_status(job) not in self.finished:
             yield f"{job} is forgotten and was never finished"
-        for kv in self._world.backend.list(keys.ALLOCATIONS).items:
-            if records_pb2.Allocation.FromString(kv.value).job == job:
-                yield f"{job} is forgotten while {kv.key} holds units"
+        yield from (f"{job} is forgotten while {a.id} holds units" for a in self._allocations() if a.job == job)
+
+    def _allocations(self) -> list[records_pb2.Allocation]:
+        found = self._world.backend.list(keys.ALLOCATIONS).items
+        return [records_pb2.Allocation.FromString(kv.value) for kv in found]
+
+    def _lives(self, job: str) -> bool:
+        return self._state(job) in (job_pb2.JOB_STATE_STARTING, job_pb2.JOB_STATE_RUNNING)
+
+    def _state(self, job: str) -> int:
+        """As of this revision."""
+        kv = self._world.backend.get(keys.job_status(job))
+        return job_pb2.JobStatus.FromString(kv.value).state if kv is not None else 0
 
     def _braked(self) -> bool:
         brake, now = self._brake, WALL_EPOCH_S + self._world.loop.time()

@@ -90,3 +90,23 @@ def test_what_is_no_time(fake: FakeScheduler, gpupool: Run, file: str, text: str
     code, _, err = gpupool("submit", file, "--time-limit", text)
     assert (code, fake.calls["Submit"]) == (2, 0)
     assert "no duration; write 90s" in err
+
+
+def test_an_array_is_one_line_and_takes_commands_as_one(fake: FakeScheduler, gpupool: Run, file: str) -> None:
+    assert gpupool("submit", file, "--array", "100%8")[0] == 0
+    assert (fake.asked[-1].spec.array.count, fake.asked[-1].spec.array.parallel) == (100, 8)
+    for index in range(3):
+        element = job(f"a-{index}")
+        element.spec.array.CopyFrom(job_pb2.Array(id="a", index=index, count=3, parallel=2))
+        element.status.state = job_pb2.JOB_STATE_RUNNING if index < 2 else job_pb2.JOB_STATE_PENDING
+        fake.jobs[f"a-{index}"] = element
+    _, out, _ = gpupool("jobs")
+    assert [line.split()[0] for line in out.splitlines()][1:] == ["j1", "job-0", "a"]
+    assert "1 PENDING, 2 RUNNING" in out
+    assert "array of 3, 2 at once" in out
+    assert "a-1" in gpupool("jobs", "--elements")[1]
+    _, out, err = gpupool("hold", "a-")
+    assert "is the beginning of 3 job ids" in err
+    code, out, _ = gpupool("hold", "a")
+    assert (code, out.count("is held")) == (0, 3)
+    assert "no such" not in gpupool("submit", file, "--array", "x")[2]
