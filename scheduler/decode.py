@@ -6,6 +6,7 @@ A value that does not parse is logged and passed over: one bad record must not s
 from __future__ import annotations
 
 import logging
+from math import inf
 
 from google.protobuf.message import DecodeError
 
@@ -14,6 +15,7 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
 from .core import events, facts, losses, model, terms
+from .core.amounts import Amounts
 from .core.hugepages import HugepagesFact
 from .core.tables import AllocationState, HostState, JobState
 
@@ -84,6 +86,8 @@ def terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
         end_within_s=spec.end_within_s,
         keep_s=spec.keep_s,
         element=terms.Element(spec.array.id, spec.array.index, spec.array.parallel) if spec.array.id else None,
+        queue=spec.queue or terms.DEFAULT_QUEUE,
+        user=spec.user,
         stop_grace_s=spec.stop_grace_s or terms.Terms().stop_grace_s,
     )
 
@@ -274,6 +278,35 @@ def intent_of(wire: records_pb2.HostIntent) -> facts.HostIntent:
     )
 
 
+def queue_intent_of(name: str, wire: records_pb2.QueueIntent) -> facts.QueueIntent:
+    """What operators want of a queue."""
+    why = f"by {wire.suspended_by}: {wire.suspended_reason}" if wire.suspended_reason else f"by {wire.suspended_by}"
+    return facts.QueueIntent(
+        tenant=wire.tenant or name,
+        weight=wire.weight or 1,
+        guaranteed=amounts_of(wire.guaranteed, 0),
+        limit=amounts_of(wire.limit, inf),
+        user_limit=amounts_of(wire.user_limit, inf),
+        user_jobs=wire.user_jobs if wire.HasField("user_jobs") else inf,
+        suspended=why if wire.suspended else "",
+    )
+
+
+def amounts_of(wire: records_pb2.Amounts, absent: float) -> Amounts:
+    """Amounts, `absent` where none is given."""
+    return Amounts(
+        wire.gpus if wire.HasField("gpus") else absent,
+        wire.cpus if wire.HasField("cpus") else absent,
+        wire.memory_mib if wire.HasField("memory_mib") else absent,
+    )
+
+
+def restore_shares(cluster: model.Cluster, record: records_pb2.Shares) -> None:
+    """Give the cluster what the leader last recorded of its tenants."""
+    cluster.books.shares.at_s = record.at_s
+    cluster.books.shares.decayed = dict(sorted(record.decayed.items()))
+
+
 def job_intent_of(wire: records_pb2.JobIntent) -> facts.JobIntent:
     """What an operator, or its owner, wants of a job."""
     return facts.JobIntent(
@@ -331,6 +364,9 @@ def _fact(kind: Kind, ids: tuple[str, ...], kv: KeyValue | None) -> events.Event
         case Kind.CLUSTER_INTENT:
             wanted = cluster_intent_of(records_pb2.ClusterIntent.FromString(kv.value)) if kv else facts.ClusterIntent()
             return events.ClusterIntentChanged(wanted)
+        case Kind.QUEUE:
+            queue = queue_intent_of(ids[0], records_pb2.QueueIntent.FromString(kv.value)) if kv else None
+            return events.QueueChanged(ids[0], queue)
         case Kind.JOB_INTENT:
             word = records_pb2.JobIntent.FromString(kv.value) if kv else records_pb2.JobIntent()
             return events.JobIntentChanged(ids[0], job_intent_of(word))

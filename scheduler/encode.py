@@ -124,6 +124,11 @@ def cluster_record(cluster: Cluster) -> records_pb2.ClusterRecord:
     return wire
 
 
+def shares(cluster: Cluster) -> records_pb2.Shares:
+    """The record of what tenants have used."""
+    return records_pb2.Shares(at_s=cluster.books.shares.at_s, decayed=cluster.books.shares.decayed)
+
+
 def allocation(decided: Allocation, host: Host, spec: job_pb2.JobSpec) -> records_pb2.Allocation:
     """The reservation and the desired state, as the agent will read it."""
     addresses = sorted(a for unit in decided.units if unit in host.units for a in host.units[unit].functions)

@@ -17,6 +17,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Created, Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from . import queue_rules
 from .core.explain import explain
 from .core.hugepages import size_name
 from .core.policy import Policy
@@ -129,7 +130,12 @@ class JobsApi:
         self, request: scheduler_pb2.SubmitRequest, unknown: Sequence[str], beside: Sequence[job_pb2.JobSpec] = ()
     ) -> Submission:
         """Raises ApiError. `beside`: specs of the same batch, which may name each other."""
-        wrong = [*faults(request.spec), *unknown, *self._named.faults(request.spec, beside)]
+        wrong = [
+            *faults(request.spec),
+            *unknown,
+            *queue_rules.faults(self._mirror, request.spec),
+            *self._named.faults(request.spec, beside),
+        ]
         missing = [*self._unavailable(request.spec), *self._named.unknown(request.spec, beside)]
         if not request.allow_unavailable:
             wrong += [f"{m}; to queue it all the same: --allow-unavailable" for m in missing]
@@ -139,7 +145,7 @@ class JobsApi:
             spec=request.spec, submitted_s=self._wall(), idempotency_key=request.idempotency_key
         )
         seed = request.idempotency_key.encode() if request.idempotency_key else self._token()
-        return Submission(job_id_of(seed), record, missing)
+        return Submission(job_id_of(seed), record, missing + queue_rules.warnings(self._mirror, request.spec))
 
     def _unavailable(self, spec: job_pb2.JobSpec) -> list[str]:
         """What the spec names that no known host has. With no host known, nothing can be said."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue, StoreError
@@ -28,6 +28,7 @@ from .decode import (
     job_of,
     restore_cluster,
     restore_host,
+    restore_shares,
     restore_status,
 )
 
@@ -45,6 +46,7 @@ class UnreadableDecisionError(StoreError):
 # the loss of its session, as it did in life; sessions before intents, as what an operator vouched for is weighed with
 # them.
 _ORDER = (
+    Kind.QUEUE,
     Kind.JOB_SPEC,
     Kind.UNIT,
     Kind.JOB_CANCEL,
@@ -121,6 +123,9 @@ def _load_decisions(
     for _, kv in by_kind[Kind.CLUSTER]:
         with _decision(kv.key):
             restore_cluster(cluster, records_pb2.ClusterRecord.FromString(kv.value))
+    for _, kv in by_kind[Kind.SHARES]:
+        with suppress(*UNREADABLE):  # they only order the queue
+            restore_shares(cluster, records_pb2.Shares.FromString(kv.value))
     for _, kv in by_kind[Kind.FAILOVER]:
         with _decision(kv.key):
             found = failover_of(records_pb2.FailoverRecord.FromString(kv.value))

@@ -51,6 +51,8 @@ _TYPES: dict[Kind, type[Message]] = {
     Kind.CLUSTER: records_pb2.ClusterRecord,
     Kind.FAILOVER: records_pb2.FailoverRecord,
     Kind.LEADER: records_pb2.Leader,
+    Kind.QUEUE: records_pb2.QueueIntent,
+    Kind.SHARES: records_pb2.Shares,
 }
 
 

@@ -21,6 +21,7 @@ from .failover_plan import FailoverPlans
 from .host_intents import HostIntents
 from .intents import ApiError
 from .mirror import EVENTS_KEPT, Mirror
+from .queue_intents import QueueIntents
 from .subscribe import Subscription
 
 _Used = defaultdict[str, list[records_pb2.Allocation]]  # by host
@@ -46,6 +47,7 @@ class OperationsApi:
         self._wall = wall
         self.host_intents = HostIntents(store, mirror, self.host, wall)
         self.cluster_intents = ClusterIntents(store, mirror, wall)
+        self.queues = QueueIntents(store, mirror, policy or Policy(), wall)
         self.plans = FailoverPlans(mirror, policy or Policy(), self.host, wall)
 
     def cluster(self) -> scheduler_pb2.Cluster:

@@ -193,6 +193,21 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
         await _unary(context, self._api.cluster_intents.set_armed(request))
         return await _unary(context, _call(self._api.cluster))
 
+    async def ListQueues(
+        self, request: scheduler_pb2.ListQueuesRequest, context: Context
+    ) -> scheduler_pb2.ListQueuesResponse:
+        del request
+        return scheduler_pb2.ListQueuesResponse(queues=await _unary(context, _call(self._api.queues.all)))
+
+    async def SetQueue(self, request: scheduler_pb2.SetQueueRequest, context: Context) -> scheduler_pb2.Queue:
+        return await _unary(context, self._api.queues.set(request))
+
+    async def DeleteQueue(
+        self, request: scheduler_pb2.DeleteQueueRequest, context: Context
+    ) -> scheduler_pb2.DeleteQueueResponse:
+        await _unary(context, self._api.queues.delete(request))
+        return scheduler_pb2.DeleteQueueResponse()
+
     async def PlanFailover(
         self, request: scheduler_pb2.PlanFailoverRequest, context: Context
     ) -> scheduler_pb2.FailoverPlan:

@@ -125,6 +125,9 @@ _WAITS = {
     scheduler_pb2.JOB_WAIT_BRAKE: "the mass failure brake: see `gpupool brake`",
     scheduler_pb2.JOB_WAIT_DISARMED: "`gpupool arm`: fencing is disarmed, and its host was lost",
     scheduler_pb2.JOB_WAIT_AFTER: "a job that must run before it",
+    scheduler_pb2.JOB_WAIT_QUEUE: "its queue: see `gpupool queue list`",
+    scheduler_pb2.JOB_WAIT_QUOTA: "jobs of its queue to end: it uses as much as it may",
+    scheduler_pb2.JOB_WAIT_USER_LIMIT: "jobs of its user to end: they use as much as they may",
     scheduler_pb2.JOB_WAIT_ARRAY: "others of its array",
     scheduler_pb2.JOB_WAIT_DEPENDENCY: "the end of a job that it depends on",
 }

@@ -13,7 +13,7 @@ import click
 from gpupool.client import Client
 from gpupool.v1.job_pb2 import Dependency, JobSpec
 
-from .settings import complete_job, job_ids
+from .settings import complete_job, job_ids, user
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,6 +31,7 @@ class Terms:
     end_within: int | None = None
     keep: int | None = None
     array: tuple[int, int] | None = None
+    queue: str | None = None
 
     def apply(self, client: Client, spec: JobSpec) -> None:
         """Change `spec` accordingly. Raises NotFound for a job that nobody knows."""
@@ -42,6 +43,9 @@ class Terms:
             for job in jobs:
                 spec.dependencies.extend(Dependency(job=each, when=when) for each in job_ids(client, job))
         spec.hold |= self.hold
+        if self.queue is not None:
+            spec.queue = self.queue
+        spec.user = spec.user or user()
         if self.array is not None:
             spec.array.count, spec.array.parallel = self.array
         for name in ("time_limit", "start_within", "end_within", "keep"):
@@ -99,6 +103,9 @@ def queue_options(command: F) -> F:
 
     ends = (("any", "has ended, however"), ("not-ok", "has failed or was cancelled"), ("ok", "has succeeded"))
     with_terms = click.option("--hold", is_flag=True, help="Submit it on hold: `gpupool release` lets it start.")(
+        with_terms
+    )
+    with_terms = click.option("--queue", metavar="NAME", help='Instead of the queue in the file; else "default".')(
         with_terms
     )
     with_terms = click.option(

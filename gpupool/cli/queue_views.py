@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from gpupool.client.requests import state_name
-from gpupool.v1 import job_pb2
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from . import views
 
@@ -43,6 +44,7 @@ def job_facts(job: job_pb2.Job) -> list[tuple[str, str]]:
     array = spec.array
     return [
         ("array", f"{array.id}, element {array.index} of {array.count}" if array.id else ""),
+        ("queue", spec.queue + (f", for {spec.user}" if spec.user else "")),
         ("depends on", ", ".join(f"{d.job} ({_when(d)})" for d in spec.dependencies)),
         *((what, f"{seconds} s" if seconds else "") for what, seconds in times),
         ("ending", job.status.ending if not job.status.finished_s else ""),
@@ -52,3 +54,87 @@ def job_facts(job: job_pb2.Job) -> list[tuple[str, str]]:
 def _when(dependency: job_pb2.Dependency) -> str:
     names = {job_pb2.Dependency.ANY: "any end", job_pb2.Dependency.NOT_OK: "not ok"}
     return names.get(dependency.when, "ok")
+
+
+QUEUES = ("QUEUE", "TENANT", "STATE", "GPUS", "GUARANTEED", "LIMIT", "RUNNING", "PENDING", "SHARE")
+QUEUES_WIDE = (*QUEUES, "WEIGHT", "USER GPUS", "USER JOBS", "PRIORITY", "CPUS", "MEMORY")
+
+
+def queues(found: Iterable[scheduler_pb2.Queue], *, wide: bool = False) -> views.View:
+    """One row for each queue; GUARANTEED and LIMIT are GPUs."""
+    return QUEUES_WIDE if wide else QUEUES, [[*_queue(q), *(_queue_wide(q) if wide else ())] for q in found]
+
+
+def _queue(queue: scheduler_pb2.Queue) -> list[str]:
+    settings = queue.settings
+    return [
+        queue.name,
+        settings.tenant or queue.name,
+        "suspended" if settings.suspended else "open",
+        str(queue.used.gpus),
+        str(settings.guaranteed.gpus or ""),
+        _limit(settings.limit, "gpus"),
+        str(queue.running),
+        str(queue.pending),
+        f"{queue.share:.3f}",
+    ]
+
+
+def _queue_wide(queue: scheduler_pb2.Queue) -> list[str]:
+    settings = queue.settings
+    return [
+        str(settings.weight or 1),
+        _limit(settings.user_limit, "gpus"),
+        str(settings.user_jobs) if settings.HasField("user_jobs") else "",
+        _priorities(settings),
+        _of(str(queue.used.cpus), _limit(settings.limit, "cpus")),
+        _of(views.size(queue.used.memory_mib) or "0", _limit(settings.limit, "memory_mib")),
+    ]
+
+
+def queue_facts(queue: scheduler_pb2.Queue) -> list[tuple[str, str]]:
+    """What `queue show` says."""
+    settings = queue.settings
+    why = f": {settings.suspended_reason}" if settings.suspended_reason else ""
+    return [
+        ("queue", queue.name),
+        ("tenant", f"{settings.tenant or queue.name}, weight {settings.weight or 1}"),
+        ("suspended", f"by {settings.suspended_by}{why}" if settings.suspended else ""),
+        ("jobs", f"{queue.running} running, {queue.pending} pending"),
+        ("uses", _amounts(queue.used)),
+        ("guaranteed", _amounts(settings.guaranteed)),
+        ("at most", _amounts(settings.limit)),
+        ("each user", ", ".join(filter(None, (_amounts(settings.user_limit), _user_jobs(settings))))),
+        ("priorities", _priorities(settings)),
+        ("share", f"{queue.share:.3f}"),
+        ("changed", f"{views.moment(settings.at_s)} by {settings.by}" if settings.at_s else ""),
+    ]
+
+
+def _amounts(amounts: records_pb2.Amounts) -> str:
+    parts = (
+        f"{amounts.gpus} GPUs" if amounts.HasField("gpus") else "",
+        f"{amounts.cpus} CPUs" if amounts.HasField("cpus") else "",
+        (views.size(amounts.memory_mib) or "0MiB") if amounts.HasField("memory_mib") else "",
+    )
+    return ", ".join(filter(None, parts))
+
+
+def _user_jobs(settings: records_pb2.QueueIntent) -> str:
+    return f"{settings.user_jobs} jobs" if settings.HasField("user_jobs") else ""
+
+
+def _limit(amounts: records_pb2.Amounts, name: Literal["gpus", "cpus", "memory_mib"]) -> str:
+    if not amounts.HasField(name):
+        return ""
+    return str(getattr(amounts, name)) if name != "memory_mib" else views.size(amounts.memory_mib) or "0"
+
+
+def _of(used: str, limit: str) -> str:
+    return f"{used}/{limit}" if limit else used
+
+
+def _priorities(settings: records_pb2.QueueIntent) -> str:
+    low = str(settings.priority_min) if settings.HasField("priority_min") else ""
+    high = str(settings.priority_max) if settings.HasField("priority_max") else ""
+    return f"{low}..{high}" if low or high else ""

@@ -109,6 +109,14 @@ def me() -> str:
         return f"uid-{os.getuid()}@{socket.gethostname()}"
 
 
+def user() -> str:
+    """Whose jobs these are; "" where the system has no name for it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""
+
+
 def job_id(client: Client, text: str) -> str:
     """The id that `text` is, or is the beginning of. Raises NotFound, or InvalidSpec naming the candidates."""
     if not text:

@@ -30,6 +30,23 @@ class AsyncOperations(AsyncTransport):
         request = scheduler_pb2.RequeueJobRequest(id=job, reason=reason, hold=hold, by=by)
         return await self._call_once(lambda stubs: stubs.jobs.RequeueJob, request)
 
+    async def queues(self) -> Sequence[scheduler_pb2.Queue]:
+        """All queues, by name, with what they use."""
+        return (await self._call(lambda stubs: stubs.operations.ListQueues, scheduler_pb2.ListQueuesRequest())).queues
+
+    async def set_queue(
+        self, name: str, settings: records_pb2.QueueIntent, fields: Sequence[str], *, create: bool = False, by: str = ""
+    ) -> scheduler_pb2.Queue:
+        """Change the settings that `fields` names, or with `create` make a queue. Raises NotFound, Conflict."""
+        request = scheduler_pb2.SetQueueRequest(name=name, settings=settings, fields=fields, create=create, by=by)
+        call = self._call_once if create else self._call
+        return await call(lambda stubs: stubs.operations.SetQueue, request)
+
+    async def delete_queue(self, name: str, *, by: str = "") -> None:
+        """Delete a queue. Raises NotFound, Conflict while it has jobs that are not finished."""
+        request = scheduler_pb2.DeleteQueueRequest(name=name, by=by)
+        await self._call_once(lambda stubs: stubs.operations.DeleteQueue, request)
+
     async def drain(
         self,
         host: str,

@@ -30,6 +30,23 @@ class Operations(SyncTransport):
         request = scheduler_pb2.RequeueJobRequest(id=job, reason=reason, hold=hold, by=by)
         return self._call_once(lambda stubs: stubs.jobs.RequeueJob, request)
 
+    def queues(self) -> Sequence[scheduler_pb2.Queue]:
+        """All queues, by name, with what they use."""
+        return (self._call(lambda stubs: stubs.operations.ListQueues, scheduler_pb2.ListQueuesRequest())).queues
+
+    def set_queue(
+        self, name: str, settings: records_pb2.QueueIntent, fields: Sequence[str], *, create: bool = False, by: str = ""
+    ) -> scheduler_pb2.Queue:
+        """Change the settings that `fields` names, or with `create` make a queue. Raises NotFound, Conflict."""
+        request = scheduler_pb2.SetQueueRequest(name=name, settings=settings, fields=fields, create=create, by=by)
+        call = self._call_once if create else self._call
+        return call(lambda stubs: stubs.operations.SetQueue, request)
+
+    def delete_queue(self, name: str, *, by: str = "") -> None:
+        """Delete a queue. Raises NotFound, Conflict while it has jobs that are not finished."""
+        request = scheduler_pb2.DeleteQueueRequest(name=name, by=by)
+        self._call_once(lambda stubs: stubs.operations.DeleteQueue, request)
+
     def drain(
         self,
         host: str,

@@ -18,6 +18,8 @@ INTENTS = ROOT + "intents/"
 LEADER = ROOT + "leader"
 CLUSTER = ROOT + "cluster"
 CLUSTER_INTENT = INTENTS + "cluster"
+SHARES = ROOT + "shares"
+QUEUES = INTENTS + "queues/"
 FAILOVERS = ROOT + "failovers/"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -41,13 +43,15 @@ class Kind(Enum):
     UNIT_INTENT = "intents/units/{host}/{unit}"
     JOB_INTENT = "intents/jobs/{job}"
     CLUSTER_INTENT = "intents/cluster"
+    QUEUE = "intents/queues/{queue}"
     CLUSTER = "cluster"
+    SHARES = "shares"
     FAILOVER = "failovers/{host}/{session}"
     LEADER = "leader"
 
 
 def check_name(value: str, what: str) -> str:
-    """Return `value` if it may name a `what` ("host", "job", "alloc", "unit"); else ValueError with value and rule.
+    """Return `value` if it may name a `what` ("host", "job", "unit", "queue" ..); else ValueError with value and rule.
 
     Only a unit may contain ':', because units are named by PCI address (0000:21:00.0).
     """
@@ -123,6 +127,11 @@ def job_intent(job: str) -> str:
 def of_job(job: str) -> tuple[str, ...]:
     """All that is kept of a job, its spec last: what is retired together."""
     return job_intent(job), job_cancel(job), job_status(job), job_spec(job)
+
+
+def queue(name: str) -> str:
+    """What operators want of a queue. Written by the API."""
+    return _key(Kind.QUEUE, queue=name)
 
 
 def failover(host_name: str, session_id: int) -> str:

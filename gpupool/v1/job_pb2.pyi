@@ -508,6 +508,8 @@ class JobSpec(_message.Message):
     END_WITHIN_S_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
     ARRAY_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
     KEEP_S_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """for people; need not be unique"""
@@ -532,6 +534,10 @@ class JobSpec(_message.Message):
     """its VM is gone this many seconds after submission, grace included; 0: any time"""
     hold: _builtins.bool
     """submitted on hold: waits until it is released"""
+    queue: _builtins.str
+    """empty: "default" """
+    user: _builtins.str
+    """who asks, for limits per user; nobody checks that it is true"""
     keep_s: _builtins.int
     """seconds that its record is kept once it is finished; 0: as the site says"""
     @_builtins.property
@@ -585,11 +591,13 @@ class JobSpec(_message.Message):
         end_within_s: _builtins.int = ...,
         hold: _builtins.bool = ...,
         array: Global___Array | None = ...,
+        queue: _builtins.str = ...,
+        user: _builtins.str = ...,
         keep_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "gpus", b"gpus", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "queue", b"queue", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "user", b"user", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -813,6 +813,175 @@ class ClusterIntent(_message.Message):
 Global___ClusterIntent: _TypeAlias = ClusterIntent  # noqa: Y015
 
 @_typing.final
+class Amounts(_message.Message):
+    """What jobs use, or may use, at once. Absent: no limit, or, of a guarantee, none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPUS_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    gpus: _builtins.int
+    cpus: _builtins.int
+    memory_mib: _builtins.int
+    def __init__(
+        self,
+        *,
+        gpus: _builtins.int | None = ...,
+        cpus: _builtins.int | None = ...,
+        memory_mib: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_gpus", b"_gpus", "_memory_mib", b"_memory_mib", "cpus", b"cpus", "gpus", b"gpus", "memory_mib", b"memory_mib"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpus", b"_cpus", "_gpus", b"_gpus", "_memory_mib", b"_memory_mib", "cpus", b"cpus", "gpus", b"gpus", "memory_mib", b"memory_mib"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
+    _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
+    _WhichOneofReturnType__gpus: _TypeAlias = _typing.Literal["gpus"]  # noqa: Y015
+    _WhichOneofArgType__gpus: _TypeAlias = _typing.Literal["_gpus", b"_gpus"]  # noqa: Y015
+    _WhichOneofReturnType__memory_mib: _TypeAlias = _typing.Literal["memory_mib"]  # noqa: Y015
+    _WhichOneofArgType__memory_mib: _TypeAlias = _typing.Literal["_memory_mib", b"_memory_mib"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpus) -> _WhichOneofReturnType__cpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpus) -> _WhichOneofReturnType__gpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_mib) -> _WhichOneofReturnType__memory_mib | None: ...
+
+Global___Amounts: _TypeAlias = Amounts  # noqa: Y015
+
+@_typing.final
+class QueueIntent(_message.Message):
+    """intents/queues/<name>: what operators want of a queue. A queue that has none, save "default", does not exist."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    GUARANTEED_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USER_LIMIT_FIELD_NUMBER: _builtins.int
+    USER_JOBS_FIELD_NUMBER: _builtins.int
+    PRIORITY_MIN_FIELD_NUMBER: _builtins.int
+    PRIORITY_MAX_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
+    SUSPENDED_BY_FIELD_NUMBER: _builtins.int
+    SUSPENDED_REASON_FIELD_NUMBER: _builtins.int
+    AT_S_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """the share of the cluster is fair between tenants; empty: the queue's name"""
+    weight: _builtins.int
+    """of its tenant, together with the tenant's other queues; 0: 1"""
+    user_jobs: _builtins.int
+    """jobs of one user that may run at once"""
+    priority_min: _builtins.int
+    """of jobs that are submitted to it"""
+    priority_max: _builtins.int
+    suspended: _builtins.bool
+    """nothing of it starts; what runs goes on"""
+    suspended_by: _builtins.str
+    suspended_reason: _builtins.str
+    at_s: _builtins.float
+    """Unix time of the last change"""
+    by: _builtins.str
+    @_builtins.property
+    def guaranteed(self) -> Global___Amounts:
+        """what others may use while it is idle, and must give back"""
+
+    @_builtins.property
+    def limit(self) -> Global___Amounts:
+        """what its jobs may use at once, at most"""
+
+    @_builtins.property
+    def user_limit(self) -> Global___Amounts:
+        """what those of one user may"""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        weight: _builtins.int = ...,
+        guaranteed: Global___Amounts | None = ...,
+        limit: Global___Amounts | None = ...,
+        user_limit: Global___Amounts | None = ...,
+        user_jobs: _builtins.int | None = ...,
+        priority_min: _builtins.int | None = ...,
+        priority_max: _builtins.int | None = ...,
+        suspended: _builtins.bool = ...,
+        suspended_by: _builtins.str = ...,
+        suspended_reason: _builtins.str = ...,
+        at_s: _builtins.float = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority_max", b"_priority_max", "_priority_min", b"_priority_min", "_user_jobs", b"_user_jobs", "guaranteed", b"guaranteed", "limit", b"limit", "priority_max", b"priority_max", "priority_min", b"priority_min", "user_jobs", b"user_jobs", "user_limit", b"user_limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority_max", b"_priority_max", "_priority_min", b"_priority_min", "_user_jobs", b"_user_jobs", "at_s", b"at_s", "by", b"by", "guaranteed", b"guaranteed", "limit", b"limit", "priority_max", b"priority_max", "priority_min", b"priority_min", "suspended", b"suspended", "suspended_by", b"suspended_by", "suspended_reason", b"suspended_reason", "tenant", b"tenant", "user_jobs", b"user_jobs", "user_limit", b"user_limit", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__priority_max: _TypeAlias = _typing.Literal["priority_max"]  # noqa: Y015
+    _WhichOneofArgType__priority_max: _TypeAlias = _typing.Literal["_priority_max", b"_priority_max"]  # noqa: Y015
+    _WhichOneofReturnType__priority_min: _TypeAlias = _typing.Literal["priority_min"]  # noqa: Y015
+    _WhichOneofArgType__priority_min: _TypeAlias = _typing.Literal["_priority_min", b"_priority_min"]  # noqa: Y015
+    _WhichOneofReturnType__user_jobs: _TypeAlias = _typing.Literal["user_jobs"]  # noqa: Y015
+    _WhichOneofArgType__user_jobs: _TypeAlias = _typing.Literal["_user_jobs", b"_user_jobs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority_max) -> _WhichOneofReturnType__priority_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority_min) -> _WhichOneofReturnType__priority_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_jobs) -> _WhichOneofReturnType__user_jobs | None: ...
+
+Global___QueueIntent: _TypeAlias = QueueIntent  # noqa: Y015
+
+@_typing.final
+class Shares(_message.Message):
+    """shares: what tenants have used lately, for a fair order; the leader's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DecayedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    AT_S_FIELD_NUMBER: _builtins.int
+    DECAYED_FIELD_NUMBER: _builtins.int
+    at_s: _builtins.float
+    """Unix time as of which"""
+    @_builtins.property
+    def decayed(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """by tenant: a mean of its dominant share, the past counting less and less"""
+
+    def __init__(
+        self,
+        *,
+        at_s: _builtins.float = ...,
+        decayed: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "decayed", b"decayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shares: _TypeAlias = Shares  # noqa: Y015
+
+@_typing.final
 class JobIntent(_message.Message):
     """intents/jobs/<id>: an operator's, or its owner's, word on a job."""
 

@@ -103,6 +103,12 @@ class _JobWaitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobWait.Value
     """a job that must run before it does not yet"""
     JOB_WAIT_DEPENDENCY: _JobWait.ValueType  # 6
     """a job that it depends on has not ended"""
+    JOB_WAIT_QUEUE: _JobWait.ValueType  # 8
+    """its queue is suspended, or does not exist any more"""
+    JOB_WAIT_QUOTA: _JobWait.ValueType  # 9
+    """its queue uses as much as it may"""
+    JOB_WAIT_USER_LIMIT: _JobWait.ValueType  # 10
+    """its user's jobs in the queue use as much as they may"""
     JOB_WAIT_ARRAY: _JobWait.ValueType  # 7
     """as many of its array run as may, or it is not submitted completely"""
 
@@ -122,6 +128,12 @@ JOB_WAIT_AFTER: JobWait.ValueType  # 5
 """a job that must run before it does not yet"""
 JOB_WAIT_DEPENDENCY: JobWait.ValueType  # 6
 """a job that it depends on has not ended"""
+JOB_WAIT_QUEUE: JobWait.ValueType  # 8
+"""its queue is suspended, or does not exist any more"""
+JOB_WAIT_QUOTA: JobWait.ValueType  # 9
+"""its queue uses as much as it may"""
+JOB_WAIT_USER_LIMIT: JobWait.ValueType  # 10
+"""its user's jobs in the queue use as much as they may"""
 JOB_WAIT_ARRAY: JobWait.ValueType  # 7
 """as many of its array run as may, or it is not submitted completely"""
 Global___JobWait: _TypeAlias = JobWait  # noqa: Y015
@@ -1126,6 +1138,157 @@ class ReleaseJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReleaseJobRequest: _TypeAlias = ReleaseJobRequest  # noqa: Y015
+
+@_typing.final
+class Queue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    pending: _builtins.int
+    """jobs"""
+    running: _builtins.int
+    """jobs that start or run"""
+    share: _builtins.float
+    """of its tenant, past and present, by weight: the lower goes first"""
+    @_builtins.property
+    def settings(self) -> _records_pb2.QueueIntent: ...
+    @_builtins.property
+    def used(self) -> _records_pb2.Amounts:
+        """by its jobs that start or run, or whose units are being cleaned"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        settings: _records_pb2.QueueIntent | None = ...,
+        used: _records_pb2.Amounts | None = ...,
+        pending: _builtins.int = ...,
+        running: _builtins.int = ...,
+        share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings", "used", b"used"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "pending", b"pending", "running", b"running", "settings", b"settings", "share", b"share", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Queue: _TypeAlias = Queue  # noqa: Y015
+
+@_typing.final
+class ListQueuesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQueuesRequest: _TypeAlias = ListQueuesRequest  # noqa: Y015
+
+@_typing.final
+class ListQueuesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def queues(self) -> _containers.RepeatedCompositeFieldContainer[Global___Queue]:
+        """by name"""
+
+    def __init__(
+        self,
+        *,
+        queues: _abc.Iterable[Global___Queue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["queues", b"queues"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQueuesResponse: _TypeAlias = ListQueuesResponse  # noqa: Y015
+
+@_typing.final
+class SetQueueRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    CREATE_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    create: _builtins.bool
+    """ALREADY_EXISTS if it is there; without: NOT_FOUND if it is not"""
+    by: _builtins.str
+    @_builtins.property
+    def settings(self) -> _records_pb2.QueueIntent: ...
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of settings, that are to be as there; the others stay"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        settings: _records_pb2.QueueIntent | None = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+        create: _builtins.bool = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "create", b"create", "fields", b"fields", "name", b"name", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetQueueRequest: _TypeAlias = SetQueueRequest  # noqa: Y015
+
+@_typing.final
+class DeleteQueueRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    by: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteQueueRequest: _TypeAlias = DeleteQueueRequest  # noqa: Y015
+
+@_typing.final
+class DeleteQueueResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteQueueResponse: _TypeAlias = DeleteQueueResponse  # noqa: Y015
 
 @_typing.final
 class HoldJobRequest(_message.Message):

@@ -621,6 +621,21 @@ class OperationsServiceStub:
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.PlanFailoverRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.FailoverPlan.FromString,
                 _registered_method=True)
+        self.ListQueues = channel.unary_unary(
+                '/gpupool.v1.OperationsService/ListQueues',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ListQueuesRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ListQueuesResponse.FromString,
+                _registered_method=True)
+        self.SetQueue = channel.unary_unary(
+                '/gpupool.v1.OperationsService/SetQueue',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.SetQueueRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Queue.FromString,
+                _registered_method=True)
+        self.DeleteQueue = channel.unary_unary(
+                '/gpupool.v1.OperationsService/DeleteQueue',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueResponse.FromString,
+                _registered_method=True)
         self.ListFailovers = channel.unary_unary(
                 '/gpupool.v1.OperationsService/ListFailovers',
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ListFailoversRequest.SerializeToString,
@@ -731,6 +746,26 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQueues(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetQueue(self, request, context):
+        """Creates a queue, or changes the named settings of one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteQueue(self, request, context):
+        """FAILED_PRECONDITION while it has jobs that are not finished.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListFailovers(self, request, context):
         """Past losses of hosts, newest first.
         """
@@ -815,6 +850,21 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.PlanFailover,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.PlanFailoverRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.FailoverPlan.SerializeToString,
+            ),
+            'ListQueues': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQueues,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ListQueuesRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.ListQueuesResponse.SerializeToString,
+            ),
+            'SetQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetQueue,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.SetQueueRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Queue.SerializeToString,
+            ),
+            'DeleteQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteQueue,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueResponse.SerializeToString,
             ),
             'ListFailovers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFailovers,
@@ -1227,6 +1277,87 @@ class OperationsService:
             '/gpupool.v1.OperationsService/PlanFailover',
             gpupool_dot_v1_dot_scheduler__pb2.PlanFailoverRequest.SerializeToString,
             gpupool_dot_v1_dot_scheduler__pb2.FailoverPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQueues(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/ListQueues',
+            gpupool_dot_v1_dot_scheduler__pb2.ListQueuesRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.ListQueuesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/SetQueue',
+            gpupool_dot_v1_dot_scheduler__pb2.SetQueueRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.Queue.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/DeleteQueue',
+            gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -196,6 +196,11 @@ class OperationsServiceStub:
     """Stops fencing and restarts of what is lost, for planned work on etcd or the network; or takes them up again."""
     PlanFailover: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.PlanFailoverRequest, _scheduler_pb2.FailoverPlan]
     """For every VM of these hosts, where it would restart if they all died now. Changes nothing."""
+    ListQueues: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListQueuesRequest, _scheduler_pb2.ListQueuesResponse]
+    SetQueue: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.SetQueueRequest, _scheduler_pb2.Queue]
+    """Creates a queue, or changes the named settings of one."""
+    DeleteQueue: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DeleteQueueRequest, _scheduler_pb2.DeleteQueueResponse]
+    """FAILED_PRECONDITION while it has jobs that are not finished."""
     ListFailovers: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListFailoversRequest, _scheduler_pb2.ListFailoversResponse]
     """Past losses of hosts, newest first."""
 
@@ -227,6 +232,11 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Stops fencing and restarts of what is lost, for planned work on etcd or the network; or takes them up again."""
     PlanFailover: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.PlanFailoverRequest, _scheduler_pb2.FailoverPlan]  # type: ignore[assignment]
     """For every VM of these hosts, where it would restart if they all died now. Changes nothing."""
+    ListQueues: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListQueuesRequest, _scheduler_pb2.ListQueuesResponse]  # type: ignore[assignment]
+    SetQueue: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.SetQueueRequest, _scheduler_pb2.Queue]  # type: ignore[assignment]
+    """Creates a queue, or changes the named settings of one."""
+    DeleteQueue: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DeleteQueueRequest, _scheduler_pb2.DeleteQueueResponse]  # type: ignore[assignment]
+    """FAILED_PRECONDITION while it has jobs that are not finished."""
     ListFailovers: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListFailoversRequest, _scheduler_pb2.ListFailoversResponse]  # type: ignore[assignment]
     """Past losses of hosts, newest first."""
 
@@ -345,6 +355,29 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.FailoverPlan, _abc.Awaitable[_scheduler_pb2.FailoverPlan]]:
         """For every VM of these hosts, where it would restart if they all died now. Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ListQueues(
+        self,
+        request: _scheduler_pb2.ListQueuesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.ListQueuesResponse, _abc.Awaitable[_scheduler_pb2.ListQueuesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetQueue(
+        self,
+        request: _scheduler_pb2.SetQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.Queue, _abc.Awaitable[_scheduler_pb2.Queue]]:
+        """Creates a queue, or changes the named settings of one."""
+
+    @_abc_1.abstractmethod
+    def DeleteQueue(
+        self,
+        request: _scheduler_pb2.DeleteQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.DeleteQueueResponse, _abc.Awaitable[_scheduler_pb2.DeleteQueueResponse]]:
+        """FAILED_PRECONDITION while it has jobs that are not finished."""
 
     @_abc_1.abstractmethod
     def ListFailovers(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .arrays import Arrays
+from .queues import Queues
+from .shares import Shares
 from .timers import Timers
 
 if TYPE_CHECKING:
@@ -22,8 +24,14 @@ class Books:
 
     dependents: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by each that they depend on
     timers: Timers = field(default_factory=Timers)
+    queues: Queues = field(default_factory=Queues)
+    shares: Shares = field(default_factory=Shares)
     arrays: Arrays = field(default_factory=Arrays)
     unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
+
+    def __post_init__(self) -> None:
+        """Shares are of what the queues use."""
+        self.shares.queues = self.queues
 
     def note(self, job: Job, due_s: float | None) -> None:
         """Something about the job has changed; `due_s` is when time next changes it."""

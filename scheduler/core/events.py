@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .facts import ClusterIntent, HostIntent, InventoryFact, JobIntent, SessionFact, UnitReport
+from .facts import ClusterIntent, HostIntent, InventoryFact, JobIntent, QueueIntent, SessionFact, UnitReport
 from .model import Job, Outcome
 from .tables import AllocationState
 
@@ -89,6 +89,14 @@ class JobIntentChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueChanged:
+    """What operators want of a queue is now so; None: it is gone."""
+
+    queue: str
+    intent: QueueIntent | None
+
+
+@dataclass(frozen=True, slots=True)
 class PowerFenced:
     """A try to switch a host off has ended at `at_s`; `off`: its power was seen to be off. No fact of the store."""
 
@@ -110,5 +118,6 @@ Event = (
     | HostIntentChanged
     | ClusterIntentChanged
     | JobIntentChanged
+    | QueueChanged
     | PowerFenced
 )

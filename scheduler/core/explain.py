@@ -47,7 +47,7 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     if waits and job.message and waits[0] is not JobWait.HELD:
         summary += f" ({job.message})"
     summary += ignored(cluster, job) + limits.in_words(job, now)
-    position = cluster.pending.position(job.id)
+    position = cluster.pending.position(job.id, cluster.share)
     return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None)
 
 
@@ -75,7 +75,7 @@ def _summary(
     before = f" (attempt {job.attempt_count}: {job.message})" if job.attempts else ""
     fitting = [name for name, refusal in verdicts if refusal is None]
     if fitting:
-        place = f"{cluster.pending.position(job.id)} of {len(cluster.pending)}"
+        place = f"{cluster.pending.position(job.id, cluster.share)} of {len(cluster.pending)}"
         return f"fits on {fitting[0]}; waits for its turn, {place}{before}"
     why = ", ".join(f"{count} {reason.name}" for reason, count in counts)
     return f"fits on none of {len(verdicts)} hosts: {why}{before}"

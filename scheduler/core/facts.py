@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
+from .amounts import NO_LIMIT, NOTHING, Amounts
 from .hugepages import HugepagesFact
 
 
@@ -123,6 +125,19 @@ class ClusterIntent:
     brake_released_s: float = 0.0
     brake_by: str = ""
     brake_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueIntent:
+    """What operators want of a queue."""
+
+    tenant: str
+    weight: int = 1
+    guaranteed: Amounts = NOTHING
+    limit: Amounts = NO_LIMIT
+    user_limit: Amounts = NO_LIMIT
+    user_jobs: float = inf
+    suspended: str = ""  # by whom, and why; "": it is not
 
 
 @dataclass(frozen=True, slots=True)

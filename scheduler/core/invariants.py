@@ -11,7 +11,7 @@ from .tables import JobState
 
 def violations(cluster: Cluster) -> list[str]:
     """Every broken invariant, in words with values, in a fixed order."""
-    return [*_allocations(cluster), *_jobs(cluster), *_held_up(cluster), *_hosts(cluster)]
+    return [*_allocations(cluster), *_jobs(cluster), *_quotas(cluster), *_held_up(cluster), *_hosts(cluster)]
 
 
 def _allocations(cluster: Cluster) -> Iterator[str]:
@@ -40,6 +40,14 @@ def _jobs(cluster: Cluster) -> Iterator[str]:
             yield f"job {job_id}: PENDING but not in the queue"
         if job.attempts and job.attempts[-1].number != job.attempt_count:
             yield f"job {job_id}: {job.attempt_count} attempts, the last is number {job.attempts[-1].number}"
+
+
+def _quotas(cluster: Cluster) -> Iterator[str]:
+    """What starts now must not bring a queue, or a user, beyond a limit; what ran before a limit was lowered may."""
+    started = {cluster.jobs[a.job].lane for i in cluster.dirty.created if (a := cluster.allocations.get(i)) is not None}
+    names = {queue for queue, _ in started} | {f"{queue}/{user}" for queue, user in started}
+    over = cluster.books.queues.over() if started else {}
+    yield from (f"queue {name}: uses {why}" for name, why in over.items() if name in names)
 
 
 def _held_up(cluster: Cluster) -> Iterator[str]:

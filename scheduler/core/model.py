@@ -25,7 +25,7 @@ from .facts import (
 from .hugepages import Pool
 from .losses import Brake, Evidence, Failover, FenceRecord, PowerFencing
 from .policy import Policy
-from .queue import PendingQueue
+from .queue import Lane, PendingQueue
 from .tables import (
     ALLOCATION,
     FINAL_JOB_STATES,
@@ -127,6 +127,11 @@ class Job:
     intent: JobIntent = field(default_factory=JobIntent)
     ending: str = ""  # why its time is up: it ends for good
     freed: bool = False  # what it depends on has come about; found anew by each leader
+
+    @property
+    def lane(self) -> Lane:
+        """Whose limits it shares."""
+        return self.terms.queue, self.terms.user
 
     @property
     def depends(self) -> bool:
@@ -269,10 +274,11 @@ class Dirty:
     failovers: set[tuple[str, int]] = field(default_factory=set)  # host and session
     retired: set[str] = field(default_factory=set)  # jobs that are kept no longer
     cluster: bool = False  # the record of all hosts together
+    shares: bool = False
 
     def __bool__(self) -> bool:
         known = self.jobs or self.hosts or self.allocations or self.deleted or self.failovers or self.retired
-        return bool(known or self.cluster)
+        return bool(known or self.cluster or self.shares)
 
 
 @dataclass(slots=True)
@@ -373,10 +379,14 @@ class Cluster:
         self.queue(job, parked=ordered or self.held_up(job))
 
     def queue(self, job: Job, *, parked: bool) -> None:
-        """What lost its host goes first, by its restart priority; then priority; then arrival."""
+        """What lost its host goes first, by its restart priority; then priority; then fair share; then arrival."""
         first = (0, -job.restart_priority) if job.lost else (1, 0)
         key = (*first, -job.priority, job.arrival, job.id)
-        self.pending.add(job.id, job.request, key, inf if parked else job.not_before_s)
+        self.pending.add(job.id, job.request, key, inf if parked else job.not_before_s, job.lane)
+
+    def share(self, lane: Lane) -> float:
+        """What the tenant of a lane has used, as the queue's order minds it."""
+        return self.books.shares.of(self.books.queues.tenant(lane[0]))
 
     def held_up(self, job: Job) -> bool:
         """Whether an operator, a job that it depends on, its array, or the brake keeps it from starting."""
@@ -417,6 +427,7 @@ class Cluster:
         """Take an allocation's resources."""
         host = self.host(allocation.host)
         self.allocations[allocation.id] = allocation
+        self.books.queues.take(allocation, self.jobs.get(allocation.job))
         host.allocations.add(allocation.id)
         host.held.update(dict.fromkeys(allocation.units, allocation.id))
         host.version += 1
@@ -428,6 +439,7 @@ class Cluster:
         """Give an allocation's resources back and forget it."""
         host = self.host(allocation.host)
         del self.allocations[allocation.id]
+        self.books.queues.give_back(allocation.id)
         host.allocations.discard(allocation.id)
         self._note_starting(host, allocation)
         for unit in allocation.units:

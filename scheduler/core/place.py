@@ -1,7 +1,7 @@
 """Which pending job goes where: the only place that makes allocations.
 
-Jobs are taken by priority, then arrival; a job that does not fit lets later ones pass. Among hosts: one where this job
-has not failed to start (it has few tries, and what is wrong with a device there stays wrong), then the least valuable
+Jobs are taken by priority, then fair share, then arrival; one that does not fit lets later ones pass. Among hosts: one
+where this job has not failed to start (few tries, and what is wrong with a device stays wrong), then the least valuable
 GPU that will do, then one NUMA node before several, then the host where the fewest free units would stay (so that whole
 hosts stay free for large jobs), then the name.
 """
@@ -18,6 +18,7 @@ from . import brake, failovers, hold, order, upkeep
 from .admission import TRIES, Admission, Choice
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
+from .queue import Lane
 from .retry import crashed_on
 from .tables import HostState, JobEvent
 
@@ -76,8 +77,12 @@ class Placer:
             self.hopeless.clear()
         self._next_turn()
         placed = 0
-        for job_id, request in cluster.pending.offers(self.hopeless):
+        full: set[tuple[Request, Lane]] = set()  # shapes for which a queue, or one of its users, has no room left
+        for job_id, request in cluster.pending.offers(self.hopeless, cluster.share, full):
             job = cluster.jobs[job_id]
+            if cluster.books.queues.refusal(job):
+                full.add((request, job.lane))
+                continue
             if self.admission.out(cluster, job):
                 continue
             choice = self._choose(cluster, job)

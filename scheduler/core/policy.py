@@ -42,6 +42,13 @@ class ReservationPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class FairSharePolicy:
+    """How long what a tenant used counts against it: half as much after each `half_life_s`; 0: the past is nothing."""
+
+    half_life_s: float = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What the site decides.
 
@@ -57,3 +64,4 @@ class Policy:
     flap: FlapPolicy = field(default_factory=FlapPolicy)
     reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
     keep_finished_s: float = 7 * 86400.0
+    fair_share: FairSharePolicy = field(default_factory=FairSharePolicy)

@@ -1,25 +1,38 @@
-"""The pending queue: jobs in order, grouped by shape, so that a shape which does not fit is asked about once.
+"""The pending queue: jobs in order, grouped by shape and lane, so that a shape which does not fit is asked about once.
 
-Order is a total order of keys that end in the job's id. A job that must wait for a time is not offered before it, and
-one that waits for something else (a time of infinity) not at all.
+A lane is whose limits and share a job has: its queue and its user. Order is a total order of keys that end in the job's
+id, with the lane's share in between: (lost first, restart priority, priority, share, arrival, id). Shares change at any
+time, so they are asked for when jobs are offered: they can only grow while jobs are placed. A job that must wait for a
+time is not offered before it, and one that waits for something else (a time of infinity) not at all.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from typing import Generic, TypeVar
 
 Key = tuple[int, int, int, int, str]  # ends in the job's id
+Lane = tuple[str, str]  # queue and user
+Share = Callable[[Lane], float]
 Shape = TypeVar("Shape", bound=Hashable)
+
+NO_LANE: Lane = ("", "")
+_BEFORE_SHARE = 3  # parts of a key that go before the share
+
+
+def alike(lane: Lane) -> float:
+    """The share of each lane where nobody minds shares."""
+    del lane
+    return 0.0
 
 
 @dataclass(slots=True)
 class _Entry(Generic[Shape]):
-    shape: Shape
+    group: tuple[Shape, Lane]
     key: Key
     not_before_s: float
 
@@ -29,7 +42,7 @@ class PendingQueue(Generic[Shape]):
     """See the module docstring."""
 
     _entries: dict[str, _Entry[Shape]] = field(default_factory=dict)
-    _by_shape: dict[Shape, list[Key]] = field(default_factory=dict)
+    _groups: dict[tuple[Shape, Lane], list[Key]] = field(default_factory=dict)
     _delayed: list[tuple[float, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -39,16 +52,16 @@ class PendingQueue(Generic[Shape]):
         """The ids of all that wait, in no order that matters."""
         return iter(self._entries)
 
-    def add(self, job: str, shape: Shape, key: Key, not_before_s: float = 0.0) -> None:
+    def add(self, job: str, shape: Shape, key: Key, not_before_s: float = 0.0, lane: Lane = NO_LANE) -> None:
         """Queue `job`; it is offered from `not_before_s` (Unix time) on."""
         self.discard(job)
-        self._entries[job] = _Entry(shape, key, not_before_s)
+        entry = self._entries[job] = _Entry((shape, lane), key, not_before_s)
         if not_before_s == inf:
             return
         if not_before_s > 0:
             heapq.heappush(self._delayed, (not_before_s, job))
         else:
-            insort(self._by_shape.setdefault(shape, []), key)
+            insort(self._groups.setdefault(entry.group, []), key)
 
     def parked(self, job: str) -> bool:
         """Whether the job waits for something other than a time, or its turn."""
@@ -60,12 +73,12 @@ class PendingQueue(Generic[Shape]):
         entry = self._entries.pop(job, None)
         if entry is None:
             return
-        keys = self._by_shape.get(entry.shape, [])
+        keys = self._groups.get(entry.group, [])
         index = bisect_left(keys, entry.key)
         if index < len(keys) and keys[index] == entry.key:
             del keys[index]
             if not keys:
-                del self._by_shape[entry.shape]
+                del self._groups[entry.group]
 
     def due(self, now: float) -> None:
         """Let the jobs whose time has come join the others."""
@@ -74,7 +87,7 @@ class PendingQueue(Generic[Shape]):
             entry = self._entries.get(job)
             if entry is not None and entry.not_before_s == at:
                 entry.not_before_s = 0.0
-                insort(self._by_shape.setdefault(entry.shape, []), entry.key)
+                insort(self._groups.setdefault(entry.group, []), entry.key)
 
     def next_due_s(self) -> float | None:
         """The earliest time at which a delayed job will be offered."""
@@ -86,23 +99,51 @@ class PendingQueue(Generic[Shape]):
             heapq.heappop(self._delayed)
         return None
 
-    def offers(self, skip: set[Shape]) -> Iterator[tuple[str, Shape]]:
-        """Jobs in order, no shape of `skip`; the caller may add to `skip` and take offered jobs out meanwhile."""
-        heads = [(keys[0], 0, n, shape) for n, (shape, keys) in enumerate(self._by_shape.items()) if shape not in skip]
-        lists = {n: list(self._by_shape[shape]) for _, _, n, shape in heads}
+    def offers(
+        self, skip: set[Shape], share: Share = alike, shut: Collection[tuple[Shape, Lane]] = ()
+    ) -> Iterator[tuple[str, Shape]]:
+        """Jobs in order, no shape of `skip`, nor of `skip` in a lane of `shut`.
+
+        The caller may add to both, take offered jobs out, and let shares grow meanwhile.
+        """
+        groups = [(keys, *group) for group, keys in self._groups.items() if group[0] not in skip]
+        shares = {lane: share(lane) for lane in {lane for _, _, lane in groups}}
+        heads = [(_rank(keys[0], shares[lane]), 0, n) for n, (keys, _, lane) in enumerate(groups)]
         heapq.heapify(heads)
         while heads:
-            key, index, n, shape = heapq.heappop(heads)
-            if shape in skip:
+            rank, index, n = heapq.heappop(heads)
+            keys, shape, lane = groups[n]
+            if shape in skip or (shape, lane) in shut:
                 continue
-            yield key[-1], shape
-            if index + 1 < len(lists[n]):
-                heapq.heappush(heads, (lists[n][index + 1], index + 1, n, shape))
+            if (now := share(lane)) > rank[3]:
+                heapq.heappush(heads, (_rank(keys[index], now), index, n))
+                continue
+            if index == 0:
+                keys = list(keys)  # as they are before any of them is taken out
+                groups[n] = keys, shape, lane
+            yield rank[-1], shape
+            if index + 1 < len(keys):
+                heapq.heappush(heads, (_rank(keys[index + 1], share(lane)), index + 1, n))
 
-    def position(self, job: str) -> int:
+    def position(self, job: str, share: Share = alike) -> int:
         """The job's place among all that wait, 1 for the next; 0 if it does not wait."""
         entry = self._entries.get(job)
         if entry is None:
             return 0
-        ahead = sum(bisect_left(keys, entry.key) for keys in self._by_shape.values())
+        head, mine = entry.key[:_BEFORE_SHARE], share(entry.group[1])
+        ahead = 0
+        for (_, lane), keys in self._groups.items():
+            theirs = share(lane)
+            if theirs == mine:
+                ahead += bisect_left(keys, entry.key)
+            else:  # all of the same priority, or none of them
+                ahead += bisect_left(keys, (*head, inf) if theirs < mine else head)
         return ahead + 1
+
+
+_Rank = tuple[int, int, int, float, int, str]
+
+
+def _rank(key: Key, share: float) -> _Rank:
+    """The key, with the share in its place."""
+    return (key[0], key[1], key[2], share, key[3], key[4])

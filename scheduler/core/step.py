@@ -18,6 +18,7 @@ from .events import (
     JobIntentChanged,
     JobSubmitted,
     PowerFenced,
+    QueueChanged,
     SessionChanged,
     UnitReported,
     VmReported,
@@ -28,6 +29,7 @@ from .hugepages import MAY_HAVE_PAGES, pool_of
 from .model import Allocation, Cluster, Host, Job, Node, Outcome
 from .power import power_fenced
 from .retry import end_attempt, units_clean
+from .shares import capacity_of
 from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState, Transition
 
 WARNINGS_KEPT = 16  # of one attempt, the newest
@@ -53,6 +55,8 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
             _cluster_intent_changed(cluster, event, now)
         case JobIntentChanged():
             hold.intended(cluster, event.job, event.intent, now)
+        case QueueChanged():
+            cluster.books.queues.changed(event.queue, event.intent)
         case PowerFenced():
             host = cluster.host(event.host)
             power_fenced(cluster, host, event)
@@ -86,6 +90,7 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
     only = fact.nodes[0][0] if fact is not None and len(fact.nodes) == 1 else None
     host.units = {u.id: _placed_unit(u, only) for u in fact.units} if fact is not None else {}
     host.nodes = {}
+    cluster.books.shares.host_has(host.name, capacity_of(fact))
     for node_id, cores, memory_mib in fact.nodes if fact is not None else ():
         host.nodes[node_id] = Node(node_id, cores, memory_mib, set(cores), memory_mib)
     for pages in fact.hugepages if fact is not None else ():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+DEFAULT_QUEUE = "default"  # which always exists
+
 
 class When(Enum):
     """Which end of another job is waited for. The values are those of gpupool.v1.Dependency.When."""
@@ -42,3 +44,5 @@ class Terms:
     keep_s: int = 0  # once finished; 0: as the site says
     stop_grace_s: int = 15  # from a stop request to the end of its VM
     element: Element | None = None
+    queue: str = DEFAULT_QUEUE
+    user: str = ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from . import deadlines, depend
+from . import deadlines, depend, shares
 from .model import Cluster
 
 
 def look(cluster: Cluster, now: float) -> None:
     """Bring all jobs up to date at `now`."""
+    shares.look(cluster, now)
     deadlines.enforce(cluster, now)
     depend.release(cluster, now)
     for job_id in cluster.books.arrays.let_in():

@@ -23,6 +23,9 @@ class JobWait(Enum):
     AFTER = 5
     DEPENDENCY = 6
     ARRAY = 7
+    QUEUE = 8
+    QUOTA = 9
+    USER_LIMIT = 10
 
 
 def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
@@ -44,7 +47,8 @@ def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
         return JobWait.AFTER, f"restarts after {_names(others)}, which must run first"
     if job.not_before_s > now:
         return JobWait.BACKOFF, f"waits {job.not_before_s - now:.0f} s before its next attempt"
-    return None
+    refused = cluster.books.queues.refusal(job)
+    return (JobWait[refused[0].name], refused[1]) if refused else None
 
 
 def ignored(cluster: Cluster, job: Job) -> str:

@@ -44,6 +44,7 @@ class FakeScheduler:
         self.record = records_pb2.ClusterRecord()
         self.intent = records_pb2.ClusterIntent()
         self.failovers: list[records_pb2.FailoverRecord] = []
+        self.queues: list[scheduler_pb2.Queue] = []
         self.plan = scheduler_pb2.FailoverPlan()
         self.address = ""
 
@@ -264,6 +265,18 @@ class _Operations(scheduler_pb2_grpc.OperationsServiceServicer):
     async def PlanFailover(self, request: Any, context: Any) -> Any:
         await self.fake.answer("PlanFailover", request, context)
         return self.fake.plan
+
+    async def ListQueues(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("ListQueues", request, context)
+        return scheduler_pb2.ListQueuesResponse(queues=self.fake.queues)
+
+    async def SetQueue(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("SetQueue", request, context)
+        return scheduler_pb2.Queue(name=request.name, settings=request.settings)
+
+    async def DeleteQueue(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("DeleteQueue", request, context)
+        return scheduler_pb2.DeleteQueueResponse()
 
     async def ListFailovers(self, request: Any, context: Any) -> Any:
         await self.fake.answer("ListFailovers", request, context)

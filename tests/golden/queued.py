@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf, isinf
 from typing import Any
 
-from gpupool.v1 import job_pb2
+from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core import events
-from scheduler.core.facts import JobIntent
+from scheduler.core.amounts import Amounts
+from scheduler.core.facts import JobIntent, QueueIntent
 from scheduler.core.model import Cluster
 from scheduler.core.terms import Dependency, Element, Terms, When
 
@@ -22,6 +24,8 @@ def wire_terms(terms: Terms) -> dict[str, Any]:
         "end_within_s": terms.end_within_s,
         "keep_s": terms.keep_s,
         "stop_grace_s": terms.stop_grace_s,
+        "queue": terms.queue,
+        "user": terms.user,
         "array": job_pb2.Array(id=e.array, index=e.index, parallel=e.parallel, count=9)
         if (e := terms.element)
         else None,
@@ -40,6 +44,23 @@ def _element(text: str) -> Element | None:
     return Element(name, int(index), int(parallel))
 
 
+def wire_queue(intent: QueueIntent) -> records_pb2.QueueIntent:
+    """As the API writes it."""
+    wire = records_pb2.QueueIntent(tenant=intent.tenant, weight=intent.weight, guaranteed=_amounts(intent.guaranteed))
+    wire.limit.CopyFrom(_amounts(intent.limit))
+    wire.user_limit.CopyFrom(_amounts(intent.user_limit))
+    if not isinf(intent.user_jobs):
+        wire.user_jobs = int(intent.user_jobs)
+    if intent.suspended:
+        by, _, reason = intent.suspended.removeprefix("by ").partition(": ")
+        wire.suspended, wire.suspended_by, wire.suspended_reason = True, by, reason
+    return wire
+
+
+def _amounts(amounts: Amounts) -> records_pb2.Amounts:
+    return records_pb2.Amounts(**{n: int(v) for n, v in zip(Amounts._fields, amounts, strict=True) if not isinf(v)})
+
+
 class Queued:
     """Mixed into the player of scenarios."""
 
@@ -51,12 +72,15 @@ class Queued:
     def queued(
         self, *, ok: str = "", any: str = "", not_ok: str = "", held: str = "", limit: str = "0",  # noqa: A002
         start: str = "0", end: str = "0", keep: str = "0", grace: str = "15", array: str = "",
+        queue: str = "default", user: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         """Fields of a job: `ok=a,b` waits for jobs to succeed, `held=yes` is submitted on hold; times in seconds."""
         pairs = ((ok, When.OK), (any, When.ANY), (not_ok, When.NOT_OK))
         dependencies = tuple(Dependency(job, when) for jobs, when in pairs for job in jobs.split(",") if job)
         fields: dict[str, Any] = {
-            "terms": Terms(dependencies, int(limit), int(start), int(end), int(keep), int(grace), _element(array))
+            "terms": Terms(
+                dependencies, int(limit), int(start), int(end), int(keep), int(grace), _element(array), queue, user
+            )
         }
         if held:
             fields |= {"hold": "it was submitted on hold", "held_s": self.now}
@@ -65,6 +89,24 @@ class Queued:
     def wish(self, job: str, **wanted: object) -> JobIntent:
         """What is wanted of the job now, changed."""
         return replace(self.cluster.jobs[job].intent, **wanted)  # type: ignore[arg-type]
+
+    def do_queue(self, name: str, **wanted: str) -> None:
+        """`queue q limit=4 guaranteed=2 user=1 jobs=1 weight=2 tenant=t suspended=why`; GPUs. `gone=yes`: deleted."""
+        intent = QueueIntent(
+            tenant=wanted.get("tenant", name),
+            weight=int(wanted.get("weight", "1")),
+            guaranteed=Amounts(float(wanted.get("guaranteed", "0"))),
+            limit=Amounts(float(wanted.get("limit", "inf")), inf, inf),
+            user_limit=Amounts(float(wanted.get("user", "inf")), inf, inf),
+            user_jobs=float(wanted.get("jobs", "inf")),
+            suspended=f"by ann: {wanted['suspended']}" if "suspended" in wanted else "",
+        )
+        self.tell(events.QueueChanged(name, None if "gone" in wanted else intent))
+
+    def do_shares(self) -> None:
+        books = self.cluster.books
+        for queue in sorted(books.queues.known):
+            self.log.append(f"  {queue}: {books.shares.of(books.queues.tenant(queue)):.6f}")
 
     def do_hold(self, job: str, why: str = "") -> None:
         self._wish(job, held_s=self.now, held_by="ann", held_reason=why.replace("_", " "))

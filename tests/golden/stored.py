@@ -14,7 +14,7 @@ from scheduler import encode
 from scheduler.core.events import VmReported
 from scheduler.core.facts import HostIntent, JobIntent
 from scheduler.core.model import Cluster, Host, Job
-from tests.golden.queued import wire_terms
+from tests.golden.queued import wire_queue, wire_terms
 
 
 def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
@@ -39,6 +39,9 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
         put(keys.host_intent(host.name), _intent(host.intent))
         for key, message, revision in _facts(host):
             put(key, message, revision)
+    for name, queue in cluster.books.queues.known.items():
+        put(keys.queue(name), wire_queue(queue))
+    put(keys.SHARES, encode.shares(cluster))
     put(keys.CLUSTER, encode.cluster_record(cluster))
     wanted = {field.name: getattr(cluster.intent, field.name) for field in fields(cluster.intent)}
     put(keys.CLUSTER_INTENT, records_pb2.ClusterIntent(**wanted))

@@ -17,7 +17,7 @@ from agent.agent import Agent, Parts
 from agent.ports import GuardError
 from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
-from gpupool.store.port import StoreError
+from gpupool.store.port import Put, Store, StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.core import model as core
 from scheduler.core.policy import Policy, ReservationPolicy
@@ -47,6 +47,7 @@ REPLICAS = ("s1", "s2")
 # its place. Together with anything that may end the session it is what ARCHITECTURE.md calls "What a soft guard cannot
 # do", so nothing else befalls such a machine, or the store, within this time; and a whole machine never freezes.
 SOFT_GUARD_ALONE_S = 12.0
+QUEUE = records_pb2.QueueIntent(limit=records_pb2.Amounts(gpus=2), user_jobs=1)
 SITES = ("simulated", "trusting", "powered")
 KEEPS_ROOM, WATCHES_DEATHS = 0.35, 0.5  # shares of the seeds whose site does so
 
@@ -189,9 +190,20 @@ class Cluster:
     # The client: submits, doubts, repeats, cancels
 
     async def client_main(self) -> None:
+        await self._make_queue(self.world.store("client"))
         async with asyncio.TaskGroup() as group:
             for n in range(self.wanted):
                 group.create_task(self._one_job(f"k{n}"))
+
+    async def _make_queue(self, store: Store) -> None:
+        """As an operator would, before anybody submits to it."""
+        while True:
+            try:
+                await store.commit([], [Put(keys.queue("q"), QUEUE.SerializeToString())])
+            except StoreError:
+                await asyncio.sleep(0.1)
+            else:
+                return
 
     async def _one_job(self, key: str) -> None:
         rng = Random(f"{self.world.seed}/{key}")
@@ -294,6 +306,8 @@ class Cluster:
 
 def queued(rng: Random, spec: job_pb2.JobSpec, others: Sequence[str]) -> None:
     """What some jobs ask of the queue."""
+    if rng.random() < 0.4:
+        spec.queue, spec.user = "q", rng.choice(["ann", "bob"])
     if rng.random() < 0.15:
         spec.array.count, spec.array.parallel = rng.randint(2, 5), rng.randint(0, 2)
     if others and rng.random() < 0.3:

@@ -132,6 +132,10 @@ class Never:
         )
         if 0 < array.parallel < len(live):
             yield f"{wanted.id} starts, and of its array {sorted(live)} run"
+        if wanted.spec.queue:
+            mine = [a for a in self._allocations() if a.spec.queue == wanted.spec.queue]
+            if sum(a.spec.gpus.count for a in mine) > 2 or sum(a.spec.user == wanted.spec.user for a in mine) > 1:
+                yield f"{wanted.id} starts, and in its queue there are {sorted(a.id for a in mine)}"
         for dependency in wanted.spec.dependencies:
             state = self._state(dependency.job)
             met = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gpupool.cli.app import run
-from gpupool.v1 import job_pb2
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from tests.fakes.server import FakeScheduler, job
 
 Run = Callable[..., tuple[int, str, str]]
@@ -110,3 +110,52 @@ def test_an_array_is_one_line_and_takes_commands_as_one(fake: FakeScheduler, gpu
     code, out, _ = gpupool("hold", "a")
     assert (code, out.count("is held")) == (0, 3)
     assert "no such" not in gpupool("submit", file, "--array", "x")[2]
+
+
+def test_a_queue_is_made_and_changed(fake: FakeScheduler, gpupool: Run) -> None:
+    code, out, _ = gpupool(
+        "queue", "create", "vision", "--guaranteed-gpus", "8", "--max-gpus", "16", "--max-memory-gib", "64",
+        "--user-jobs", "3", "--min-priority", "-5", "--weight", "2",
+    )  # fmt: skip
+    asked = fake.asked[-1]
+    assert (code, asked.name, asked.create) == (0, "vision", True)
+    assert list(asked.fields) == ["guaranteed", "limit", "priority_min", "user_jobs", "weight"]
+    assert (asked.settings.limit.gpus, asked.settings.limit.memory_mib, asked.settings.user_jobs) == (16, 65536, 3)
+    assert "16 GPUs, 64GiB" in out
+    fake.queues = [scheduler_pb2.Queue(name="vision", settings=asked.settings, running=3, share=0.25)]
+    assert gpupool("queue", "set", "vision", "--max-gpus", "-1", "--user-gpus", "0")[0] == 0
+    asked = fake.asked[-1]
+    assert list(asked.fields) == ["limit", "user_limit"]
+    assert not asked.settings.limit.HasField("gpus")
+    assert (asked.settings.limit.memory_mib, asked.settings.user_limit.gpus) == (65536, 0)
+    assert asked.settings.user_limit.HasField("gpus")
+    assert gpupool("queue", "set", "vision")[0] == 2
+    assert gpupool("queue", "set", "nope", "--weight", "1")[0] == 3
+
+
+def test_queues_are_listed_suspended_and_deleted(fake: FakeScheduler, gpupool: Run) -> None:
+    settings = records_pb2.QueueIntent(limit=records_pb2.Amounts(gpus=4), suspended=True, suspended_by="ann")
+    fake.queues = [scheduler_pb2.Queue(name="q", settings=settings, used=records_pb2.Amounts(gpus=2), pending=7)]
+    _, out, _ = gpupool("queue", "list", "-o", "wide")
+    assert out.splitlines()[1].split()[:6] == ["q", "q", "suspended", "2", "-", "4"]
+    assert json.loads(gpupool("queue", "list", "-o", "json")[1])[0]["pending"] == 7
+    assert "by ann" in gpupool("queue", "show", "q")[1]
+    assert gpupool("queue", "suspend", "q", "--reason", "moves")[0] == 0
+    assert (fake.asked[-1].settings.suspended, list(fake.asked[-1].fields)) == (True, ["suspended", "suspended_reason"])
+    assert gpupool("queue", "resume", "q")[0] == 0
+    assert (fake.asked[-1].settings.suspended, list(fake.asked[-1].fields)) == (False, ["suspended"])
+    assert gpupool("queue", "delete", "q")[0] == 0
+    assert fake.asked[-1].name == "q"
+
+
+@pytest.mark.parametrize("command", ["create", "set", "list", "show", "suspend", "resume", "delete"])
+def test_help_of_queues_teaches(gpupool: Run, command: str) -> None:
+    code, out, _ = gpupool("queue", command, "--help")
+    assert code == 0
+    assert f"gpupool queue {command}" in out
+
+
+def test_a_job_says_its_queue_and_user(fake: FakeScheduler, gpupool: Run, file: str) -> None:
+    assert gpupool("submit", file, "--queue", "vision")[0] == 0
+    assert fake.asked[-1].spec.queue == "vision"
+    assert fake.asked[-1].spec.user

@@ -24,6 +24,8 @@ BUILT = {
     f"intents/units/h1/{GPU}": (keys.unit_intent("h1", GPU), Kind.UNIT_INTENT, ("h1", GPU)),
     "intents/jobs/j1": (keys.job_intent("j1"), Kind.JOB_INTENT, ("j1",)),
     "intents/cluster": (keys.CLUSTER_INTENT, Kind.CLUSTER_INTENT, ()),
+    "intents/queues/q": (keys.queue("q"), Kind.QUEUE, ("q",)),
+    "shares": (keys.SHARES, Kind.SHARES, ()),
     "cluster": (keys.CLUSTER, Kind.CLUSTER, ()),
     "failovers/h1/17": (keys.failover("h1", 17), Kind.FAILOVER, ("h1", "17")),
     "leader": (keys.LEADER, Kind.LEADER, ()),

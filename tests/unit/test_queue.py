@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.core.queue import PendingQueue
+from scheduler.core.queue import Lane, PendingQueue, Share
 
 JOBS = st.sampled_from([f"j{n}" for n in range(8)])
+LANES = st.sampled_from([("q", "ann"), ("q", "bob"), ("r", "ann")])
 SHAPES = ("small", "large", "odd")
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("add"), JOBS, st.sampled_from(SHAPES), st.integers(-2, 2), st.sampled_from([0.0, 5.0, 9.0])),
+        st.tuples(
+            st.just("add"), JOBS, st.sampled_from(SHAPES), st.integers(-2, 2), st.sampled_from([0.0, 5.0, 9.0]), LANES
+        ),
         st.tuples(st.just("discard"), JOBS),
         st.tuples(st.just("due"), st.sampled_from([4.0, 5.0, 20.0])),
     ),
@@ -20,29 +26,36 @@ ACTIONS = st.lists(
 
 
 class Naive:
-    """What the queue must amount to: job -> shape, key, the time before which it waits."""
+    """What the queue must amount to: job -> shape, key, the time before which it waits, lane."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, tuple[str, tuple[int, int, int, int, str], float]] = {}
+        self.jobs: dict[str, tuple[str, tuple[int, int, int, int, str], float, Lane]] = {}
 
-    def offers(self, skip: set[str]) -> list[str]:
-        ready = [(key, job) for job, (shape, key, at) in self.jobs.items() if not at and shape not in skip]
+    def offers(self, skip: set[str], share: Share) -> list[str]:
+        ready = [
+            ((*key[:3], share(lane), *key[3:]), job)
+            for job, (shape, key, at, lane) in self.jobs.items()
+            if not at and shape not in skip
+        ]
         return [job for _, job in sorted(ready)]
 
     def due(self, now: float) -> None:
-        self.jobs = {job: (shape, key, 0.0 if at <= now else at) for job, (shape, key, at) in self.jobs.items()}
+        self.jobs = {j: (shape, key, 0.0 if at <= now else at, lane) for j, (shape, key, at, lane) in self.jobs.items()}
 
 
-@given(ACTIONS, st.sets(st.sampled_from(SHAPES)))
-def test_against_a_sorted_list(actions: list[tuple[str, ...]], skip: set[str]) -> None:
+@given(ACTIONS, st.sets(st.sampled_from(SHAPES)), st.dictionaries(st.sampled_from("qr"), st.sampled_from([0.5, 0.7])))
+def test_against_a_sorted_list(actions: list[tuple[Any, ...]], skip: set[str], shares: dict[str, float]) -> None:
+    def share(lane: Lane) -> float:
+        return shares.get(lane[0], 0.0)
+
     queue: PendingQueue[str] = PendingQueue()
     naive = Naive()
     for arrival, (what, *rest) in enumerate(actions):
         if what == "add":
-            job, shape, priority, at = rest
+            job, shape, priority, at, lane = rest
             key = (0, 0, -int(priority), arrival, job)
-            queue.add(job, shape, key, float(at))
-            naive.jobs[job] = (shape, key, float(at))
+            queue.add(job, shape, key, float(at), lane)
+            naive.jobs[job] = (shape, key, float(at), lane)
         elif what == "discard":
             queue.discard(rest[0])
             naive.jobs.pop(rest[0], None)
@@ -50,10 +63,39 @@ def test_against_a_sorted_list(actions: list[tuple[str, ...]], skip: set[str]) -
             queue.due(float(rest[0]))
             naive.due(float(rest[0]))
         assert len(queue) == len(naive.jobs)
-        assert queue.next_due_s() == min((at for _, _, at in naive.jobs.values() if at), default=None)
-    assert [job for job, _ in queue.offers(skip)] == naive.offers(skip)
-    for place, job in enumerate(naive.offers(set()), 1):
-        assert queue.position(job) == place
+        assert queue.next_due_s() == min((at for _, _, at, _ in naive.jobs.values() if at), default=None)
+    assert [job for job, _ in queue.offers(skip, share)] == naive.offers(skip, share)
+    for place, job in enumerate(naive.offers(set(), share), 1):
+        assert queue.position(job, share) == place
+
+
+@given(st.lists(st.tuples(LANES, st.sampled_from(SHAPES), st.integers(0, 1)), max_size=20))
+def test_shares_grow_as_jobs_are_taken(jobs: list[tuple[Lane, str, int]]) -> None:
+    queue: PendingQueue[str] = PendingQueue()
+    left = {}
+    for n, (lane, shape, priority) in enumerate(jobs):
+        key = (1, 0, -priority, n, f"j{n}")
+        queue.add(f"j{n}", shape, key, 0.0, lane)
+        left[f"j{n}"] = (lane, key)
+    used: Counter[str] = Counter()
+    for job, _ in queue.offers(set(), lambda lane: float(used[lane[0]])):
+        ranks = {j: (*key[:3], used[lane[0]], *key[3:]) for j, (lane, key) in left.items()}
+        assert job == min(ranks, key=ranks.__getitem__)
+        used[left.pop(job)[0][0]] += 1
+        queue.discard(job)
+    assert not left
+
+
+def test_what_a_lane_is_shut_for_is_not_asked_again() -> None:
+    queue: PendingQueue[str] = PendingQueue()
+    for n, lane in enumerate([("q", "a"), ("q", "a"), ("q", "b"), ("q", "a")]):
+        queue.add(f"j{n}", "s", (1, 0, 0, n, f"j{n}"), 0.0, lane)
+    shut: set[tuple[str, Lane]] = set()
+    offered = []
+    for job, shape in queue.offers(set(), shut=shut):
+        offered.append(job)
+        shut.add((shape, ("q", "a")))
+    assert offered == ["j0", "j2"]
 
 
 def test_offers_while_the_caller_takes_jobs_out_and_learns() -> None:
