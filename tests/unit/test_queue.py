@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.queue import Lane, PendingQueue, Share
@@ -43,6 +43,7 @@ class Naive:
         self.jobs = {j: (shape, key, 0.0 if at <= now else at, lane) for j, (shape, key, at, lane) in self.jobs.items()}
 
 
+@settings(deadline=None)
 @given(ACTIONS, st.sets(st.sampled_from(SHAPES)), st.dictionaries(st.sampled_from("qr"), st.sampled_from([0.5, 0.7])))
 def test_against_a_sorted_list(actions: list[tuple[Any, ...]], skip: set[str], shares: dict[str, float]) -> None:
     def share(lane: Lane) -> float:
@@ -69,6 +70,7 @@ def test_against_a_sorted_list(actions: list[tuple[Any, ...]], skip: set[str], s
         assert queue.position(job, share) == place
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(LANES, st.sampled_from(SHAPES), st.integers(0, 1)), max_size=20))
 def test_shares_grow_as_jobs_are_taken(jobs: list[tuple[Lane, str, int]]) -> None:
     queue: PendingQueue[str] = PendingQueue()

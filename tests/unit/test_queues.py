@@ -81,6 +81,7 @@ def two_queues() -> Cluster:
     return cluster
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.lists(st.floats(1, 1e6), max_size=5))
 def test_the_past_counts_half_after_each_half_life(used: float, looks: list[float]) -> None:
     cluster = two_queues()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpupool.store import keys
@@ -21,6 +21,7 @@ NAMES = st.sampled_from("abcd")
 ACTIONS = st.lists(st.one_of(st.tuples(NAMES, st.none() | st.integers(0, 9)), st.integers(0, 9)), max_size=30)
 
 
+@settings(deadline=None)
 @given(ACTIONS)
 def test_against_a_mapping(actions: list[int | tuple[str, int | None]]) -> None:
     timers, naive = Timers(), dict[str, int]()
