@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent import riding, session
+from agent import deadline, riding
 from agent.work.ledger import Ledger
 from gpupool.store.port import Sight
 from scheduler import leader
@@ -28,8 +28,8 @@ def guard_asleep(patch: pytest.MonkeyPatch) -> None:
 
 def deadline_too_generous(patch: pytest.MonkeyPatch) -> None:
     """The agent reckons the deadline from the answer's arrival plus a minute, not from the request's departure."""
-    renewed = session.SessionKeeper._renewed
-    patch.setattr(session.SessionKeeper, "_renewed", lambda self, sent, ttl_s: renewed(self, sent + 60.0, ttl_s))
+    renewed = deadline.Deadline.renewed
+    patch.setattr(deadline.Deadline, "renewed", lambda self, sent, ttl_s: renewed(self, sent + 60.0, ttl_s))
 
 
 def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
