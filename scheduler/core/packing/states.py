@@ -1,0 +1,137 @@
+"""The states that hosts are in. Hosts in equal states are one: a question is asked once for all of them."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from .gpus import Pattern, Patterns
+from .sizes import WHOLE, HostSize, Shape
+from .worth import EVER, Worth
+
+Node = tuple[int, int, Pattern]  # free cores in thousandths, free MiB, free GPUs
+Key = tuple[str, int, tuple[tuple[int, int, tuple[int, ...]], ...]]
+
+
+class State:
+    """What is free on some hosts. `key` says it all in numbers; equal keys are equal states."""
+
+    __slots__ = (
+        "count", "cpu_milli", "hosts", "key", "kind", "lost", "memory_mib", "model", "node_gpus", "nodes", "number",
+        "top", "whole_host",
+    )  # fmt: skip
+
+    def __init__(self, number: int, key: Key, kind: int, nodes: tuple[Node, ...]) -> None:
+        self.number = number  # no other state has ever had it
+        self.key = key
+        self.model, self.node_gpus = key[0], key[1]  # the GPUs of its largest node when empty
+        self.kind = kind  # the class of its model
+        self.nodes = nodes
+        self.cpu_milli = sum(node[0] for node in nodes)
+        self.memory_mib = sum(node[1] for node in nodes)
+        self.top = max((node[2].top for node in nodes), default=0)
+        self.lost: tuple[float, ...] = ()  # by node
+        self.whole_host = 0.0
+        self.count = 0  # hosts that are in it
+        self.hosts: list[int] = []  # a heap of them, with some that have left
+
+
+class States:
+    """Every state that a host is in, once."""
+
+    def __init__(self, worth: Worth) -> None:
+        self.worth = worth
+        self.patterns = Patterns()
+        self.live: list[dict[Key, State]] = [{} for _ in worth.classes]  # by class of models
+        self._made = 0
+
+    def enter(self, host: int, model: str, node_gpus: int, nodes: tuple[Node, ...]) -> tuple[State, bool]:
+        """The state of a host that now has so much free, and whether it is the only one."""
+        key: Key = model, node_gpus, tuple([(cpu, memory, pattern.free) for cpu, memory, pattern in nodes])
+        kind = self.worth.class_of[model]
+        state = self.live[kind].get(key)
+        new = state is None
+        if state is None:
+            state = self.live[kind][key] = State(self._made, key, kind, nodes)
+            self._made += 1
+            state.lost = tuple(self.worth.lost(state.kind, *node) for node in nodes)
+            if len(nodes) > 1:
+                state.whole_host = self.worth.whole_host(state.kind, nodes, node_gpus)
+        state.count += 1
+        heappush(state.hosts, host)
+        return state, new
+
+    def leave(self, state: State) -> None:
+        """One host is no longer in it."""
+        state.count -= 1
+        if not state.count:
+            del self.live[state.kind][state.key]
+
+    def judge(self, state: State, shape: Shape) -> tuple[float, tuple[Node, ...]] | None:
+        """The least that would be lost if the task went there, and what would then be free; None: it has no room."""
+        gpu, cpu, memory, models = shape
+        if models and state.model not in models:
+            return None
+        if len(state.nodes) > 1:
+            if gpu > state.node_gpus * WHOLE:
+                return self._judge_all_nodes(state, shape)
+            return self._judge_nodes(state, shape)
+        free_cpu, free_memory, pattern = state.nodes[0]
+        free_cpu -= cpu
+        free_memory -= memory
+        if free_cpu < 0 or free_memory < 0 or not pattern.takes(gpu):
+            return None
+        best, least = pattern, EVER
+        for left in pattern.after.get(gpu) or self.patterns.after(pattern, gpu):
+            lost = self.worth.lost(state.kind, free_cpu, free_memory, left)
+            if lost < least:
+                best, least = left, lost
+        return least - state.lost[0], ((free_cpu, free_memory, best),)
+
+    def _judge_nodes(self, state: State, shape: Shape) -> tuple[float, tuple[Node, ...]] | None:
+        best: tuple[float, tuple[Node, ...]] | None = None
+        gpu, cpu, memory, _ = shape
+        for place, (free_cpu, free_memory, pattern) in enumerate(state.nodes):
+            if free_cpu < cpu or free_memory < memory or not pattern.takes(gpu):
+                continue
+            for left in self.patterns.after(pattern, gpu):
+                node = free_cpu - cpu, free_memory - memory, left
+                nodes = (*state.nodes[:place], node, *state.nodes[place + 1 :])
+                more = self.worth.lost(state.kind, *node) - state.lost[place]
+                more += state.whole_host - self.worth.whole_host(state.kind, nodes, state.node_gpus)
+                if best is None or more < best[0]:
+                    best = more, nodes
+        return best
+
+    def _judge_all_nodes(self, state: State, shape: Shape) -> tuple[float, tuple[Node, ...]] | None:
+        nodes = []
+        for place, (cpu, memory, pattern) in enumerate(state.nodes):
+            share = even_share(shape, place, len(state.nodes))
+            if cpu < share.cpu_milli or memory < share.memory_mib or not pattern.takes(share.gpu_milli):
+                return None
+            left = self.patterns.after(pattern, share.gpu_milli)[0]
+            nodes.append((cpu - share.cpu_milli, memory - share.memory_mib, left))
+        more = sum(self.worth.lost(state.kind, *node) for node in nodes) - sum(state.lost)
+        more += state.whole_host - self.worth.whole_host(state.kind, tuple(nodes), state.node_gpus)
+        return more, tuple(nodes)
+
+
+def even_share(shape: Shape, place: int, count: int) -> Shape:
+    """What a task that is spread over `count` nodes takes of one; the first have what does not divide evenly."""
+    gpus = shape.gpu_milli // WHOLE
+    return Shape(
+        (gpus // count + (place < gpus % count)) * WHOLE,
+        shape.cpu_milli // count + (place < shape.cpu_milli % count),
+        shape.memory_mib // count + (place < shape.memory_mib % count),
+    )
+
+
+def first_host(state: State, states_of_hosts: list[State | None]) -> int:
+    """The first of the hosts that are in this state. They have the order of their names."""
+    while states_of_hosts[state.hosts[0]] is not state:
+        heappop(state.hosts)
+    return state.hosts[0]
+
+
+def empty_nodes(size: HostSize, patterns: Patterns) -> tuple[Node, ...]:
+    """What is free on the host when nothing is taken."""
+    return tuple((node.cpu_milli, node.memory_mib, patterns.of([WHOLE] * node.gpus)) for node in size.nodes)
