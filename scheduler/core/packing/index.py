@@ -1,15 +1,17 @@
-"""The best state for each shape, kept up to date: one host changes with each decision, and only that is asked anew.
+"""The best state for each need, kept up to date: one host changes with each decision, and only that is asked anew.
 
-Each shape has a heap of what states answered, by class of models, since the price of a class changes without its hosts
-changing. A shape reads the log of states that came up since it was last asked, so what is never asked costs nothing.
-Answers of states that no host is in any more are passed over. Scores end in the state's key: the best is a function of
-what is free, and of nothing else (tests/unit/test_packing.py compares it with asking all hosts).
+Each need has a heap of what states answered, by class of models, since the price of a class changes without its hosts
+changing, and since shapes with the same need share it whatever models they name. It reads the log of states that came
+up since the need was last asked, so what is never asked costs nothing. Answers of states that no host is in any more
+are passed over. Scores end in the state's key: the best is a function of what is free, and of nothing else
+(tests/unit/test_packing.py compares it with one built anew).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from weakref import WeakValueDictionary
 
 from .sizes import WHOLE, Shape
 from .states import Key, Node, State, States
@@ -22,12 +24,16 @@ Answer = tuple[float, Key, int, State, tuple[Node, ...]]
 
 
 class _Heap:
-    """What the states of one class answered to one shape. `read`: up to where it has read the log; -1: not at all."""
+    """What the states of one class answered to one need. `read`: up to where it has read the log; -1: not at all.
 
-    __slots__ = ("answers", "read")
+    `models`: asks only states of these, if there are any; for who names some of a class of which the mix names all.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("__weakref__", "answers", "models", "read")
+
+    def __init__(self, models: tuple[str, ...] = ()) -> None:
         self.read = -1
+        self.models = models
         self.answers: list[Answer] = []
 
 
@@ -55,7 +61,8 @@ class Index:
     def __init__(self, states: States) -> None:
         self._states = states
         self._logs = [_Log(live) for live in states.live]
-        self._shapes: dict[Shape, list[tuple[int, _Heap]]] = {}  # by class that the shape may have
+        self._shapes: dict[Shape, list[tuple[int, _Heap]]] = {}  # for each class that it may have
+        self._needs: WeakValueDictionary[tuple[int, Shape], _Heap] = WeakValueDictionary()  # those without models
 
     def came_up(self, state: State) -> None:
         """A host is in a state in which none was."""
@@ -83,7 +90,17 @@ class Index:
         if len(self._shapes) >= SHAPES_KEPT:
             del self._shapes[next(iter(self._shapes))]
         classes = self._states.worth.classes
-        heaps = [(kind, _Heap()) for kind, models in enumerate(classes) if any(map(shape.allows, models))]
+        heaps = []
+        for kind, models in enumerate(classes):
+            allowed = [model for model in models if shape.allows(model)]
+            if len(allowed) == len(models):
+                need = kind, shape._replace(models=())
+                heap = self._needs.get(need)
+                if heap is None:
+                    heap = self._needs[need] = _Heap()
+                heaps.append((kind, heap))
+            elif allowed:
+                heaps.append((kind, _Heap(shape.models)))
         self._shapes[shape] = heaps
         return heaps
 
@@ -98,11 +115,11 @@ class Index:
             heap.answers.clear()
         else:
             unread = log.states[len(log.states) - behind :]
-        answers, judge = heap.answers, self._states.judge
+        answers, judge, models = heap.answers, self._states.judge, heap.models
         for state in unread:
             if state.top >= one_gpu and state.cpu_milli >= cpu and state.memory_mib >= memory and state.count:
                 answer = judge(state, shape)
-                if answer is not None:
+                if answer is not None and (not models or state.model in models):
                     heappush(answers, (answer[0], state.key, state.number, state, answer[1]))
         heap.read = end
         if len(answers) > 2 * len(log.live) + SLACK:

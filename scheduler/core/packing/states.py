@@ -67,10 +67,11 @@ class States:
             del self.live[state.kind][state.key]
 
     def judge(self, state: State, shape: Shape) -> tuple[float, tuple[Node, ...]] | None:
-        """The least that would be lost if the task went there, and what would then be free; None: it has no room."""
-        gpu, cpu, memory, models = shape
-        if models and state.model not in models:
-            return None
+        """How much more would be lost if the task went there, and what would then be free; None: it has no room.
+
+        Of what models the task may have, it is not asked.
+        """
+        gpu, cpu, memory, _ = shape
         if len(state.nodes) > 1:
             if gpu > state.node_gpus * WHOLE:
                 return self._judge_all_nodes(state, shape)
