@@ -198,7 +198,6 @@ def test_no_price_where_demand_can_be_spread_evenly() -> None:
 
 def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.core.packing.index.SHAPES_KEPT", 8)
-    monkeypatch.setattr("scheduler.core.packing.index.LOG_KEPT", 16)
     packer = Packer(SIZES, MIX)
     for n in range(400):
         taken = packer.place(Shape(100 + n % 40, 100 + n % 7, n % 50))
@@ -207,5 +206,4 @@ def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.
             packer.free(taken)
     index = packer._index
     assert len(index._shapes) <= 8
-    assert all(len(log.states) <= 16 for log in index._logs)
     assert all(len(heap.answers) < 200 for heaps in index._shapes.values() for _, heap in heaps)

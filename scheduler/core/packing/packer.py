@@ -126,10 +126,7 @@ class Packer:
 
     def _enter(self, place: int) -> None:
         host = self._hosts[place]
-        state, new = self._states.enter(place, host.size.model, host.node_gpus, self._nodes_of[place])
-        self._state_of[place] = state
-        if new:
-            self._index.came_up(state)
+        self._state_of[place] = self._states.enter(place, host.size.model, host.node_gpus, self._nodes_of[place])
 
     def _current_prices(self) -> list[float]:
         """They follow what is free in steps, so that they are seldom computed, and not a matter of when."""

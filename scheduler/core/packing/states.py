@@ -21,7 +21,7 @@ class State:
     )  # fmt: skip
 
     def __init__(self, number: int, key: Key, kind: int, nodes: tuple[Node, ...]) -> None:
-        self.number = number  # no other state has ever had it
+        self.number = number  # greater than that of any earlier one
         self.key = key
         self.model, self.node_gpus = key[0], key[1]  # the GPUs of its largest node when empty
         self.kind = kind  # the class of its model
@@ -41,24 +41,27 @@ class States:
     def __init__(self, worth: Worth) -> None:
         self.worth = worth
         self.patterns = Patterns()
-        self.live: list[dict[Key, State]] = [{} for _ in worth.classes]  # by class of models
+        self.live: list[dict[Key, State]] = [
+            {} for _ in worth.classes
+        ]  # by class of models; in the order in which they came up
+        self.newest = [-1] * len(worth.classes)  # the number of the last that came up
         self._made = 0
 
-    def enter(self, host: int, model: str, node_gpus: int, nodes: tuple[Node, ...]) -> tuple[State, bool]:
-        """The state of a host that now has so much free, and whether it is the only one."""
+    def enter(self, host: int, model: str, node_gpus: int, nodes: tuple[Node, ...]) -> State:
+        """The state of a host that now has so much free."""
         key: Key = model, node_gpus, tuple([(cpu, memory, pattern.free) for cpu, memory, pattern in nodes])
         kind = self.worth.class_of[model]
         state = self.live[kind].get(key)
-        new = state is None
         if state is None:
             state = self.live[kind][key] = State(self._made, key, kind, nodes)
+            self.newest[kind] = self._made
             self._made += 1
             state.lost = tuple(self.worth.lost(state.kind, *node) for node in nodes)
             if len(nodes) > 1:
                 state.whole_host = self.worth.whole_host(state.kind, nodes, node_gpus)
         state.count += 1
         heappush(state.hosts, host)
-        return state, new
+        return state
 
     def leave(self, state: State) -> None:
         """One host is no longer in it."""
