@@ -36,12 +36,13 @@ class Packer:
         self._demands = mix.demands(worth.classes)
         self._free = [0] * len(worth.classes)  # thousandths of GPU on hosts that are open
         self._all = [0] * len(worth.classes)
-        self._steps: tuple[int, ...] = ()
-        self._prices = [0.0] * len(worth.classes)
+        self._steps = [-1] * len(worth.classes)
+        self._prices: list[float] | None = None
         self._state_of: list[State | None] = [None] * len(ordered)
         self._nodes_of = [empty_nodes(size, self._states.patterns) for size in ordered]
-        for place, host in enumerate(self._hosts):
+        for host in self._hosts:
             self._all[self._class(host)] += host.size.gpus * WHOLE
+        for place in range(len(ordered)):
             self._open(place)
 
     def place(self, shape: Shape) -> Taken | None:
@@ -49,16 +50,20 @@ class Packer:
         found = self._index.best(shape, self._current_prices())
         if found is None:
             return None
-        state, nodes = found
+        state, step = found
         place = first_host(state, self._state_of)
         host = self._hosts[place]
         shares = tuple(
             _share(number, before, after, host.free[number], shape.gpu_milli)
-            for number, (before, after) in enumerate(zip(state.nodes, nodes, strict=True))
+            for number, (before, after) in enumerate(zip(state.nodes, step.nodes, strict=True))
             if before is not after
         )
-        self._free[state.kind] -= shape.gpu_milli
-        self._move(place, nodes)
+        self._count(state.kind, -shape.gpu_milli)
+        if step.after is None:
+            step.after = self._states.of(state.model, state.node_gpus, step.nodes)
+        self._nodes_of[place] = step.nodes
+        self._states.leave(state)
+        self._enter(place, step.after)
         return Taken(host.size.name, shares)
 
     def take(self, taken: Iterable[Taken]) -> None:
@@ -81,7 +86,7 @@ class Packer:
             pattern = self._states.patterns.of(host.free[share.node])
             nodes[share.node] = cpu + sign * share.cpu_milli, memory + sign * share.memory_mib, pattern
             if self._state_of[place] is not None:
-                self._free[self._class(host)] += sign * share.gpu_milli * len(share.gpus)
+                self._count(self._class(host), sign * share.gpu_milli * len(share.gpus))
         self._move(place, tuple(nodes))
 
     def close(self, name: str) -> None:
@@ -91,7 +96,7 @@ class Packer:
         if state is not None:
             self._states.leave(state)
             self._state_of[place] = None
-            self._free[state.kind] -= self._free_gpu(place)
+            self._count(state.kind, -self._free_gpu(place))
 
     def open(self, name: str) -> None:
         """The host takes tasks again."""
@@ -113,8 +118,8 @@ class Packer:
         return sum(pattern.total for _, _, pattern in self._nodes_of[place])
 
     def _open(self, place: int) -> None:
-        self._free[self._class(self._hosts[place])] += self._free_gpu(place)
-        self._enter(place)
+        self._count(self._class(self._hosts[place]), self._free_gpu(place))
+        self._enter(place, self._state_with(place))
 
     def _move(self, place: int, nodes: tuple[Node, ...]) -> None:
         """The host has this free now."""
@@ -122,20 +127,28 @@ class Packer:
         state = self._state_of[place]
         if state is not None:
             self._states.leave(state)
-            self._enter(place)
+            self._enter(place, self._state_with(place))
 
-    def _enter(self, place: int) -> None:
+    def _enter(self, place: int, state: State) -> None:
+        self._state_of[place] = state
+        self._states.enter(state, place)
+
+    def _state_with(self, place: int) -> State:
         host = self._hosts[place]
-        self._state_of[place] = self._states.enter(place, host.size.model, host.node_gpus, self._nodes_of[place])
+        return self._states.of(host.size.model, host.node_gpus, self._nodes_of[place])
+
+    def _count(self, kind: int, gpu_milli: int) -> None:
+        """So much more of a class is free. Prices follow in steps, so that they are seldom computed."""
+        self._free[kind] += gpu_milli
+        step = -(-self._free[kind] * STEPS // (self._all[kind] or 1))
+        if step != self._steps[kind]:
+            self._steps[kind] = step
+            self._prices = None
 
     def _current_prices(self) -> list[float]:
-        """They follow what is free in steps, so that they are seldom computed, and not a matter of when."""
-        if len(self._free) > 1:
-            steps = tuple(-(-free * STEPS // (total or 1)) for free, total in zip(self._free, self._all, strict=True))
-            if steps != self._steps:
-                self._steps = steps
-                free = [step * total // STEPS for step, total in zip(steps, self._all, strict=True)]
-                self._prices = prices(self._demands, free)
+        if self._prices is None:
+            free = [step * total // STEPS for step, total in zip(self._steps, self._all, strict=True)]
+            self._prices = prices(self._demands, free)
         return self._prices
 
 

@@ -12,68 +12,104 @@ Node = tuple[int, int, Pattern]  # free cores in thousandths, free MiB, free GPU
 Key = tuple[str, int, tuple[tuple[int, int, tuple[int, ...]], ...]]
 
 
+KEPT = 100_000  # states with what they answered; when there are more, those that no host is in go
+
+
+class Step:
+    """From one state to another, by a task. `after`: the other, once a host has gone that way."""
+
+    __slots__ = ("after", "more", "nodes")
+
+    def __init__(self, more: float, nodes: tuple[Node, ...]) -> None:
+        self.more = more  # is lost then
+        self.nodes = nodes
+        self.after: State | None = None
+
+
 class State:
     """What is free on some hosts. `key` says it all in numbers; equal keys are equal states."""
 
     __slots__ = (
         "count", "cpu_milli", "hosts", "key", "kind", "lost", "memory_mib", "model", "node_gpus", "nodes", "number",
-        "top", "whole_host",
+        "steps", "top", "whole_host",
     )  # fmt: skip
 
-    def __init__(self, number: int, key: Key, kind: int, nodes: tuple[Node, ...]) -> None:
-        self.number = number  # greater than that of any earlier one
+    def __init__(self, key: Key, kind: int, nodes: tuple[Node, ...]) -> None:
+        self.number = -1  # greater than that of any that came up earlier
         self.key = key
         self.model, self.node_gpus = key[0], key[1]  # the GPUs of its largest node when empty
         self.kind = kind  # the class of its model
         self.nodes = nodes
-        self.cpu_milli = sum(node[0] for node in nodes)
-        self.memory_mib = sum(node[1] for node in nodes)
-        self.top = max((node[2].top for node in nodes), default=0)
+        self.cpu_milli = sum([node[0] for node in nodes])
+        self.memory_mib = sum([node[1] for node in nodes])
+        self.top = max([node[2].top for node in nodes], default=0)
         self.lost: tuple[float, ...] = ()  # by node
         self.whole_host = 0.0
         self.count = 0  # hosts that are in it
         self.hosts: list[int] = []  # a heap of them, with some that have left
+        self.steps: dict[Shape, Step | None] = {}  # by need, as far as it was asked
 
 
 class States:
-    """Every state that a host is in, once."""
+    """Every state that a host is in, once; and some that hosts were in."""
 
     def __init__(self, worth: Worth) -> None:
         self.worth = worth
         self.patterns = Patterns()
-        self.live: list[dict[Key, State]] = [
-            {} for _ in worth.classes
-        ]  # by class of models; in the order in which they came up
+        # By class of models, in the order in which they came up.
+        self.live: list[dict[Key, State]] = [{} for _ in worth.classes]
         self.newest = [-1] * len(worth.classes)  # the number of the last that came up
-        self._made = 0
+        self._known: dict[Key, State] = {}
+        self._came_up = 0
 
-    def enter(self, host: int, model: str, node_gpus: int, nodes: tuple[Node, ...]) -> State:
-        """The state of a host that now has so much free."""
+    def of(self, model: str, node_gpus: int, nodes: tuple[Node, ...]) -> State:
+        """The state of a host that has so much free."""
         key: Key = model, node_gpus, tuple([(cpu, memory, pattern.free) for cpu, memory, pattern in nodes])
-        kind = self.worth.class_of[model]
-        state = self.live[kind].get(key)
+        state = self._known.get(key)
         if state is None:
-            state = self.live[kind][key] = State(self._made, key, kind, nodes)
-            self.newest[kind] = self._made
-            self._made += 1
-            state.lost = tuple(self.worth.lost(state.kind, *node) for node in nodes)
+            if len(self._known) >= KEPT:
+                self._forget()
+            state = self._known[key] = State(key, self.worth.class_of[model], nodes)
+            state.lost = tuple([self.worth.lost(state.kind, *node) for node in nodes])
             if len(nodes) > 1:
                 state.whole_host = self.worth.whole_host(state.kind, nodes, node_gpus)
+        return state
+
+    def enter(self, state: State, host: int) -> None:
+        """One more host is in it."""
+        if not state.count:
+            self.live[state.kind][state.key] = state
+            state.number = self.newest[state.kind] = self._came_up
+            self._came_up += 1
         state.count += 1
         heappush(state.hosts, host)
-        return state
 
     def leave(self, state: State) -> None:
         """One host is no longer in it."""
         state.count -= 1
         if not state.count:
             del self.live[state.kind][state.key]
+            state.hosts.clear()
 
-    def judge(self, state: State, shape: Shape) -> tuple[float, tuple[Node, ...]] | None:
+    def _forget(self) -> None:
+        """Those without hosts. A step must not lead to one, since another may then be made that equals it."""
+        self._known = {key: state for live in self.live for key, state in live.items()}
+        for state in self._known.values():
+            for step in state.steps.values():
+                if step is not None:
+                    step.after = None
+
+    def judge(self, state: State, shape: Shape) -> Step | None:
         """How much more would be lost if the task went there, and what would then be free; None: it has no room.
 
         Of what models the task may have, it is not asked.
         """
+        if shape in state.steps:
+            return state.steps[shape]
+        step = state.steps[shape] = self._step(state, shape)
+        return step
+
+    def _step(self, state: State, shape: Shape) -> Step | None:
         gpu, cpu, memory, _ = shape
         if len(state.nodes) > 1:
             if gpu > state.node_gpus * WHOLE:
@@ -89,10 +125,10 @@ class States:
             lost = self.worth.lost(state.kind, free_cpu, free_memory, left)
             if lost < least:
                 best, least = left, lost
-        return least - state.lost[0], ((free_cpu, free_memory, best),)
+        return Step(least - state.lost[0], ((free_cpu, free_memory, best),))
 
-    def _judge_nodes(self, state: State, shape: Shape) -> tuple[float, tuple[Node, ...]] | None:
-        best: tuple[float, tuple[Node, ...]] | None = None
+    def _judge_nodes(self, state: State, shape: Shape) -> Step | None:
+        best: Step | None = None
         gpu, cpu, memory, _ = shape
         for place, (free_cpu, free_memory, pattern) in enumerate(state.nodes):
             if free_cpu < cpu or free_memory < memory or not pattern.takes(gpu):
@@ -102,11 +138,11 @@ class States:
                 nodes = (*state.nodes[:place], node, *state.nodes[place + 1 :])
                 more = self.worth.lost(state.kind, *node) - state.lost[place]
                 more += state.whole_host - self.worth.whole_host(state.kind, nodes, state.node_gpus)
-                if best is None or more < best[0]:
-                    best = more, nodes
+                if best is None or more < best.more:
+                    best = Step(more, nodes)
         return best
 
-    def _judge_all_nodes(self, state: State, shape: Shape) -> tuple[float, tuple[Node, ...]] | None:
+    def _judge_all_nodes(self, state: State, shape: Shape) -> Step | None:
         nodes = []
         for place, (cpu, memory, pattern) in enumerate(state.nodes):
             share = even_share(shape, place, len(state.nodes))
@@ -116,7 +152,7 @@ class States:
             nodes.append((cpu - share.cpu_milli, memory - share.memory_mib, left))
         more = sum(self.worth.lost(state.kind, *node) for node in nodes) - sum(state.lost)
         more += state.whole_host - self.worth.whole_host(state.kind, tuple(nodes), state.node_gpus)
-        return more, tuple(nodes)
+        return Step(more, tuple(nodes))
 
 
 def even_share(shape: Shape, place: int, count: int) -> Shape:
