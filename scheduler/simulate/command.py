@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -62,6 +63,8 @@ def openb_command(nodes: Path, pods: Path, inflate: float, seeds: list[int], out
     The files have the columns of Alibaba's openb trace (cluster-trace-gpu-v2023). Tasks come in random order, stay for
     good, and are dropped if they fit nowhere. The policy knows the mix of the list, not the order.
     """
+    if math.isnan(inflate):  # which is in every range
+        raise click.BadParameter("nan is not a number", param_hint="'--inflate'")
     hosts, tasks = traces.read_hosts(nodes), traces.read_tasks(pods)
     runs = [openb.run(hosts, tasks, inflate, seed) for seed in seeds]
     if output == "json":

@@ -72,7 +72,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
                         raise _bad(path, reader.line_num, "it has not as many fields as line 1")
                     yield reader.line_num, row
             except csv.Error as error:
-                raise _bad(path, reader.line_num, str(error)) from None
+                raise _bad(path, reader.reader.line_num, str(error)) from None
     except OSError as error:
         raise InvalidSpec([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError:
