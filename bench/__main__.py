@@ -13,7 +13,19 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 
-from . import evidence, failover, footprint, inventory, leader, replace, reservation, start, store_commit, submit
+from . import (
+    evidence,
+    failover,
+    footprint,
+    inventory,
+    leader,
+    packing,
+    replace,
+    reservation,
+    start,
+    store_commit,
+    submit,
+)
 from .row import Row, as_json, print_table
 
 BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
@@ -27,6 +39,7 @@ BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "inventory": inventory.run,
     "start": start.run,
     "reservation": reservation.run,
+    "packing": packing.run,
 }
 
 

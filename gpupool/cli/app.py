@@ -41,7 +41,21 @@ The scheduler is the first of: --server, $GPUPOOL_SERVER, the one that
 LAZY = {
     "up": ("gpupool.cli.up", "up", "all"),
     "demo": ("gpupool.cli.demo", "demo", "all"),
+    # It decides with the scheduler's core, so it is shipped with the scheduler, and the library never imports it.
+    "simulate": ("gpupool.scheduler.simulate.command", "simulate", "scheduler"),
 }
+
+
+def _module_of(command: str) -> str | None:
+    """The module that brings a lazy command; None where it is not installed. In the tree daemons stand at the top."""
+    module = LAZY[command][0]
+    for name in (module, module.removeprefix("gpupool.")):
+        try:
+            if importlib.util.find_spec(name):
+                return name
+        except ModuleNotFoundError:  # a package above it
+            continue
+    return None
 
 
 class _Commands(click.Group):
@@ -49,14 +63,15 @@ class _Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands, sorted."""
-        found = [name for name, (module, _, _) in LAZY.items() if importlib.util.find_spec(module)]
+        found = [name for name in LAZY if _module_of(name)]
         return sorted([*super().list_commands(ctx), *found])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, or None."""
-        if cmd_name not in LAZY or not importlib.util.find_spec(LAZY[cmd_name][0]):
+        module = _module_of(cmd_name) if cmd_name in LAZY else None
+        if module is None:
             return super().get_command(ctx, cmd_name)
-        module, attribute, extra = LAZY[cmd_name]
+        _, attribute, extra = LAZY[cmd_name]
         try:
             command = getattr(import_module(module), attribute)
         except ModuleNotFoundError as error:

@@ -1,0 +1,106 @@
+"""How much of a host's free GPUs is as good as lost, in thousandths: the least increase decides where a task goes.
+
+Two losses are added:
+
+- *stranded*: the free GPU that a task of the mix could not use, averaged over the mix. This is the fragmentation of
+  Weng et al., "Beware of Fragmentation" (USENIX ATC 2023), section 4; to follow its gradient is their FGD.
+- *short*: the free GPU for which cores or memory will not last, at what the mix needs for each GPU. Fragmentation sees
+  cores only when the next task no longer fits; here each core that is taken on a host short of them costs at once, and
+  one on a host that has many is free, so that tasks with many cores go where cores are plenty.
+
+Where cores or memory run short in the whole fleet, `_scarcity` asks for more to be kept beside each GPU.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
+
+from .gpus import Pattern
+from .mix import Mix
+from .sizes import WHOLE, HostSize
+
+PLENTY = 0.8  # of a fleet's cores or memory, in use when all GPUs are: up to here, nothing is kept beyond the need
+EVER = float(1 << 60)
+
+
+class Worth:
+    """What is lost, by node. Belongs to one mix and one fleet."""
+
+    def __init__(self, mix: Mix, hosts: Iterable[HostSize]) -> None:
+        hosts = list(hosts)
+        self._mix = mix
+        self.classes = mix.classes(frozenset(host.model for host in hosts))
+        self.class_of = {model: i for i, models in enumerate(self.classes) for model in models}
+        self._cells: dict[tuple[int, int, int], int] = {}
+        self._chances: list[list[float]] = []  # by cell
+        self._slices: list[list[float]] = []  # by cell, then by how many kinds of slices fit: the chance of one of them
+        self._kinds_of_slices = bisect_left(mix.kinds, WHOLE)
+        cpu, memory = mix.needs(all_tasks=False)
+        cpu_scarcity, memory_scarcity = _scarcity(mix, hosts)
+        self._a_core = 1 / (cpu * cpu_scarcity) if cpu else EVER  # thousandths of GPU for each of a core
+        self._a_mib = 1 / (memory * memory_scarcity) if memory else EVER
+
+    def lost(self, kind: int, cpu_milli: int, memory_mib: int, pattern: Pattern) -> float:
+        """Of one node with GPUs of this class of models."""
+        total = pattern.total
+        if not total:
+            return 0.0
+        key = kind, bisect_right(self._mix.cpus, cpu_milli), bisect_right(self._mix.memories, memory_mib)
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._new_cell(*key)
+        stranded = pattern.stranded.get(cell)
+        if stranded is None:
+            stranded = pattern.stranded[cell] = self._stranded(cell, pattern)
+        lasts = cpu_milli * self._a_core
+        by_memory = memory_mib * self._a_mib
+        lasts = min(lasts, by_memory)
+        return stranded + total - lasts if lasts < total else stranded
+
+    def whole_host(self, kind: int, nodes: tuple[tuple[int, int, Pattern], ...], node_gpus: int) -> float:
+        """What is not lost, though its nodes say so, since tasks that no node can take would have the whole host."""
+        count = len(nodes)
+        whole = min(pattern.whole for _, _, pattern in nodes) * WHOLE
+        if whole * count <= node_gpus * WHOLE:
+            return 0.0
+        cpus = bisect_right(self._mix.cpus, min(node[0] for node in nodes) * count)
+        memories = bisect_right(self._mix.memories, min(node[1] for node in nodes) * count)
+        chances = zip(self._mix.kinds, self._mix.chances(self.classes[kind], cpus, memories), strict=True)
+        chance = sum(chance for asked, chance in chances if node_gpus * WHOLE < asked <= whole * count)
+        return chance * whole * count
+
+    def _new_cell(self, kind: int, cpus: int, memories: int) -> int:
+        cell = self._cells[kind, cpus, memories] = len(self._chances)
+        chances = self._mix.chances(self.classes[kind], cpus, memories)
+        self._chances.append(chances)
+        self._slices.append([0.0, *accumulate(chances[: self._kinds_of_slices])])
+        return cell
+
+    def _stranded(self, cell: int, pattern: Pattern) -> float:
+        slices, kinds = self._slices[cell], self._mix.kinds
+        usable = 0.0
+        for free in pattern.free:
+            if not free:
+                break
+            usable += free * slices[bisect_right(kinds, free, 0, self._kinds_of_slices)]
+        whole = pattern.whole * WHOLE
+        for place in range(self._kinds_of_slices, len(kinds)):
+            if kinds[place] > whole:
+                break
+            usable += whole * self._chances[cell][place]
+        return pattern.total - usable
+
+
+def _scarcity(mix: Mix, hosts: list[HostSize]) -> tuple[float, float]:
+    """From 1, by how much more cores and memory are to be kept beside each GPU than tasks with GPUs need.
+
+    Tasks without GPUs live on what others leave. If all are served and more than PLENTY is in use, they would take it
+    from the GPUs.
+    """
+    gpu = sum(host.gpus for host in hosts) * WHOLE
+    have = [sum(node[i] for host in hosts for node in host.nodes) for i in (0, 1)]
+    need = mix.needs(all_tasks=True)
+    cpu, memory = (max(1.0, n * gpu / h / PLENTY) if h else 1.0 for n, h in zip(need, have, strict=True))
+    return cpu, memory

@@ -1,0 +1,63 @@
+"""The protocol of the FGD paper (Weng et al., USENIX ATC 2023): how much of a cluster can be allocated.
+
+The tasks of a list arrive in random order, and then more, drawn from the list, until they ask for `inflate` times the
+GPUs that there are. Each is placed for good or, if it fits nowhere, dropped. Nothing is moved or freed.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.packing import HostSize, Mix, Packer, Shape
+from ..core.packing.sizes import WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One seed. The percentages are of the cluster's GPUs, when so many per cent had been asked for."""
+
+    seed: int
+    alloc_pct_at_100: float
+    alloc_pct_at_130: float  # at the end, however much `inflate` makes that
+    decisions_per_s: float
+    tasks: int
+    failed_tasks: int
+
+
+def run(hosts: Sequence[HostSize], tasks: Sequence[Shape], inflate: float, seed: int) -> Run:
+    """The time is that of all decisions, and of making the packer, which knows nothing yet."""
+    capacity = WHOLE * sum(host.gpus for host in hosts)
+    queue = arrivals(tasks, capacity, inflate, seed)
+    counts = Counter(tasks)
+    begun = time.perf_counter()
+    place = Packer(hosts, Mix(counts)).place
+    asked = given = failed = 0
+    at_100: int | None = None
+    for task in queue:
+        if place(task) is None:
+            failed += 1
+        else:
+            given += task.gpu_milli
+        asked += task.gpu_milli
+        if at_100 is None and asked >= capacity:
+            at_100 = given
+    spent_s = time.perf_counter() - begun
+    first = given if at_100 is None else at_100
+    return Run(seed, 100 * first / capacity, 100 * given / capacity, len(queue) / spent_s, len(queue), failed)
+
+
+def arrivals(tasks: Sequence[Shape], capacity: int, inflate: float, seed: int) -> list[Shape]:
+    """The tasks in the order of this seed, up to the first with which `inflate` times the capacity is asked for."""
+    rng = random.Random(seed)  # noqa: S311  (an experiment that can be repeated)
+    queue = list(tasks)
+    rng.shuffle(queue)
+    asked = sum(task.gpu_milli for task in queue)
+    while asked < inflate * capacity:
+        task = rng.choice(tasks)
+        queue.append(task)
+        asked += task.gpu_milli
+    return queue
