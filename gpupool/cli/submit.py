@@ -13,6 +13,7 @@ from gpupool.errors import GpupoolError, InvalidSpec
 from gpupool.spec import MAX_BYTES, load_specs
 from gpupool.v1 import job_pb2, scheduler_pb2
 
+from .constraints import constrain, constraint_options
 from .output import emit, examples, note, output_option
 from .settings import connect, connection_options
 from .waiting import wait_for
@@ -45,6 +46,7 @@ class Named(NamedTuple):
         "id=$(gpupool submit train.yaml --name train-7)",
         "gpupool submit --check *.yaml",
         "gpupool submit train.yaml --hugepages 1G --network bridge:br0 --user-data init.yaml",
+        "gpupool submit train.yaml --model nvidia-h100-80gb --model nvidia-a100-80gb --require zone=a",
     )
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(dir_okay=False, allow_dash=True))
@@ -57,6 +59,7 @@ class Named(NamedTuple):
 @click.option("--allow-unavailable", is_flag=True, help="Queue it even if no known host has its GPU model or image.")
 @click.option("--wait", is_flag=True, help="Stay until the end, and end with the guest's exit code.")
 @click.option("--logs", "show_logs", is_flag=True, help="Print the guest's output while waiting; implies --wait.")
+@constraint_options
 @output_option("id", "json", "yaml")
 @connection_options
 def submit(
@@ -76,7 +79,7 @@ def submit(
     """Submit the jobs in FILEs ("-": standard input), and print their ids.
 
     A file is YAML or JSON; several documents in it are several jobs. Options about a job stand for what each file says.
-    --wait tells of each change on stderr.
+    --wait tells of each change on stderr. docs/jobs.md says what each field of a file means.
     """
     jobs = _read(files)
     seed = _read_user_data(user_data)
@@ -92,6 +95,7 @@ def submit(
             job.spec.vm.network.CopyFrom(network)
         if seed is not None:
             job.spec.vm.user_data = seed
+        constrain(job.spec)
     with connect() as client:
         answers, failure = _submit_all(client, jobs, key, check=check, allow=allow_unavailable)
     _tell(answers, output, check=check)

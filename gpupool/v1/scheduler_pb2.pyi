@@ -53,6 +53,23 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """as many VMs start there as may at once"""
     REASON_RESERVED_FOR_FAILOVER: _Reason.ValueType  # 21
     """else not every job of some host could be restarted if it died"""
+    REASON_HOST_TAKEN_WHOLE: _Reason.ValueType  # 40
+    """a job with placement.whole_host is there"""
+    REASON_HOST_LABELS: _Reason.ValueType  # 41
+    """it lacks a label that is wanted, or has one that must not be"""
+    REASON_DRIVER_MISMATCH: _Reason.ValueType  # 42
+    """its label gpu-driver is not what gpus.driver wants"""
+    REASON_HOST_NOT_EMPTY: _Reason.ValueType  # 43
+    """the job wants the whole host, and others are there"""
+    REASON_APART_FROM_JOBS: _Reason.ValueType  # 44
+    """a job is there from which this one is to be apart, or that is to be apart from it"""
+    REASON_NOT_NEAR_JOBS: _Reason.ValueType  # 45
+    """no job is there near which this one is to be"""
+    REASON_VENDOR_MISMATCH: _Reason.ValueType  # 46
+    REASON_UNITS_SCATTERED: _Reason.ValueType  # 47
+    """enough units, but not on one NUMA node, or not below one PCIe root"""
+    REASON_FAILED_BEFORE: _Reason.ValueType  # 48
+    """as many attempts of this job failed there as may"""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a host cannot take a job now. Mirrors scheduler.core.reasons.Reason."""
@@ -82,6 +99,23 @@ REASON_HOST_STARTS_ENOUGH: Reason.ValueType  # 20
 """as many VMs start there as may at once"""
 REASON_RESERVED_FOR_FAILOVER: Reason.ValueType  # 21
 """else not every job of some host could be restarted if it died"""
+REASON_HOST_TAKEN_WHOLE: Reason.ValueType  # 40
+"""a job with placement.whole_host is there"""
+REASON_HOST_LABELS: Reason.ValueType  # 41
+"""it lacks a label that is wanted, or has one that must not be"""
+REASON_DRIVER_MISMATCH: Reason.ValueType  # 42
+"""its label gpu-driver is not what gpus.driver wants"""
+REASON_HOST_NOT_EMPTY: Reason.ValueType  # 43
+"""the job wants the whole host, and others are there"""
+REASON_APART_FROM_JOBS: Reason.ValueType  # 44
+"""a job is there from which this one is to be apart, or that is to be apart from it"""
+REASON_NOT_NEAR_JOBS: Reason.ValueType  # 45
+"""no job is there near which this one is to be"""
+REASON_VENDOR_MISMATCH: Reason.ValueType  # 46
+REASON_UNITS_SCATTERED: Reason.ValueType  # 47
+"""enough units, but not on one NUMA node, or not below one PCIe root"""
+REASON_FAILED_BEFORE: Reason.ValueType  # 48
+"""as many attempts of this job failed there as may"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _JobWait:

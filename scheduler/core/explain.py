@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .admission import kept_out
 from .fit import Fit, fit
 from .model import Cluster, Job
+from .own import asked, barred, case
 from .power import told
 from .reasons import Reason, Refusal
 from .reserve import Reserve
@@ -35,7 +36,12 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     if job.state is not JobState.PENDING:
         return Explanation(f"{job.state.value}: {job.message or 'nothing to add'}{_lost(cluster, job, now)}", 0, (), ())
     at_once = cluster.policy.starts_at_once
-    outcomes = [(name, fit(cluster.hosts[name], job.request, at_once)) for name in sorted(cluster.hosts)]
+    request, mine = asked(cluster, job), case(cluster, job)
+    outcomes = [(name, fit(cluster.hosts[name], request, at_once)) for name in sorted(cluster.hosts)]
+    if mine is not None:
+        outcomes = [
+            (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes
+        ]
     kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
     verdicts = [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)

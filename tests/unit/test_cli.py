@@ -18,6 +18,7 @@ from gpupool.cli import settings
 from gpupool.cli.app import run
 from gpupool.cli.output import plain_table, safe
 from gpupool.cli.views import duration, link, page_size, size, unit_state
+from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 from tests.fakes.server import BREAK, FakeScheduler, Status, job
 
@@ -487,3 +488,20 @@ def test_texts() -> None:
     assert [size(mib) for mib in (0, 512, 1536, 8192)] == ["", "512MiB", "1536MiB", "8GiB"]
     assert plain_table(("A", "LONG"), [("", "x"), ("abc", "")]) == "A    LONG\n-    x\nabc  -\n"
     assert safe("a\n\x1b[2Jb") == "a ?[2Jb"
+
+
+def test_where_a_job_may_go(fake: FakeScheduler, gpupool: Run, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("{image: a, cpus: 1, gpus: {count: 2, model: t4, vendor: amd}, placement: {hosts: {zone: a}}}")
+    words = "--model h100 --model a100 --gpu-memory-mib 80000 --driver 550.* --within pcie-root --whole-host"
+    labels = "--require rack=r* --forbid zone=b --near app=db --apart app=web --max-failures-per-host 2"
+    assert gpupool("submit", str(file), *words.split(), *labels.split()).code == 0
+    gpus, placement = fake.asked[0].spec.gpus, fake.asked[0].spec.placement
+    assert (gpus.count, gpus.model, list(gpus.models), gpus.vendor) == (2, "", ["h100", "a100"], "amd")
+    assert (gpus.memory_mib, gpus.driver, gpus.within) == (80000, "550.*", job_pb2.GPU_LOCALITY_PCIE_ROOT)
+    assert (dict(placement.hosts), dict(placement.not_hosts)) == ({"zone": "a", "rack": "r*"}, {"zone": "b"})
+    assert (dict(placement.near), dict(placement.apart)) == ({"app": "db"}, {"app": "web"})
+    assert (placement.whole_host, placement.max_failures_per_host) == (True, 2)
+    gpupool("submit", str(file))
+    assert fake.asked[1].spec == load_spec(file.read_text())
+    assert gpupool("submit", str(file), "--near", "x").code == 2
