@@ -29,6 +29,8 @@ def models_of(gpus: job_pb2.GpuRequest) -> tuple[str, ...]:
 def rules_of(spec: job_pb2.JobSpec) -> Rules | None:
     """What the job demands beside amounts; None: nothing."""
     gpus, placement = spec.gpus, spec.placement
+    if not (gpus.models or gpus.vendor or gpus.driver or gpus.within or spec.HasField("placement")):
+        return None  # as most do
     models = models_of(gpus)
     near, apart = labels_of(placement.near), labels_of(placement.apart)
     rules = Rules(

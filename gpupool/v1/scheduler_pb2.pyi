@@ -165,7 +165,7 @@ class SubmitRequest(_message.Message):
     validate_only: _builtins.bool
     """check, submit nothing"""
     allow_unavailable: _builtins.bool
-    """accept a GPU model or image that no known host has"""
+    """Accept what no known host could ever take, even if it were empty: it waits for such a host, with a warning."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec: ...
     def __init__(
@@ -459,6 +459,26 @@ class ExplainJobRequest(_message.Message):
 Global___ExplainJobRequest: _TypeAlias = ExplainJobRequest  # noqa: Y015
 
 @_typing.final
+class ExplainSpecRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _job_pb2.JobSpec: ...
+    def __init__(
+        self,
+        *,
+        spec: _job_pb2.JobSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainSpecRequest: _TypeAlias = ExplainSpecRequest  # noqa: Y015
+
+@_typing.final
 class Explanation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -469,6 +489,8 @@ class Explanation(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    IMPOSSIBLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     state: _job_pb2.JobState.ValueType
     summary: _builtins.str
@@ -485,6 +507,14 @@ class Explanation(_message.Message):
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostVerdict]:
         """by name; at most 1000"""
 
+    @_builtins.property
+    def nearest(self) -> Global___NearestMiss:
+        """absent: a host fits, or none is known"""
+
+    @_builtins.property
+    def impossible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What SubmitRequest without allow_unavailable refuses it for; of a job that is queued, as of now."""
+
     def __init__(
         self,
         *,
@@ -495,14 +525,49 @@ class Explanation(_message.Message):
         reasons: _abc.Iterable[Global___ReasonCount] | None = ...,
         hosts: _abc.Iterable[Global___HostVerdict] | None = ...,
         wait: Global___JobWait.ValueType = ...,
+        nearest: Global___NearestMiss | None = ...,
+        impossible: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nearest", b"nearest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "id", b"id", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "id", b"id", "impossible", b"impossible", "nearest", b"nearest", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class NearestMiss(_message.Message):
+    """The host that lacks least. What time mends counts for less than what people must, and that for less than what the host
+    is not made for.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    LACKS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    summary: _builtins.str
+    """both in one line"""
+    @_builtins.property
+    def lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """e.g. "lacks 4 CPUs on NUMA node 1"; "has 2 units too few" for what it never has"""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        lacks: _abc.Iterable[_builtins.str] | None = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "lacks", b"lacks", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearestMiss: _TypeAlias = NearestMiss  # noqa: Y015
 
 @_typing.final
 class ReasonCount(_message.Message):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .admission import kept_out
 from .fit import Fit, fit
 from .model import Cluster, Job
+from .nearest import Miss, nearest
 from .own import asked, barred, case
 from .power import told
 from .reasons import Reason, Refusal
@@ -26,6 +27,7 @@ class Explanation:
     counts: tuple[tuple[Reason, int], ...]
     verdicts: tuple[tuple[str, Refusal | None], ...]
     wait: JobWait | None = None  # what keeps the job itself
+    nearest: Miss | None = None  # the host that lacks least; None: one fits, or there is none
 
 
 def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None = None) -> Explanation:
@@ -52,7 +54,8 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
         summary += f" ({job.message})"
     summary += ignored(cluster, job)
     position = cluster.pending.position(job.id)
-    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None)
+    near = nearest([(cluster.hosts[name], refusal) for name, refusal in verdicts], request, at_once)
+    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near)
 
 
 def _lost(cluster: Cluster, job: Job, now: float) -> str:

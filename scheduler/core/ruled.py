@@ -81,16 +81,18 @@ def place_of(unit: UnitFact, within: Within) -> str:
     return str(unit.node) if unit.node >= 0 else ""
 
 
+def parts_of(units: Iterable[UnitFact], within: Within) -> list[tuple[str, list[UnitFact]]]:
+    """The units by where they sit: the smallest parts first, so that large ones stay."""
+    by_place: dict[str, list[UnitFact]] = {}
+    for unit in units:
+        if place := place_of(unit, within):
+            by_place.setdefault(place, []).append(unit)
+    return sorted(by_place.items(), key=lambda item: (len(item[1]), item[0]))
+
+
 def together(groups: Iterable[list[UnitFact]], within: Within) -> list[list[UnitFact]]:
-    """Each group, all of one model, cut by where its units sit: the smallest parts first, so that large ones stay."""
-    parts: list[list[UnitFact]] = []
-    for units in groups:
-        by_place: dict[str, list[UnitFact]] = {}
-        for unit in units:
-            if place := place_of(unit, within):
-                by_place.setdefault(place, []).append(unit)
-        parts += [mine for _, mine in sorted(by_place.items(), key=lambda item: (len(item[1]), item[0]))]
-    return parts
+    """Each group, all of one model, cut by where its units sit."""
+    return [part for units in groups for _, part in parts_of(units, within)]
 
 
 def scattered(

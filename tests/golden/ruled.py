@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gpupool.v1 import inventory_pb2, job_pb2
 from scheduler.core import events
+from scheduler.core.explain import explain
 from scheduler.core.facts import InventoryFact, UnitFact
 from scheduler.core.model import Cluster, Job
 from scheduler.core.rules import Labels, Rules, Within, meant
@@ -40,17 +41,15 @@ def labels(text: str) -> Labels:
 
 
 class Ruled:
-    """Commands: labelled, roots, vendor; and what `submit` may demand."""
+    """Commands: roots, vendor, nearest; and what `submit` may demand."""
 
     if TYPE_CHECKING:
         cluster: Cluster
+        now: float
+        log: list[str]
 
         def tell(self, event: events.Event) -> None: ...
         def _inventory(self, host: str) -> InventoryFact: ...
-
-    def do_labelled(self, host: str, pairs: str) -> None:
-        """The host's inventory has these labels, from now on."""
-        self.tell(events.InventoryChanged(host, replace(self._inventory(host), labels=labels(pairs))))
 
     def do_roots(self, host: str, *roots: str) -> None:
         """The host's units sit below these PCIe roots, in turn; `-`: nobody knows."""
@@ -64,6 +63,11 @@ class Ruled:
         self.tell(
             events.InventoryChanged(host, replace(found, units=tuple(replace(u, vendor=vendor) for u in found.units)))
         )
+
+    def do_nearest(self, job: str) -> None:
+        """Which host is nearest to taking the job, and what it lacks."""
+        found = explain(self.cluster, self.cluster.jobs[job], self.now)
+        self.log.append(f"  {job}: {found.nearest or 'nothing is near'}")
 
     @staticmethod
     def demanding(job: Job, **said: str) -> Job:

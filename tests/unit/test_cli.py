@@ -505,3 +505,33 @@ def test_where_a_job_may_go(fake: FakeScheduler, gpupool: Run, tmp_path: Path) -
     gpupool("submit", str(file))
     assert fake.asked[1].spec == load_spec(file.read_text())
     assert gpupool("submit", str(file), "--near", "x").code == 2
+
+
+def test_dry_run(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    done = gpupool("submit", "--dry-run", spec, "--vendor", "amd")
+    assert done == (0, "state:          PENDING\nsummary:        fits on h1\nqueue position: 1\n", f"{spec}:\n")
+    assert fake.asked[0].spec.gpus.vendor == "amd"
+    assert not fake.jobs
+    fake.explained.nearest.CopyFrom(scheduler_pb2.NearestMiss(host="h2", summary="h2 lacks 1 unit"))
+    assert "nearest miss:   h2 lacks 1 unit\n" in gpupool("submit", "--dry-run", spec).out
+    shown = json.loads(gpupool("submit", "--dry-run", spec, "-o", "json").out)
+    assert (shown[0]["queue_position"], shown[0]["nearest"]["host"]) == (1, "h2")
+    assert gpupool("submit", "--dry-run", "--wait", spec).code == 2
+
+
+def test_dry_run_of_what_would_be_refused(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    fake.explained.impossible.append("no known host could ever take it")
+    done = gpupool("submit", "--dry-run", spec)
+    assert (done.code, done.err) == (2, f"error: {spec}: no known host could ever take it\n{spec}:\n")
+    assert "impossible:     no known host could ever take it\n" in done.out
+    done = gpupool("submit", "--dry-run", spec, "--wait-for-hosts", "-o", "json")
+    assert (done.code, done.err) == (0, f"warning: {spec}: no known host could ever take it\n")
+    fake.fail("ExplainSpec", Status.INVALID_ARGUMENT, details="cpus is 0\ngpus.count is 65")
+    done = gpupool("submit", "--dry-run", spec)
+    assert (done.code, done.err) == (2, f"error: {spec}: cpus is 0\nerror: {spec}: gpus.count is 65\n")
+
+
+def test_wait_for_hosts(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    gpupool("submit", spec, "--wait-for-hosts")
+    gpupool("submit", spec)
+    assert [asked.allow_unavailable for asked in fake.asked] == [True, False]
