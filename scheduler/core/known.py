@@ -56,6 +56,8 @@ class Known:
             self._kind_of[name] = after
             alike = self._alike.setdefault(after, _Alike({name}, _empty(name, fact)))
             alike.names.add(name)
+            if name < alike.host.name:  # whoever speaks for them does not depend on who came first
+                alike.host = _called(alike.host, name)
 
     def _leave(self, name: str, kind: Kind) -> None:
         del self._kind_of[name]

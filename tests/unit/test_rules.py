@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
-from scheduler.core.events import JobSubmitted
+from scheduler.core.company import Company
+from scheduler.core.events import InventoryChanged, JobSubmitted
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Job, Request
+from scheduler.core.model import Attempt, Job, Outcome, Request
 from scheduler.core.place import Placer
 from scheduler.core.domains import restartable
 from scheduler.core.room import Take, occupy, standing, trial
@@ -154,3 +156,29 @@ def test_neighbours_that_must_not_be_are_an_invariant() -> None:
     assert not violations(cluster)
     cluster.allocations["j0.1"].whole_host = True
     assert violations(cluster) == ["host h1: j0.1 and j1.1 must not be there together"]
+
+
+def test_a_host_counts_its_company_once_whatever_it_tells_again() -> None:
+    cluster = cluster_of([(8, 1, 4096)], [("a", 0, True)] * 4)
+    web = (("app", "web"),)
+    apart = Request("img", 1, memory_mib=64, rules=Rules(apart=web, own=web))
+    step(cluster, JobSubmitted(Job("j", apart, 1, 1.0, labels=web)), 1.0)
+    Placer().place(cluster, 2.0)
+    host = cluster.hosts["h1"]
+    assert host.inventory is not None
+    step(cluster, InventoryChanged("h1", replace(host.inventory, labels=(("zone", "a"),))), 3.0)
+    assert (dict(host.company.labels), dict(host.company.shunned)) == ({web[0]: 1}, {web[0]: 1})
+    cluster.release(cluster.allocations["j.1"])
+    assert (host.company, cluster.company) == (Company(), Company())
+
+
+def test_others_of_a_shape_do_not_wait_for_one_with_a_history() -> None:
+    cluster, placer = cluster_of([(8, 1, 4096)], [("a", 0, True)] * 4), Placer()
+    shape = Request("img", 1, memory_mib=64)
+    failed = Job("a", shape, 1, 1.0, max_failures_per_host=1, attempt_count=1)
+    failed.attempts.append(Attempt(1, "h1", (), 1.0, outcome=Outcome.CRASHED))
+    for job in (failed, Job("b", shape, 2, 1.0)):
+        step(cluster, JobSubmitted(job), 1.0)
+    placer.place(cluster, 2.0)
+    assert sorted(cluster.allocations) == ["b.1"]
+    assert list(cluster.pending) == ["a"]
