@@ -58,14 +58,16 @@ def _label_refusal(host: Host, rules: Rules) -> Refusal | None:
 def wanted_units(host: Host, request: Request) -> list[UnitFact] | Refusal:
     """The units of the models and the vendor that will do, whatever their state."""
     rules = request.rules
+    if rules is None:  # as most ask, and often
+        found = [unit for unit in host.units.values() if request.model in ("", unit.model)]
+        if found:
+            return found
     units = list(host.units.values())
     if rules is not None and rules.vendor:
-        vendors = sorted({unit.vendor or "unknown" for unit in units})
         units = [unit for unit in units if unit.vendor == rules.vendor]
         if not units:
-            return Refusal(
-                Reason.VENDOR_MISMATCH, f"wants GPUs of {rules.vendor}, it has {', '.join(vendors) or 'none'}"
-            )
+            have = ", ".join(sorted({unit.vendor or "unknown" for unit in host.units.values()})) or "none"
+            return Refusal(Reason.VENDOR_MISMATCH, f"wants GPUs of {rules.vendor}, it has {have}")
     models = rules.models if rules is not None and rules.models else (request.model,)
     matching = [unit for unit in units if unit.model in models or models == ("",)]
     if not matching:

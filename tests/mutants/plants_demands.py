@@ -12,32 +12,38 @@ FIT, OWN, RULED, ROOM = (
 )
 PLACE, COMPANY, MODEL = "scheduler/core/place.py", "scheduler/core/company.py", "scheduler/core/model.py"
 KNOWN, NEAREST, EXPLAIN = "scheduler/core/known.py", "scheduler/core/nearest.py", "scheduler/core/explain.py"
-ORACLE = tests("unit/test_demands.py")
+ORACLE = "unit/test_demands.py"  # random: a scenario beside it makes sure
+
+
+def scenario(name: str) -> str:
+    """A golden scenario that must differ."""
+    return f"golden/test_golden.py::test_scenario[demands_{name}]"
+
 
 DEMANDS = (
     Mutant(
         "a whole host is shared",
         "others come to a host that a job has for itself",
         [Edit(FIT, "    if host.company.whole:\n", "    if False:\n")],
-        ORACLE,
+        tests(ORACLE, scenario("whole_host")),
     ),
     Mutant(
         "a whole host that is not empty",
         "a job that wants a host for itself goes to one where others are",
         [Edit(RULED, "if rules.whole_host and host.allocations:", "if False:")],
-        ORACLE,
+        tests(ORACLE, scenario("whole_host")),
     ),
     Mutant(
         "apart in one direction",
         "a job may join one that is to be apart from it",
         [Edit(OWN, "    for pattern in sorted(host.company.shunned) if labels else ():\n", "    for pattern in ():\n")],
-        ORACLE,
+        tests(ORACLE, scenario("apart")),
     ),
     Mutant(
         "back to where it failed",
         "a host is used again though as many attempts as may failed there",
         [Edit(OWN, "    if host.name in failed:\n", "    if False:\n")],
-        ORACLE,
+        tests(ORACLE, scenario("not_where_it_failed")),
     ),
     Mutant(
         "one job's luck is all of its shape's",
@@ -50,7 +56,7 @@ DEMANDS = (
         "nobody tells who waits for company",
         "a job that waits to be near another is not tried again when that one is placed",
         [Edit(MODEL, "self.capacity_epoch += 1  # somebody may have", "pass  # somebody may have")],
-        tests("golden/test_golden.py::test_scenario[demands_near]"),
+        tests(scenario("near")),
     ),
     Mutant(
         "company is counted twice",
@@ -63,7 +69,7 @@ DEMANDS = (
         "units of which nobody knows where they sit count as near to each other",
         [Edit(RULED, "        if place := place_of(unit, within):\n            by_place",
               "        if (place := place_of(unit, within)) is not None:\n            by_place")],
-        ORACLE,
+        tests(ORACLE, "unit/test_rules.py"),
     ),
     Mutant(
         "room is promised beside whom it must not be",
@@ -87,12 +93,12 @@ DEMANDS = (
         "explain forgets the job's own bars",
         "a host is said to fit that placement will not use for this job",
         [Edit(EXPLAIN, "    if mine is not None:\n", "    if False:\n")],
-        ORACLE,
+        tests(ORACLE, scenario("apart")),
     ),
     Mutant(
         "nearest counts what is taken as free",
         "what is said to be lacking is not what keeps the job out",
         [Edit(NEAREST, "for node in nodes for core in node.free_cores)", "for node in nodes for core in node.cores)")],
-        ORACLE,
+        tests(ORACLE, "golden/test_golden.py::test_scenario[nearest_miss]"),
     ),
 )  # fmt: skip

@@ -10,12 +10,13 @@ import pytest
 from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler.core.company import Company
+from scheduler.core.domains import restartable
 from scheduler.core.events import InventoryChanged, JobSubmitted
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
 from scheduler.core.model import Attempt, Job, Outcome, Request
 from scheduler.core.place import Placer
-from scheduler.core.domains import restartable
+from scheduler.core.reasons import Reason, Refusal
 from scheduler.core.room import Take, occupy, standing, trial
 from scheduler.core.rules import Rules, Within
 from scheduler.core.step import step
@@ -182,3 +183,12 @@ def test_others_of_a_shape_do_not_wait_for_one_with_a_history() -> None:
     placer.place(cluster, 2.0)
     assert sorted(cluster.allocations) == ["b.1"]
     assert list(cluster.pending) == ["a"]
+
+
+@pytest.mark.parametrize("within", [Within.PCIE_ROOT, Within.NUMA_NODE])
+def test_units_of_which_nobody_knows_where_they_sit_are_not_near(within: Within) -> None:
+    cluster = cluster_of([(8, 1, 4096), (8, 1, 4096)], [("a", -1, True), ("a", -1, True)])
+    found = fit(cluster.hosts["h1"], Request("img", 2, memory_mib=64, rules=Rules(within=within)))
+    assert isinstance(found, Refusal)
+    assert found.reason is Reason.UNITS_SCATTERED
+    assert "it has 0 there at most; of 2 nobody knows where they sit" in found.detail
