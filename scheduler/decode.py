@@ -18,6 +18,7 @@ from .core import events, facts, losses, model, terms
 from .core.amounts import Amounts
 from .core.hugepages import HugepagesFact
 from .core.tables import AllocationState, HostState, JobState
+from .decode_rules import labels_of, models_of, root_of, rules_of, vendor_of
 
 _log = logging.getLogger(__name__)
 UNREADABLE = (DecodeError, KeyError, ValueError)
@@ -41,15 +42,17 @@ _HOST_STATE = _names(records_pb2.HostState, "HOST_STATE_")
 def request_of(spec: job_pb2.JobSpec) -> model.Request:
     """The shape of a job, as placement sees it."""
     numa = _NUMA[spec.numa]
+    models = models_of(spec.gpus)
     return model.Request(
         image=spec.image,
         gpus=spec.gpus.count,
-        model=spec.gpus.model,
+        model=models[0] if len(models) == 1 else "",
         gpu_memory_mib=spec.gpus.memory_mib,
         cpus=spec.cpus,
         memory_mib=spec.memory_mib,
         numa=model.NumaPolicy[numa if numa != "UNSPECIFIED" else "PREFERRED"],
         hugepage_size_kib=spec.vm.hugepage_size_kib,
+        rules=rules_of(spec),
     )
 
 
@@ -72,6 +75,8 @@ def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> model.Jo
         hold="it was submitted on hold" if spec.hold else "",
         held_s=record.submitted_s if spec.hold else 0.0,
         terms=terms_of(spec),
+        labels=labels_of(spec.labels),
+        max_failures_per_host=spec.placement.max_failures_per_host,
     )
 
 
@@ -191,6 +196,9 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         stop_requested_s=wire.stop_requested_s,
         session_nonce=wire.session_nonce,
         stop_grace_s=wire.stop_grace_s,
+        labels=labels_of(wire.spec.labels),
+        apart=labels_of(wire.spec.placement.apart),
+        whole_host=wire.spec.placement.whole_host,
     )
 
 
@@ -222,6 +230,8 @@ def inventory_of(wire: inventory_pb2.Inventory) -> facts.InventoryFact:
                 functions=tuple(sorted(f.address for f in u.functions)),
                 unfit=u.unfit,
                 identity=u.identity,
+                vendor=vendor_of(u),
+                root=root_of(u),
             )
             for u in sorted(wire.units, key=lambda u: u.id)
         ),

@@ -15,25 +15,27 @@ import grpc
 from gpupool.store import keys
 from gpupool.store.keys import Kind
 from gpupool.store.port import Created, Put, Store
-from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from . import queue_rules
+from .core.events import JobSubmitted
 from .core.explain import explain
-from .core.hugepages import size_name
 from .core.policy import Policy
-from .core.reasons import Refusal
+from .core.step import step
+from .decode import job_of
 from .dependencies import unknown
+from .explained import explained
 from .intents import ApiError, change_intent
 from .job_wishes import JobWishes, held
+from .known_hosts import KnownHosts
 from .mirror import FINAL, Arrival, Mirror
 from .named_jobs import NamedJobs
-from .submission import Submission, accepted, elements_of, job_id_of, packed
+from .submission import Submission, accepted, element_id, elements_of, job_id_of, packed
 from .subscribe import Subscription
 from .validate import faults
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
-VERDICTS_MAX = 1000
-_AtHand = tuple[frozenset[str], frozenset[str], frozenset[int]]
+UNSUBMITTED = "~"  # the id of a job that there is not; behind all others of its arrival
 _JOB_ID = re.compile(r"j[a-z2-7]{13}(-[0-9]+)?")  # as `submission` makes them
 _TOKEN = re.compile(r"([0-9]{1,19})\.([a-z0-9._-]*)")
 
@@ -49,15 +51,15 @@ class JobsApi:
         self._policy = policy
         self._wall = wall
         self._token = token
-        self._at_hand: _AtHand | None = None
+        self._known = KnownHosts(mirror)
         self._named = NamedJobs(mirror)
         self.wishes = JobWishes(store, mirror, self.get, wall)
-        mirror.listen(self._noticed)
 
     # Submitting
 
     async def submit(self, request: scheduler_pb2.SubmitRequest) -> scheduler_pb2.SubmitResponse:
         """Submit one job; safe to repeat with the same idempotency key."""
+        await self._known.refresh()
         submission = self._check(request, await unknown(self._store, self._mirror, request))
         if request.validate_only:
             return scheduler_pb2.SubmitResponse(warnings=submission.warnings)
@@ -65,6 +67,7 @@ class JobsApi:
 
     async def submit_batch(self, requests: Sequence[scheduler_pb2.SubmitRequest]) -> list[scheduler_pb2.SubmitResult]:
         """Submit many in few transactions; one result each, in order."""
+        await self._known.refresh()
         results: list[scheduler_pb2.SubmitResult] = []
         specs = [request.spec for request in requests]
         good: list[tuple[int, Submission]] = []
@@ -130,58 +133,26 @@ class JobsApi:
         self, request: scheduler_pb2.SubmitRequest, unknown: Sequence[str], beside: Sequence[job_pb2.JobSpec] = ()
     ) -> Submission:
         """Raises ApiError. `beside`: specs of the same batch, which may name each other."""
+        seed = request.idempotency_key.encode() if request.idempotency_key else self._token()
+        job_id = job_id_of(seed)
         wrong = [
             *faults(request.spec),
             *unknown,
             *queue_rules.faults(self._mirror, request.spec),
             *self._named.faults(request.spec, beside),
         ]
-        missing = [*self._unavailable(request.spec), *self._named.unknown(request.spec, beside)]
-        if not request.allow_unavailable:
+        missing = self._known.impossible(request.spec) if not wrong else self._known.missing(request.spec)
+        missing += self._named.unknown(request.spec, beside)
+        # What was accepted once, when other hosts were known, stays so.
+        again = any(self._mirror.job(known) is not None for known in (job_id, element_id(job_id, 0)))
+        if not (request.allow_unavailable or again):
             wrong += [f"{m}; to queue it all the same: --allow-unavailable" for m in missing]
         if wrong:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
         record = records_pb2.JobRecord(
             spec=request.spec, submitted_s=self._wall(), idempotency_key=request.idempotency_key
         )
-        seed = request.idempotency_key.encode() if request.idempotency_key else self._token()
-        return Submission(job_id_of(seed), record, missing + queue_rules.warnings(self._mirror, request.spec))
-
-    def _unavailable(self, spec: job_pb2.JobSpec) -> list[str]:
-        """What the spec names that no known host has. With no host known, nothing can be said."""
-        if not self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory):
-            return []
-        models, images, page_sizes_kib = self._what_hosts_have()
-        missing = []
-        if spec.gpus.model and spec.gpus.model not in models:
-            have = ", ".join(sorted(models)) or "none"
-            missing.append(f"gpus.model {spec.gpus.model!r}: no host has it; GPU models at hand: {have}")
-        if spec.image and spec.image not in images:
-            have = ", ".join(sorted(images)) or "none"
-            missing.append(f"image {spec.image!r}: no host has it; images at hand: {have}")
-        if spec.vm.hugepage_size_kib and spec.vm.hugepage_size_kib not in page_sizes_kib:
-            have = ", ".join(map(size_name, sorted(page_sizes_kib))) or "none"
-            wanted = size_name(spec.vm.hugepage_size_kib)
-            missing.append(f"vm.hugepage_size_kib: no host has set pages of {wanted} aside; sizes at hand: {have}")
-        return missing
-
-    def _what_hosts_have(self) -> _AtHand:
-        """GPU models, images and sizes of hugepages that any host has.
-
-        Kept until an inventory changes, as reading all of a large fleet's takes a millisecond.
-        """
-        if self._at_hand is None:
-            inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory).values()
-            models = frozenset(u.model for i in inventories for u in i.units)
-            images = frozenset(name for i in inventories for name in i.images)
-            pages = (p for i in inventories for node in i.numa_nodes for p in node.hugepages if p.total)
-            self._at_hand = models, images, frozenset(p.size_kib for p in pages)
-        return self._at_hand
-
-    def _noticed(self, kind: Kind, ids: tuple[str, ...]) -> None:
-        del ids
-        if kind is Kind.INVENTORY:
-            self._at_hand = None
+        return Submission(job_id, record, missing + queue_rules.warnings(self._mirror, request.spec))
 
     async def _same_as_stored(self, submission: Submission) -> int:
         """The revision of the spec that is stored under the same key. ApiError ALREADY_EXISTS if it is another."""
@@ -245,19 +216,26 @@ class JobsApi:
         job = view.cluster.jobs.get(job_id)
         if job is None:  # finished
             return scheduler_pb2.Explanation(id=job_id, state=shown.status.state, summary=_in_words(shown.status))
-        found = explain(view.cluster, job, self._wall(), lambda: view.reserve)
-        return scheduler_pb2.Explanation(
-            id=job_id,
-            state=shown.status.state,
-            summary=found.summary,
-            queue_position=found.position,
-            reasons=[
-                scheduler_pb2.ReasonCount(reason=scheduler_pb2.Reason.Value(f"REASON_{reason.name}"), hosts=count)
-                for reason, count in found.counts
-            ],
-            hosts=[_verdict(host, refusal) for host, refusal in found.verdicts[:VERDICTS_MAX]],
-            wait=scheduler_pb2.JobWait.Value(f"JOB_WAIT_{found.wait.name if found.wait else 'UNSPECIFIED'}"),
-        )
+        shape = explained(explain(view.cluster, job, self._wall(), lambda: view.reserve))
+        shape.id, shape.state = job_id, shown.status.state
+        if shown.status.state == job_pb2.JOB_STATE_PENDING:
+            await self._known.refresh()
+            shape.impossible.extend(self._known.impossible(shown.spec))
+        return shape
+
+    async def explain_spec(self, spec: job_pb2.JobSpec) -> scheduler_pb2.Explanation:
+        """How a job of this spec would fare if it were submitted now. ApiError INVALID_ARGUMENT for its faults."""
+        if wrong := [*faults(spec), *self._named.faults(spec)]:
+            raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
+        await self._known.refresh()
+        cluster, now = self._mirror.cluster(self._policy), self._wall()
+        record = records_pb2.JobRecord(spec=spec, submitted_s=now)
+        job = job_of(UNSUBMITTED, record, self._mirror.revision + 1)
+        step(cluster, JobSubmitted(job), now)
+        shape = explained(explain(cluster, job, now))
+        shape.state = job_pb2.JOB_STATE_PENDING
+        shape.impossible.extend(self._known.impossible(spec))
+        return shape
 
     # Cancelling and releasing
 
@@ -294,13 +272,6 @@ def _in_words(status: job_pb2.JobStatus) -> str:
 
 def _state_name(state: job_pb2.JobState.ValueType) -> str:
     return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
-
-
-def _verdict(host: str, refusal: Refusal | None) -> scheduler_pb2.HostVerdict:
-    if refusal is None:
-        return scheduler_pb2.HostVerdict(host=host, detail="it would fit")
-    reason = scheduler_pb2.Reason.Value(f"REASON_{refusal.reason.name}")
-    return scheduler_pb2.HostVerdict(host=host, reason=reason, detail=refusal.detail)
 
 
 def _behind(token: str) -> Arrival:

@@ -132,6 +132,11 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
     async def ExplainJob(self, request: scheduler_pb2.ExplainJobRequest, context: Context) -> scheduler_pb2.Explanation:
         return await _unary(context, self._api.explain(request.id))
 
+    async def ExplainSpec(
+        self, request: scheduler_pb2.ExplainSpecRequest, context: Context
+    ) -> scheduler_pb2.Explanation:
+        return await _unary(context, self._api.explain_spec(request.spec))
+
     async def JobLogs(
         self, request: scheduler_pb2.JobLogsRequest, context: Context
     ) -> AsyncIterator[scheduler_pb2.LogChunk]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gpupool.v1 import job_pb2
 
 from .validate_queue import queue_faults
+from .validate_rules import faults_of_rules
 
 MAX_SPEC_BYTES = 256 * 1024
 MAX_GPUS = 64
@@ -31,7 +32,14 @@ def faults(spec: job_pb2.JobSpec) -> list[str]:
     size = spec.ByteSize()
     if size > MAX_SPEC_BYTES:
         return [f"the spec has {size} bytes, at most {MAX_SPEC_BYTES} are allowed; keep data in a volume, not in env"]
-    return [*_texts(spec), *_amounts(spec), *_volumes(spec), *_vm(spec), *queue_faults(spec)]
+    return [
+        *_texts(spec),
+        *_amounts(spec),
+        *_volumes(spec),
+        *_vm(spec),
+        *queue_faults(spec),
+        *faults_of_rules(spec),
+    ]
 
 
 def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:

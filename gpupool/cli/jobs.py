@@ -9,9 +9,10 @@ import click
 from gpupool.client import select
 from gpupool.client.requests import state_name
 from gpupool.errors import GpupoolError
-from gpupool.v1 import job_pb2, scheduler_pb2
+from gpupool.v1 import job_pb2
 
 from . import queue_views, views
+from .explaining import show as show_explanation
 from .output import emit, examples, note, output_option, pairs, table
 from .settings import complete_host, complete_job, connect, connection_options, job_id, job_ids
 
@@ -101,40 +102,18 @@ def _tell(asked: list[job_pb2.Job], output: str) -> None:
 @output_option("table", "wide", "json", "yaml")
 @connection_options
 def explain(job: str, output: str) -> None:
-    """Say why a job waits: the reasons by number of hosts; with -o wide, host by host."""
+    """Say why a job waits: the nearest miss, and the reasons by number of hosts; with -o wide, host by host.
+
+    A host is counted under the first reason that speaks against it; docs/operations.md says what each means. The
+    nearest miss is the host that lacks least, with all that it lacks. `gpupool submit --dry-run` says the same before a
+    job is submitted.
+    """
     with connect() as client:
         found = client.explain(job_id(client, job))
     if output in {"json", "yaml"}:
         emit(output, found)
         return
-    position = str(found.queue_position or "")
-    facts = [("id", found.id), ("state", state_name(found.state)), ("summary", found.summary)]
-    pairs([*facts, ("waits for", _WAITS.get(found.wait, "")), ("queue position", position)])
-    if found.reasons:
-        click.echo()
-        rows = [[str(count.hosts), _reason(count.reason)] for count in found.reasons]
-        table(("HOSTS", "REASON"), rows)
-    if output == "wide" and found.hosts:
-        click.echo()
-        table(("HOST", "REASON", "DETAIL"), [[v.host, _reason(v.reason) or "fits", v.detail] for v in found.hosts])
-
-
-_WAITS = {
-    scheduler_pb2.JOB_WAIT_BACKOFF: "its next attempt's time",
-    scheduler_pb2.JOB_WAIT_HELD: "an operator: `gpupool release` lets it start again",
-    scheduler_pb2.JOB_WAIT_BRAKE: "the mass failure brake: see `gpupool brake`",
-    scheduler_pb2.JOB_WAIT_DISARMED: "`gpupool arm`: fencing is disarmed, and its host was lost",
-    scheduler_pb2.JOB_WAIT_AFTER: "a job that must run before it",
-    scheduler_pb2.JOB_WAIT_QUEUE: "its queue: see `gpupool queue list`",
-    scheduler_pb2.JOB_WAIT_QUOTA: "jobs of its queue to end: it uses as much as it may",
-    scheduler_pb2.JOB_WAIT_USER_LIMIT: "jobs of its user to end: they use as much as they may",
-    scheduler_pb2.JOB_WAIT_ARRAY: "others of its array",
-    scheduler_pb2.JOB_WAIT_DEPENDENCY: "the end of a job that it depends on",
-}
-
-
-def _reason(reason: int) -> str:
-    return views.enum_name(scheduler_pb2.Reason, reason).lower().replace("_", " ")
+    show_explanation(found, wide=output == "wide")
 
 
 COMMANDS = (jobs, show, cancel, explain)

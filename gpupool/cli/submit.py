@@ -13,6 +13,8 @@ from gpupool.errors import GpupoolError, InvalidSpec
 from gpupool.spec import MAX_BYTES, load_specs
 from gpupool.v1 import job_pb2, scheduler_pb2
 
+from .constraints import constrain, constraint_options
+from .explaining import show as show_explanation
 from .output import emit, examples, note, output_option
 from .queue_options import Terms, jobs_of, queue_options
 from .settings import connect, connection_options
@@ -45,7 +47,9 @@ class Named(NamedTuple):
         "gpupool submit examples/hello.yaml --logs",
         "id=$(gpupool submit train.yaml --name train-7)",
         "gpupool submit --check *.yaml",
+        "gpupool submit --dry-run train.yaml --within pcie-root",
         "gpupool submit train.yaml --hugepages 1G --network bridge:br0 --user-data init.yaml",
+        "gpupool submit train.yaml --model nvidia-h100-80gb --model nvidia-a100-80gb --require zone=a",
     )
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(dir_okay=False, allow_dash=True))
@@ -55,10 +59,18 @@ class Named(NamedTuple):
 @click.option("--user-data", type=click.Path(dir_okay=False), metavar="FILE", help="Cloud-init user data.")
 @queue_options
 @click.option("--key", help="Idempotency key: submitting again with it gives the same job. For one job.")
-@click.option("--check", "--dry-run", "check", is_flag=True, help="Have the scheduler check it; submit nothing.")
-@click.option("--allow-unavailable", is_flag=True, help="Queue it even if no known host has its GPU model or image.")
+@click.option("--check", is_flag=True, help="Have the scheduler check it; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Say whether it would start now, or why it would wait; submit nothing.")
+@click.option(
+    "--allow-unavailable",
+    "--wait-for-hosts",
+    "allow_unavailable",
+    is_flag=True,
+    help="Queue it even if no known host could ever take it; it waits for one, with a warning.",
+)
 @click.option("--wait", is_flag=True, help="Stay until the end, and end with the guest's exit code.")
 @click.option("--logs", "show_logs", is_flag=True, help="Print the guest's output while waiting; implies --wait.")
+@constraint_options
 @output_option("id", "json", "yaml")
 @connection_options
 def submit(
@@ -71,6 +83,7 @@ def submit(
     terms: Terms,
     key: str | None,
     check: bool,
+    dry_run: bool,
     allow_unavailable: bool,
     wait: bool,
     show_logs: bool,
@@ -79,14 +92,16 @@ def submit(
     """Submit the jobs in FILEs ("-": standard input), and print their ids.
 
     A file is YAML or JSON; several documents in it are several jobs. Options about a job stand for what each file says.
-    --wait tells of each change on stderr.
+    --wait tells of each change on stderr. --dry-run says what `gpupool explain` would say of each job; its exit code is
+    that of a submission. docs/jobs.md says what each field of a file means.
     """
     jobs = _read(files)
     seed = _read_user_data(user_data)
     if key is not None and len(jobs) != 1:
         raise click.UsageError(f"--key is for one job, and these are {len(jobs)}; without it each gets its own")
-    if check and (wait or show_logs):
-        raise click.UsageError("--check submits nothing, so there is nothing to wait for")
+    if (check or dry_run) and (wait or show_logs):
+        option = "--check" if check else "--dry-run"
+        raise click.UsageError(f"{option} submits nothing, so there is nothing to wait for")
     for job in jobs:
         job.spec.name = job.spec.name if name is None else name
         if hugepages is not None:
@@ -95,6 +110,9 @@ def submit(
             job.spec.vm.network.CopyFrom(network)
         if seed is not None:
             job.spec.vm.user_data = seed
+        constrain(job.spec)
+    if dry_run:
+        raise click.exceptions.Exit(_explain_all(jobs, output, allow=allow_unavailable))
     with connect() as client:
         for job in jobs:
             terms.apply(client, job.spec)
@@ -168,6 +186,32 @@ def _submit_all(
             if check:
                 note(f"{source}: correct")
     return answers, failure
+
+
+def _explain_all(jobs: list[Named], output: str, *, allow: bool) -> int:
+    """Say how each job would fare now; the exit code that submitting them would have."""
+    found: list[scheduler_pb2.Explanation] = []
+    failure = 0
+    with connect() as client:
+        for source, spec in jobs:
+            try:
+                answer = client.explain_spec(spec)
+            except InvalidSpec as error:
+                for fault in error.violations:
+                    click.echo(f"error: {source}: {fault}", err=True)
+                failure = failure or error.exit_code
+                continue
+            found.append(answer)
+            for why in answer.impossible:
+                click.echo(f"{'warning' if allow else 'error'}: {source}: {why}", err=True)
+            if answer.impossible and not allow:
+                failure = failure or InvalidSpec.exit_code
+            if output == "id":
+                note(f"{source}:")
+                show_explanation(answer, wide=False)
+    if output != "id":
+        emit(output, found)
+    return failure
 
 
 def _tell(answers: list[scheduler_pb2.SubmitResponse], output: str, *, check: bool) -> None:

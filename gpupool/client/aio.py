@@ -40,7 +40,8 @@ class AsyncClient(AsyncOperations):
     ) -> scheduler_pb2.SubmitResponse:
         """Submit a job; with `validate_only` it is checked, not submitted.
 
-        A GPU model or an image that no known host has is a fault, unless `allow_unavailable`: then it is a warning.
+        What no known host could ever take, even if it were empty, is a fault, unless `allow_unavailable`: then it is a
+        warning, and the job waits for such a host.
 
         Repeating is safe: without a key, one is made for this call. To repeat it in another process, give your own.
         Raises InvalidSpec with every fault, Conflict when the key was used for another spec.
@@ -107,6 +108,14 @@ class AsyncClient(AsyncOperations):
     async def explain(self, job: str) -> scheduler_pb2.Explanation:
         """Why a job waits, host by host. Raises NotFound."""
         return await self._call(lambda stubs: stubs.jobs.ExplainJob, scheduler_pb2.ExplainJobRequest(id=job))
+
+    async def explain_spec(self, spec: job_pb2.JobSpec) -> scheduler_pb2.Explanation:
+        """How a job of this spec would fare if it were submitted now: would it start, or why would it wait.
+
+        Changes nothing. `impossible` says why it would be refused, if no known host could ever take it. Raises
+        InvalidSpec with every fault.
+        """
+        return await self._call(lambda stubs: stubs.jobs.ExplainSpec, scheduler_pb2.ExplainSpecRequest(spec=spec))
 
     def logs(
         self, job: str, attempt: int = 0, *, follow: bool = False, tail: int = 0

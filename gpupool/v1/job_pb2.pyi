@@ -47,6 +47,34 @@ NUMA_POLICY_NONE: NumaPolicy.ValueType  # 3
 """any node"""
 Global___NumaPolicy: _TypeAlias = NumaPolicy  # noqa: Y015
 
+class _GpuLocality:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GpuLocalityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GpuLocality.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GPU_LOCALITY_UNSPECIFIED: _GpuLocality.ValueType  # 0
+    """as JobSpec.numa says"""
+    GPU_LOCALITY_ANY: _GpuLocality.ValueType  # 1
+    """anywhere in the host"""
+    GPU_LOCALITY_NUMA_NODE: _GpuLocality.ValueType  # 2
+    """on one NUMA node, or the job waits"""
+    GPU_LOCALITY_PCIE_ROOT: _GpuLocality.ValueType  # 3
+    """below one PCIe host bridge (PciFunction.root_bus), or the job waits"""
+
+class GpuLocality(_GpuLocality, metaclass=_GpuLocalityEnumTypeWrapper):
+    """How near to each other a job's units must be, wherever its CPUs and memory are."""
+
+GPU_LOCALITY_UNSPECIFIED: GpuLocality.ValueType  # 0
+"""as JobSpec.numa says"""
+GPU_LOCALITY_ANY: GpuLocality.ValueType  # 1
+"""anywhere in the host"""
+GPU_LOCALITY_NUMA_NODE: GpuLocality.ValueType  # 2
+"""on one NUMA node, or the job waits"""
+GPU_LOCALITY_PCIE_ROOT: GpuLocality.ValueType  # 3
+"""below one PCIe host bridge (PciFunction.root_bus), or the job waits"""
+Global___GpuLocality: _TypeAlias = GpuLocality  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -167,26 +195,173 @@ class GpuRequest(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     MEMORY_MIB_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    VENDOR_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
+    WITHIN_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """device units with a GPU, whole: 0..64"""
+    """device units with a GPU, whole, all of one model: 0..64"""
     model: _builtins.str
     """canonical model name, e.g. "nvidia-a100-80gb"; empty: any"""
     memory_mib: _builtins.int
     """at least this much memory on each GPU, MiB; 0: any"""
+    vendor: _builtins.str
+    """"nvidia", "amd", "intel", or a PCI vendor id as four hex digits; empty: any"""
+    driver: _builtins.str
+    """a glob for the host's label "gpu-driver", which the site sets, e.g. "550.*"; empty: any"""
+    within: Global___GpuLocality.ValueType
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """any of these will do, and `model` if that is named too; empty: see `model`"""
+
     def __init__(
         self,
         *,
         count: _builtins.int = ...,
         model: _builtins.str = ...,
         memory_mib: _builtins.int = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        vendor: _builtins.str = ...,
+        driver: _builtins.str = ...,
+        within: Global___GpuLocality.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "memory_mib", b"memory_mib", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "driver", b"driver", "memory_mib", b"memory_mib", "model", b"model", "models", b"models", "vendor", b"vendor", "within", b"within"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GpuRequest: _TypeAlias = GpuRequest  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """Which hosts a job may go to, and beside whom. All of it optional, and all of it must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HostsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NotHostsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NearEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ApartEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    NOT_HOSTS_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
+    APART_FIELD_NUMBER: _builtins.int
+    WHOLE_HOST_FIELD_NUMBER: _builtins.int
+    MAX_FAILURES_PER_HOST_FIELD_NUMBER: _builtins.int
+    whole_host: _builtins.bool
+    """no other VM is there, nor comes while this runs"""
+    max_failures_per_host: _builtins.int
+    """a host where so many of its attempts failed is not used again; 0: used last"""
+    @_builtins.property
+    def hosts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """labels that the host must have; values are globs ("*": any value)"""
+
+    @_builtins.property
+    def not_hosts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """labels of which it must have none; values are globs"""
+
+    @_builtins.property
+    def near(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """for each: a VM is there whose job has the label ("*": any value)"""
+
+    @_builtins.property
+    def apart(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """no VM is there whose job has one of these labels, nor comes while this runs"""
+
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        not_hosts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        near: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        apart: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        whole_host: _builtins.bool = ...,
+        max_failures_per_host: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apart", b"apart", "hosts", b"hosts", "max_failures_per_host", b"max_failures_per_host", "near", b"near", "not_hosts", b"not_hosts", "whole_host", b"whole_host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
 @_typing.final
 class Volume(_message.Message):
@@ -511,6 +686,7 @@ class JobSpec(_message.Message):
     QUEUE_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     KEEP_S_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """for people; need not be unique"""
     image: _builtins.str
@@ -568,6 +744,8 @@ class JobSpec(_message.Message):
     def array(self) -> Global___Array:
         """its elements know GPUPOOL_ARRAY_ID, _INDEX and _COUNT from their environment"""
 
+    @_builtins.property
+    def placement(self) -> Global___Placement: ...
     def __init__(
         self,
         *,
@@ -594,10 +772,11 @@ class JobSpec(_message.Message):
         queue: _builtins.str = ...,
         user: _builtins.str = ...,
         keep_s: _builtins.int = ...,
+        placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "gpus", b"gpus", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "gpus", b"gpus", "placement", b"placement", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "priority", b"priority", "queue", b"queue", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "user", b"user", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "placement", b"placement", "priority", b"priority", "queue", b"queue", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "user", b"user", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,6 +53,23 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """as many VMs start there as may at once"""
     REASON_RESERVED_FOR_FAILOVER: _Reason.ValueType  # 21
     """else not every job of some host could be restarted if it died"""
+    REASON_HOST_TAKEN_WHOLE: _Reason.ValueType  # 40
+    """a job with placement.whole_host is there"""
+    REASON_HOST_LABELS: _Reason.ValueType  # 41
+    """it lacks a label that is wanted, or has one that must not be"""
+    REASON_DRIVER_MISMATCH: _Reason.ValueType  # 42
+    """its label gpu-driver is not what gpus.driver wants"""
+    REASON_HOST_NOT_EMPTY: _Reason.ValueType  # 43
+    """the job wants the whole host, and others are there"""
+    REASON_APART_FROM_JOBS: _Reason.ValueType  # 44
+    """a job is there from which this one is to be apart, or that is to be apart from it"""
+    REASON_NOT_NEAR_JOBS: _Reason.ValueType  # 45
+    """no job is there near which this one is to be"""
+    REASON_VENDOR_MISMATCH: _Reason.ValueType  # 46
+    REASON_UNITS_SCATTERED: _Reason.ValueType  # 47
+    """enough units, but not on one NUMA node, or not below one PCIe root"""
+    REASON_FAILED_BEFORE: _Reason.ValueType  # 48
+    """as many attempts of this job failed there as may"""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a host cannot take a job now. Mirrors scheduler.core.reasons.Reason."""
@@ -82,6 +99,23 @@ REASON_HOST_STARTS_ENOUGH: Reason.ValueType  # 20
 """as many VMs start there as may at once"""
 REASON_RESERVED_FOR_FAILOVER: Reason.ValueType  # 21
 """else not every job of some host could be restarted if it died"""
+REASON_HOST_TAKEN_WHOLE: Reason.ValueType  # 40
+"""a job with placement.whole_host is there"""
+REASON_HOST_LABELS: Reason.ValueType  # 41
+"""it lacks a label that is wanted, or has one that must not be"""
+REASON_DRIVER_MISMATCH: Reason.ValueType  # 42
+"""its label gpu-driver is not what gpus.driver wants"""
+REASON_HOST_NOT_EMPTY: Reason.ValueType  # 43
+"""the job wants the whole host, and others are there"""
+REASON_APART_FROM_JOBS: Reason.ValueType  # 44
+"""a job is there from which this one is to be apart, or that is to be apart from it"""
+REASON_NOT_NEAR_JOBS: Reason.ValueType  # 45
+"""no job is there near which this one is to be"""
+REASON_VENDOR_MISMATCH: Reason.ValueType  # 46
+REASON_UNITS_SCATTERED: Reason.ValueType  # 47
+"""enough units, but not on one NUMA node, or not below one PCIe root"""
+REASON_FAILED_BEFORE: Reason.ValueType  # 48
+"""as many attempts of this job failed there as may"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _JobWait:
@@ -151,7 +185,7 @@ class SubmitRequest(_message.Message):
     validate_only: _builtins.bool
     """check, submit nothing"""
     allow_unavailable: _builtins.bool
-    """accept a GPU model or image that no known host has"""
+    """Accept what no known host could ever take, even if it were empty: it waits for such a host, with a warning."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec: ...
     def __init__(
@@ -450,6 +484,26 @@ class ExplainJobRequest(_message.Message):
 Global___ExplainJobRequest: _TypeAlias = ExplainJobRequest  # noqa: Y015
 
 @_typing.final
+class ExplainSpecRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPEC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def spec(self) -> _job_pb2.JobSpec: ...
+    def __init__(
+        self,
+        *,
+        spec: _job_pb2.JobSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainSpecRequest: _TypeAlias = ExplainSpecRequest  # noqa: Y015
+
+@_typing.final
 class Explanation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -460,6 +514,8 @@ class Explanation(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    IMPOSSIBLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     state: _job_pb2.JobState.ValueType
     summary: _builtins.str
@@ -476,6 +532,14 @@ class Explanation(_message.Message):
     def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostVerdict]:
         """by name; at most 1000"""
 
+    @_builtins.property
+    def nearest(self) -> Global___NearestMiss:
+        """absent: a host fits, or none is known"""
+
+    @_builtins.property
+    def impossible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What SubmitRequest without allow_unavailable refuses it for; of a job that is queued, as of now."""
+
     def __init__(
         self,
         *,
@@ -486,14 +550,49 @@ class Explanation(_message.Message):
         reasons: _abc.Iterable[Global___ReasonCount] | None = ...,
         hosts: _abc.Iterable[Global___HostVerdict] | None = ...,
         wait: Global___JobWait.ValueType = ...,
+        nearest: Global___NearestMiss | None = ...,
+        impossible: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nearest", b"nearest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "id", b"id", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "id", b"id", "impossible", b"impossible", "nearest", b"nearest", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class NearestMiss(_message.Message):
+    """The host that lacks least. What time mends counts for less than what people must, and that for less than what the host
+    is not made for.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    LACKS_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    summary: _builtins.str
+    """both in one line"""
+    @_builtins.property
+    def lacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """e.g. "lacks 4 CPUs on NUMA node 1"; "has 2 units too few" for what it never has"""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        lacks: _abc.Iterable[_builtins.str] | None = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "lacks", b"lacks", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearestMiss: _TypeAlias = NearestMiss  # noqa: Y015
 
 @_typing.final
 class ReasonCount(_message.Message):

@@ -70,6 +70,11 @@ class JobServiceStub:
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ExplainJobRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.ExplainSpec = channel.unary_unary(
+                '/gpupool.v1.JobService/ExplainSpec',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ExplainSpecRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.Explanation.FromString,
+                _registered_method=True)
         self.JobLogs = channel.unary_stream(
                 '/gpupool.v1.JobService/JobLogs',
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.JobLogsRequest.SerializeToString,
@@ -142,6 +147,14 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainSpec(self, request, context):
+        """How a job of this spec would fare if it were submitted now: as ExplainJob, before there is one. Changes nothing.
+        INVALID_ARGUMENT lists every fault of the spec; a job that no known host could ever take is no fault here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def JobLogs(self, request, context):
         """The output of one attempt, fetched from the agent that ran it.
         """
@@ -206,6 +219,11 @@ def add_JobServiceServicer_to_server(servicer, server):
             'ExplainJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainJob,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ExplainJobRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Explanation.SerializeToString,
+            ),
+            'ExplainSpec': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainSpec,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.ExplainSpecRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.Explanation.SerializeToString,
             ),
             'JobLogs': grpc.unary_stream_rpc_method_handler(
@@ -417,6 +435,33 @@ class JobService:
             target,
             '/gpupool.v1.JobService/ExplainJob',
             gpupool_dot_v1_dot_scheduler__pb2.ExplainJobRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainSpec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpupool.v1.JobService/ExplainSpec',
+            gpupool_dot_v1_dot_scheduler__pb2.ExplainSpecRequest.SerializeToString,
             gpupool_dot_v1_dot_scheduler__pb2.Explanation.FromString,
             options,
             channel_credentials,

@@ -44,6 +44,10 @@ class JobServiceStub:
     """Asks for the end of a job. Cancelling a finished job changes nothing."""
     ExplainJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainJobRequest, _scheduler_pb2.Explanation]
     """Why a job waits, host by host."""
+    ExplainSpec: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainSpecRequest, _scheduler_pb2.Explanation]
+    """How a job of this spec would fare if it were submitted now: as ExplainJob, before there is one. Changes nothing.
+    INVALID_ARGUMENT lists every fault of the spec; a job that no known host could ever take is no fault here.
+    """
     JobLogs: _grpc.UnaryStreamMultiCallable[_scheduler_pb2.JobLogsRequest, _scheduler_pb2.LogChunk]
     """The output of one attempt, fetched from the agent that ran it."""
     ReleaseJob: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseJobRequest, _job_pb2.Job]
@@ -68,6 +72,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """Asks for the end of a job. Cancelling a finished job changes nothing."""
     ExplainJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainJobRequest, _scheduler_pb2.Explanation]  # type: ignore[assignment]
     """Why a job waits, host by host."""
+    ExplainSpec: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ExplainSpecRequest, _scheduler_pb2.Explanation]  # type: ignore[assignment]
+    """How a job of this spec would fare if it were submitted now: as ExplainJob, before there is one. Changes nothing.
+    INVALID_ARGUMENT lists every fault of the spec; a job that no known host could ever take is no fault here.
+    """
     JobLogs: _aio.UnaryStreamMultiCallable[_scheduler_pb2.JobLogsRequest, _scheduler_pb2.LogChunk]  # type: ignore[assignment]
     """The output of one attempt, fetched from the agent that ran it."""
     ReleaseJob: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ReleaseJobRequest, _job_pb2.Job]  # type: ignore[assignment]
@@ -131,6 +139,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.Explanation, _abc.Awaitable[_scheduler_pb2.Explanation]]:
         """Why a job waits, host by host."""
+
+    @_abc_1.abstractmethod
+    def ExplainSpec(
+        self,
+        request: _scheduler_pb2.ExplainSpecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.Explanation, _abc.Awaitable[_scheduler_pb2.Explanation]]:
+        """How a job of this spec would fare if it were submitted now: as ExplainJob, before there is one. Changes nothing.
+        INVALID_ARGUMENT lists every fault of the spec; a job that no known host could ever take is no fault here.
+        """
 
     @_abc_1.abstractmethod
     def JobLogs(

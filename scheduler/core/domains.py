@@ -32,7 +32,12 @@ class Domain(NamedTuple):
 
 
 def restartable(job: Job) -> bool:
-    """Whether it would be started again if its host died."""
+    """Whether it would be started again if its host died, and room can be kept for that.
+
+    None can for one that is to be near others: nobody can say where these will be then.
+    """
+    if job.request.rules is not None and job.request.rules.near:
+        return False
     return job.max_restarts > job.restarts and job.cancel_reason is None and not job.final
 
 

@@ -11,6 +11,7 @@ what it stops must be able to start again.
 from __future__ import annotations
 
 from .model import Allocation, Cluster, Host, Job, Outcome
+from .own import barred, case
 from .place import Placer
 from .tables import AllocationState, HostState
 
@@ -81,8 +82,9 @@ def _claim(cluster: Cluster, placer: Placer, job: Job, claimed: set[str]) -> boo
 
     One claim a host: it may have room for more, but then the next is found as soon as this one is placed.
     """
-    for host in placer.takers(cluster, job.request):
-        if host not in claimed:
+    mine = case(cluster, job)
+    for host in placer.takers(cluster, mine[0] if mine else job.request):
+        if host not in claimed and not (mine and barred(cluster.hosts[host], mine)):
             claimed.add(host)
             return True
     return False

@@ -10,6 +10,8 @@ from . import limits
 from .admission import kept_out
 from .fit import Fit, fit
 from .model import Cluster, Job
+from .nearest import Miss, nearest
+from .own import asked, barred, case
 from .power import told
 from .reasons import Reason, Refusal
 from .reserve import Reserve
@@ -26,6 +28,7 @@ class Explanation:
     counts: tuple[tuple[Reason, int], ...]
     verdicts: tuple[tuple[str, Refusal | None], ...]
     wait: JobWait | None = None  # what keeps the job itself
+    nearest: Miss | None = None  # the host that lacks least; None: one fits, or there is none
 
 
 def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None = None) -> Explanation:
@@ -37,7 +40,12 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
         told = f"{job.message or 'nothing to add'}{limits.in_words(job, now)}{_lost(cluster, job, now)}"
         return Explanation(f"{job.state.value}: {told}", 0, (), ())
     at_once = cluster.policy.starts_at_once
-    outcomes = [(name, fit(cluster.hosts[name], job.request, at_once)) for name in sorted(cluster.hosts)]
+    request, mine = asked(cluster, job), case(cluster, job)
+    outcomes = [(name, fit(cluster.hosts[name], request, at_once)) for name in sorted(cluster.hosts)]
+    if mine is not None:
+        outcomes = [
+            (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes
+        ]
     kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
     verdicts = [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
@@ -48,7 +56,8 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
         summary += f" ({job.message})"
     summary += ignored(cluster, job) + limits.in_words(job, now)
     position = cluster.pending.position(job.id, cluster.share)
-    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None)
+    near = nearest([(cluster.hosts[name], refusal) for name, refusal in verdicts], request, at_once)
+    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near)
 
 
 def _lost(cluster: Cluster, job: Job, now: float) -> str:

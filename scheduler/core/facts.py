@@ -39,6 +39,8 @@ class UnitFact:
     functions: tuple[str, ...]
     unfit: str = ""
     identity: str = ""  # what it is, whatever its address
+    vendor: str = ""  # of its GPU: "nvidia", "amd", "intel", or a PCI vendor id
+    root: str = ""  # the PCIe host bridge that it sits below; "": nobody knows
 
 
 @dataclass(frozen=True, slots=True)

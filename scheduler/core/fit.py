@@ -10,6 +10,8 @@ from .facts import UnitFact, UnitState
 from .hugepages import size_name
 from .model import Host, Node, NumaPolicy, Request
 from .reasons import Reason, Refusal
+from .ruled import host_refusal, scattered, together, wanted_units
+from .rules import Within
 from .tables import HostState
 
 
@@ -36,13 +38,16 @@ def fit(host: Host, request: Request, starts_at_once: int = 0) -> Fit | Refusal:
     free = _free_units(host, request)
     if isinstance(free, Refusal):
         return free
-    failure = None
+    failure = best = None
     for model_units in free:
         outcome = _fit_nodes(host, request, model_units)
-        if isinstance(outcome, Fit):
+        if isinstance(outcome, Refusal):
+            failure = failure or outcome
+        elif request.rules is None or request.rules.within is Within.ANY:
             return outcome
-        failure = failure or outcome
-    return failure or Refusal(Reason.TOO_FEW_UNITS, "it has no GPU")
+        elif best is None or (outcome.gpu_memory_mib, len(outcome.nodes)) < (best.gpu_memory_mib, len(best.nodes)):
+            best = outcome  # of the parts of a host that would do: one that needs no other node
+    return best or failure or Refusal(Reason.TOO_FEW_UNITS, "it has no GPU")
 
 
 def _host_refusal(host: Host, request: Request, starts_at_once: int) -> Refusal | None:
@@ -53,7 +58,7 @@ def _host_refusal(host: Host, request: Request, starts_at_once: int) -> Refusal 
         return Refusal(Reason.HOST_STARTS_ENOUGH, f"as many VMs as may be are starting there: {len(host.starting)}")
     if request.image not in host.inventory.images:
         return Refusal(Reason.IMAGE_MISSING, f"it has no image {request.image!r}")
-    return None
+    return host_refusal(host, request.rules) if request.rules is not None else None
 
 
 def closed(host: Host) -> Refusal | None:
@@ -68,6 +73,8 @@ def closed(host: Host) -> Refusal | None:
         return Refusal(Reason.HOST_DRAINING, drain.reason or "draining")
     if host.intent.maintenance:
         return Refusal(Reason.HOST_IN_MAINTENANCE, host.intent.maintenance_reason or "in maintenance")
+    if host.company.whole:
+        return Refusal(Reason.HOST_TAKEN_WHOLE, f"{min(host.company.whole)} has the whole host")
     return None
 
 
@@ -75,10 +82,9 @@ def _free_units(host: Host, request: Request) -> list[list[UnitFact]] | Refusal:
     """Free units by model, the least valuable model first; all units of a job are of one model."""
     if request.gpus == 0:
         return [[]]
-    matching = [u for u in host.units.values() if request.model in ("", u.model)]
-    if not matching:
-        have = ", ".join(sorted({u.model for u in host.units.values()})) or "none"
-        return Refusal(Reason.MODEL_MISMATCH, f"wants {request.model or 'a GPU'}, it has {have}")
+    matching = wanted_units(host, request)
+    if isinstance(matching, Refusal):
+        return matching
     large = [u for u in matching if u.memory_mib >= request.gpu_memory_mib]
     if not large:
         best = max(u.memory_mib for u in matching)
@@ -97,6 +103,12 @@ def _free_units(host: Host, request: Request) -> list[list[UnitFact]] | Refusal:
         for _, units in sorted(by_model.items(), key=lambda item: item[0])
     ]
     enough = [units for units in free if len(units) >= request.gpus]
+    if request.rules is not None and (within := request.rules.within) is not Within.ANY:
+        near = [part for part in together(enough, within) if len(part) >= request.gpus]
+        able = [units for units in by_model.values() if len(units) >= request.gpus]
+        if not near and (enough or not any(len(part) >= request.gpus for part in together(able, within))):
+            return scattered(request.gpus, able, free, within)
+        enough = near
     return enough or _why_not_free(host, request, usable)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .model import STARTING, Cluster, Host
+from .model import STARTING, Allocation, Cluster, Host
+from .rules import means
 from .tables import JobState
 
 
@@ -80,6 +81,22 @@ def _hosts(cluster: Cluster) -> Iterator[str]:
             if allocation_id not in cluster.allocations:
                 yield f"unit {name}/{unit}: held by {allocation_id}, which does not exist"
         yield from _capacity(cluster, host)
+        yield from _neighbours(cluster, host)
+
+
+def _neighbours(cluster: Cluster, host: Host) -> Iterator[str]:
+    """Who was placed in this turn is where it may be with the others, and they with it."""
+    there = [cluster.allocations[a] for a in sorted(host.allocations)]
+    for one in (a for a in there if a.whole_host or a.apart):
+        for other in there:
+            fresh = {one.id, other.id} & cluster.dirty.created
+            if other is one or not fresh or not _shuns(one, other):
+                continue
+            yield f"host {host.name}: {one.id} and {other.id} must not be there together"
+
+
+def _shuns(one: Allocation, other: Allocation) -> bool:
+    return one.whole_host or any(means(pattern, label) for pattern in one.apart for label in other.labels)
 
 
 def _capacity(cluster: Cluster, host: Host) -> Iterator[str]:

@@ -11,6 +11,7 @@ from math import inf
 
 from . import limits
 from .books import Books
+from .company import Company
 from .facts import (
     ClusterIntent,
     GuardKind,
@@ -26,6 +27,7 @@ from .hugepages import Pool
 from .losses import Brake, Evidence, Failover, FenceRecord, PowerFencing
 from .policy import Policy
 from .queue import Lane, PendingQueue
+from .rules import Label, Labels, Rules, means
 from .tables import (
     ALLOCATION,
     FINAL_JOB_STATES,
@@ -76,6 +78,7 @@ class Request:
     memory_mib: int = 0
     numa: NumaPolicy = NumaPolicy.PREFERRED
     hugepage_size_kib: int = 0  # 0: ordinary memory
+    rules: Rules | None = None  # None: it demands nothing else
 
 
 @dataclass(slots=True)
@@ -123,6 +126,8 @@ class Job:
     host_deaths: int = 0
     hold: str = ""  # why it is kept from starting until an operator releases it
     held_s: float = 0.0
+    labels: Labels = ()
+    max_failures_per_host: int = 0  # a host where so many attempts failed is not used again; 0: it is used last
     terms: Terms = field(default_factory=Terms)
     intent: JobIntent = field(default_factory=JobIntent)
     ending: str = ""  # why its time is up: it ends for good
@@ -190,6 +195,9 @@ class Allocation:
     pages_seen: bool = False  # its hugepages were out of what the host last counted as free
     session_nonce: str = ""
     stop_grace_s: int = 0  # 0: as the job's spec says
+    labels: Labels = ()  # of its job
+    apart: Labels = ()  # keeps jobs with such labels off its host
+    whole_host: bool = False  # keeps everybody off its host
 
 
 @dataclass(slots=True)
@@ -243,6 +251,7 @@ class Host:
     nodes: dict[int, Node] = field(default_factory=dict)
     allocations: set[str] = field(default_factory=set)
     starting: set[str] = field(default_factory=set)  # those of them whose VM does not run yet
+    company: Company = field(default_factory=Company)  # who is there, as far as it matters to others
     version: int = 0  # grows with every change that placement can see
 
     def unfit(self, unit: UnitFact) -> str:
@@ -301,6 +310,8 @@ class Cluster:
     named: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by name
     ordered: set[str] = field(default_factory=set)  # jobs that wait to restart, and name others that go before them
     books: Books = field(default_factory=Books)
+    company: Company = field(default_factory=Company)  # whoever has a VM, as far as it matters to others
+    sought: set[Label] = field(default_factory=set)  # patterns of labels that jobs wanted to be near, ever
     capacity_epoch: int = 0
     stale_hosts: set[str] = field(default_factory=set)  # changed since the reservation last looked (reserve.py)
     stale_jobs: set[str] = field(default_factory=set)
@@ -369,6 +380,8 @@ class Cluster:
         self._index(job)
         self.books.note(job, limits.due_s(job, self.policy))
         self.stale_jobs.add(job.id)
+        if job.request.rules is not None:
+            self.sought.update(job.request.rules.near)
         if job.state is not JobState.PENDING:
             self.pending.discard(job.id)
             self.ordered.discard(job.id)
@@ -433,6 +446,9 @@ class Cluster:
         host.version += 1
         self.stale_hosts.add(host.name)
         self._note_starting(host, allocation)
+        host.company.join(allocation)
+        if self.company.join(allocation) and any(means(p, label) for p in self.sought for label in allocation.labels):
+            self.capacity_epoch += 1  # somebody may have waited to be near it
         self._account(host, allocation, taken=True)
 
     def release(self, allocation: Allocation) -> None:
@@ -445,6 +461,8 @@ class Cluster:
         for unit in allocation.units:
             if host.held.get(unit) == allocation.id:
                 del host.held[unit]
+        host.company.leave(allocation)
+        self.company.leave(allocation)
         self._account(host, allocation, taken=False)
         self.touch(host)
 

@@ -18,6 +18,7 @@ from . import brake, failovers, hold, order, upkeep
 from .admission import TRIES, Admission, Choice
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
+from .own import Case, Own, case
 from .queue import Lane
 from .retry import crashed_on
 from .tables import HostState, JobEvent
@@ -60,6 +61,7 @@ class Placer:
     hopeless: set[Request] = field(default_factory=set)
     rankings: dict[Request, _Ranking] = field(default_factory=dict)
     admission: Admission = field(default_factory=Admission)
+    own: Own = field(default_factory=Own)
     turn: int = 0
     taken: list[str] = field(default_factory=list)  # the host of each placement in this turn, which changes no other
 
@@ -83,11 +85,14 @@ class Placer:
             if cluster.books.queues.refusal(job):
                 full.add((request, job.lane))
                 continue
-            if self.admission.out(cluster, job):
+            mine = case(cluster, job)
+            if self.admission.out(cluster, job) or self.own.out(cluster, mine):
                 continue
-            choice = self._choose(cluster, job)
+            choice = self._choose(cluster, job, mine)
             if choice is None:
-                if not self.admission.out(cluster, job):
+                if mine is not None:  # others of its shape may be luckier
+                    self.own.hopeless.add(mine)
+                elif not self.admission.out(cluster, job):
                     self.hopeless.add(request)
                 continue
             _bind(cluster, job, choice.host, choice.fit, now)
@@ -109,9 +114,9 @@ class Placer:
         self._next_turn()
         return [rank[3] for rank, _ in sorted(self._ranking(cluster, request).fits.values(), key=itemgetter(0))]
 
-    def _choose(self, cluster: Cluster, job: Job) -> Choice | None:
+    def _choose(self, cluster: Cluster, job: Job, mine: Case | None) -> Choice | None:
         """The best host for the job that may take it, with what it would take there."""
-        fits = self._ranking(cluster, job.request).fits
+        fits = self.own.left(cluster, mine, self._ranking(cluster, mine[0] if mine else job.request).fits)
         if not fits:
             return None
         shun, want = _hosts_by_history(job)
@@ -184,6 +189,9 @@ def _bind(cluster: Cluster, job: Job, host: Host, found: Fit, now: float) -> Non
         hugepage_size_kib=job.request.hugepage_size_kib,
         unit_identities=tuple(host.units[unit].identity for unit in found.units),
         session_nonce=host.fact.nonce if host.fact is not None else "",
+        labels=job.labels,
+        apart=job.request.rules.apart if job.request.rules is not None else (),
+        whole_host=job.request.rules is not None and job.request.rules.whole_host,
     )
     job.attempts.append(Attempt(job.attempt_count, host.name, found.units, now))
     cluster.reserve(allocation)

@@ -16,6 +16,7 @@ from .facts import UnitState
 from .fit import Fit, closed, fit
 from .hugepages import Pool
 from .model import Cluster, Host, Node, Request
+from .ruled import host_refusal
 
 ANY = ""  # the model of a request that takes any
 _TRIED = "?"  # holds units of a copy
@@ -34,6 +35,7 @@ def trial(host: Host, takes: Iterable[Take] = ()) -> Host:
     """A copy of the host with `takes` taken from what is free."""
     made = copy(host)
     made.held = dict(host.held)
+    made.allocations = set(host.allocations)
     made.nodes = {
         node.id: Node(node.id, node.cores, node.memory_mib, set(node.free_cores), node.free_memory_mib, _pools(node))
         for node in host.nodes.values()
@@ -49,6 +51,11 @@ def _pools(node: Node) -> dict[int, Pool]:
 
 def occupy(made: Host, take: Take) -> None:
     """Take it from a copy."""
+    made.allocations.add(_TRIED)
+    if (rules := take.request.rules) is not None:
+        made.company = made.company.copy()
+        made.company.labels.update(rules.own)
+        made.company.whole.update({_TRIED} if rules.whole_host else ())
     made.held.update(dict.fromkeys(take.fit.units, _TRIED))
     cores = set(take.fit.cores)
     for node_id, mib in zip(take.fit.nodes, take.fit.memory_mib, strict=True):
@@ -65,7 +72,19 @@ def standing(host: Host, takes: Iterable[Take]) -> list[Take]:
     if closed(host) is not None or host.inventory is None:
         return []
     lent: Counter[tuple[int, int]] = Counter()
-    return [take for take in takes if take.request.image in host.inventory.images and _stands(host, take, lent)]
+    takes = [take for take in takes if take.request.image in host.inventory.images and _stands(host, take, lent)]
+    return _tolerable(host, takes) if any(take.request.rules is not None for take in takes) else takes
+
+
+def _tolerable(host: Host, takes: Iterable[Take]) -> list[Take]:
+    """Those that may be there together, with who is there."""
+    made, kept = trial(host), []
+    for take in takes:
+        rules = take.request.rules
+        if not made.company.whole and (rules is None or host_refusal(made, rules) is None):
+            occupy(made, take)
+            kept.append(take)
+    return kept
 
 
 def _stands(host: Host, take: Take, lent: Counter[tuple[int, int]]) -> bool:
@@ -155,7 +174,7 @@ class Rooms:
         return False
 
     def kind(self, name: str) -> object:
-        """Hosts of an equal kind can take the same, one like the other."""
+        """Hosts of an equal kind can take the same, one like the other, if nothing but amounts is demanded."""
         host = self.host(name)
         known = self.kinds.get(name)
         if known is not None and known[0] == host.version and host is not self.overlay:

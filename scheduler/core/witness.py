@@ -27,7 +27,7 @@ def in_order(wanted: Iterable[Request]) -> tuple[Request, ...]:
 def size(r: Request) -> tuple[object, ...]:
     """A total order of requests."""
     hard = (-r.gpus, not r.model, _NUMA[r.numa], -r.cpus, -r.memory_mib, -r.gpu_memory_mib)
-    return *hard, r.model, r.image, r.hugepage_size_kib
+    return *hard, r.model, r.image, r.hugepage_size_kib, "" if r.rules is None else repr(r.rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,10 @@ class _Exact:
     failed: set[object] = field(default_factory=set)
     packed: dict[tuple[str, tuple[Request, ...]], tuple[Take, ...] | None] = field(default_factory=dict)
 
+    def _kind(self, name: str) -> object:
+        """Where more is demanded than amounts, each host is its own kind: labels and neighbours differ."""
+        return name if any(request.rules is not None for request in self.wanted) else self.search.rooms.kind(name)
+
     def run(self) -> Found:
         if self._from(0):
             return Found(tuple(take for _, takes in sorted(self.used.items()) for take in takes))
@@ -166,13 +170,13 @@ class _Exact:
                 yield name
         kinds = set()
         for name in self.search.rooms.candidates(request, self.search.avoid, emptiest=False):
-            if name not in self.used and (kind := self.search.rooms.kind(name)) not in kinds:
+            if name not in self.used and (kind := self._kind(name)) not in kinds:
                 kinds.add(kind)
                 yield name
 
     def _load(self, name: str) -> tuple[object, tuple[Request, ...]]:
         """What kind of host, with what on it."""
-        return self.search.rooms.kind(name), in_order(take.request for take in self.used[name])
+        return self._kind(name), in_order(take.request for take in self.used[name])
 
     def _pack(self, name: str, before: tuple[Take, ...], request: Request) -> tuple[Take, ...] | None:
         """All of this on one host, in whatever order fits."""

@@ -169,13 +169,13 @@ async def test_files_that_are_none(shell: Shell) -> None:
 
 async def test_a_key_that_belongs_to_another_job(shell: Shell) -> None:
     waits = spec(gpus="{count: 64}")
-    job = (await shell.submit(waits, "--key", "mine")).output.strip()
+    job = (await shell.submit(waits, "--key", "mine", "--wait-for-hosts")).output.strip()
     status = keys.job_status(job)
     await until(lambda: shell.store.get(status))
     shell.before = await shell.contents()
-    again = await shell.submit(waits, "--key", "mine")
+    again = await shell.submit(waits, "--key", "mine", "--wait-for-hosts")
     assert (again.code, again.output.strip()) == (0, job)
-    other = await shell.submit(spec(cpus="2", gpus="{count: 64}"), "--key", "mine")
+    other = await shell.submit(spec(cpus="2", gpus="{count: 64}"), "--key", "mine", "--wait-for-hosts")
     refused(other, 5, rf".*: key 'mine' belongs to job {job}, whose spec differs in cpus; use another key.*")
 
 

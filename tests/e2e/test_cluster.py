@@ -241,24 +241,24 @@ async def test_a_submission_that_the_store_did_not_answer_is_safe_to_repeat(flee
         async with AsyncClient(fleet.cluster.server, timeout_s=20, retry_s=0) as client:
             assert await client.units("h1")  # reads go on
             with pytest.raises(NotNow, match="the store did not answer"):
-                await client.submit(waits, "my-key")
+                await client.submit(waits, "my-key", allow_unavailable=True)
     finally:
         fleet.etcd.thaw()
     job_id = (await until(lambda: _submitted(fleet, waits))).id
-    assert not (await fleet.client.submit(waits, "my-key")).created
+    assert not (await fleet.client.submit(waits, "my-key", allow_unavailable=True)).created
     assert [found.id async for found in fleet.client.list(select(name="once"))] == [job_id]
 
 
 async def _submitted(fleet: Fleet, spec: job_pb2.JobSpec) -> scheduler_pb2.SubmitResponse | None:
     try:
-        return await fleet.client.submit(spec, "my-key")
+        return await fleet.client.submit(spec, "my-key", allow_unavailable=True)
     except NotNow:
         return None
 
 
 async def test_cancel(fleet: Fleet) -> None:
     running = await fleet.submit(FOREVER)
-    pending = await fleet.submit(FOREVER, gpus=64)
+    pending = (await fleet.client.submit(job(FOREVER, gpus=64), allow_unavailable=True)).id
     assert (await fleet.client.get(pending)).status.state == job_pb2.JOB_STATE_PENDING
     await fleet.client.cancel(pending, "too large")
     status = await fleet.ends(pending)

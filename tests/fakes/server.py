@@ -46,6 +46,9 @@ class FakeScheduler:
         self.failovers: list[records_pb2.FailoverRecord] = []
         self.queues: list[scheduler_pb2.Queue] = []
         self.plan = scheduler_pb2.FailoverPlan()
+        self.explained = scheduler_pb2.Explanation(
+            state=job_pb2.JOB_STATE_PENDING, summary="fits on h1", queue_position=1
+        )
         self.address = ""
 
     def fail(self, method: str, *codes: grpc.StatusCode, details: str = "injected") -> None:
@@ -173,6 +176,10 @@ class _Jobs(scheduler_pb2_grpc.JobServiceServicer):
         found = await self.fake.job(request.id, context)
         found.status.hold = ""
         return found
+
+    async def ExplainSpec(self, request: Any, context: Any) -> Any:
+        await self.fake.answer("ExplainSpec", request, context)
+        return self.fake.explained
 
     async def ExplainJob(self, request: Any, context: Any) -> Any:
         await self.fake.answer("ExplainJob", request, context)

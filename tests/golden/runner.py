@@ -26,6 +26,7 @@ from tests.golden.planned import Planned
 from tests.golden.policies import Policies
 from tests.golden.queued import Queued
 from tests.golden.reserved import Reserved
+from tests.golden.ruled import DEMANDS, Ruled
 from tests.golden.stored import stored
 
 CORES_PER_NODE, NODE_MIB = 8, 65536
@@ -42,7 +43,7 @@ def inventory(session: int, gpus: dict[str, int], nodes: int = 2) -> InventoryFa
     return InventoryFact(session, units, tuple((n, cores[n], NODE_MIB) for n in range(nodes)), frozenset({"img"}))
 
 
-class Player(Planned, Policies, Queued, Reserved):
+class Player(Planned, Policies, Queued, Reserved, Ruled):
     """Commands: host, submit, cancel, report, clean, sick, pages, unfit, lost, back, cordon, uncordon, confirm, place,
     leader, explain, attempts, owed, wait."""
 
@@ -96,17 +97,20 @@ class Player(Planned, Policies, Queued, Reserved):
     def do_submit(self, *jobs: str, gpus: str = "1", model: str = "", cpus: str = "2", mib: str = "1024",
                   numa: str = "PREFERRED", priority: str = "0", restarts: str = "10",
                   starts: str = "3", pages: str = "0", first: str = "0", after: str = "",
-                  deaths: str = "3", **terms: str) -> None:  # fmt: skip
-        """`first` is the restart priority; `after` names jobs, with commas. A job's name is its id."""
+                  deaths: str = "3", **more: str) -> None:  # fmt: skip
+        """`first` is the restart priority; `after` names jobs, with commas. A job's name is its id. For `more` see
+        Ruled and Queued.
+        """
+        demands = {name: more.pop(name) for name in DEMANDS & more.keys()}
         for job in jobs:
             self.arrival += 1
             request = Request("img", int(gpus), model, 0, int(cpus), int(mib), NumaPolicy[numa], int(pages))
             fresh = Job(
                 job, request, self.arrival, self.now, int(priority), int(restarts), int(starts), name=job,
                 restart_priority=int(first), after=tuple(filter(None, after.split(","))), max_host_deaths=int(deaths),
-                **self.queued(**terms),
+                **self.queued(**more),
             )  # fmt: skip
-            self.tell(events.JobSubmitted(fresh))
+            self.tell(events.JobSubmitted(self.demanding(fresh, **demands)))
 
     def do_cancel(self, job: str) -> None:
         self.tell(events.JobCancelRequested(job, "by the user"))

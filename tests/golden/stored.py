@@ -15,6 +15,7 @@ from scheduler.core.events import VmReported
 from scheduler.core.facts import HostIntent, JobIntent
 from scheduler.core.model import Cluster, Host, Job
 from tests.golden.queued import wire_queue, wire_terms
+from tests.golden.ruled import as_asked, functions
 
 
 def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
@@ -54,7 +55,7 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
 
 def spec_of(job: Job) -> job_pb2.JobSpec:
     request = job.request
-    return job_pb2.JobSpec(
+    spec = job_pb2.JobSpec(
         image=request.image,
         command=["true"],
         gpus=job_pb2.GpuRequest(count=request.gpus, model=request.model, memory_mib=request.gpu_memory_mib),
@@ -72,7 +73,12 @@ def spec_of(job: Job) -> job_pb2.JobSpec:
         ),
         name=job.name,
         **wire_terms(job.terms),
+        labels=dict(job.labels),
+        placement=job_pb2.Placement(max_failures_per_host=job.max_failures_per_host),
     )
+    if request.rules is not None:
+        as_asked(spec, request.rules)
+    return spec
 
 
 def _intent(intent: HostIntent) -> records_pb2.HostIntent:
@@ -124,7 +130,7 @@ def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
             inventory.units.add(
                 id=unit.id, model=unit.model, gpu_memory_mib=unit.memory_mib, numa_node=unit.node, unfit=unit.unfit,
                 identity=unit.identity,
-                functions=[inventory_pb2.PciFunction(address=a) for a in unit.functions],
+                functions=functions(unit),
             )  # fmt: skip
         for node, cores, memory_mib in found.nodes:
             wire = [inventory_pb2.CpuCore(threads=core) for core in cores]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.plants_agent import AGENT
+from tests.mutants.plants_demands import DEMANDS
 from tests.mutants.plants_drain import DRAIN
 from tests.mutants.plants_guard import GUARD
 from tests.mutants.plants_policies import POLICIES
@@ -13,5 +14,6 @@ from tests.mutants.plants_scheduler import SCHEDULER
 from tests.mutants.plants_store import STORE
 
 ALL_MUTANTS = (
-    *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING
+    *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
+    *DEMANDS,
 )  # fmt: skip

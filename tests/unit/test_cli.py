@@ -18,6 +18,7 @@ from gpupool.cli import settings
 from gpupool.cli.app import run
 from gpupool.cli.output import plain_table, safe
 from gpupool.cli.views import duration, link, page_size, size, unit_state
+from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 from tests.fakes.server import BREAK, FakeScheduler, Status, job
 
@@ -487,3 +488,52 @@ def test_texts() -> None:
     assert [size(mib) for mib in (0, 512, 1536, 8192)] == ["", "512MiB", "1536MiB", "8GiB"]
     assert plain_table(("A", "LONG"), [("", "x"), ("abc", "")]) == "A    LONG\n-    x\nabc  -\n"
     assert safe("a\n\x1b[2Jb") == "a ?[2Jb"
+
+
+def test_where_a_job_may_go(fake: FakeScheduler, gpupool: Run, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("{image: a, cpus: 1, gpus: {count: 2, model: t4, vendor: amd}, placement: {hosts: {zone: a}}}")
+    words = "--model h100 --model a100 --gpu-memory-mib 80000 --driver 550.* --within pcie-root --whole-host"
+    labels = "--require rack=r* --forbid zone=b --near app=db --apart app=web --max-failures-per-host 2"
+    assert gpupool("submit", str(file), *words.split(), *labels.split()).code == 0
+    gpus, placement = fake.asked[0].spec.gpus, fake.asked[0].spec.placement
+    assert (gpus.count, gpus.model, list(gpus.models), gpus.vendor) == (2, "", ["h100", "a100"], "amd")
+    assert (gpus.memory_mib, gpus.driver, gpus.within) == (80000, "550.*", job_pb2.GPU_LOCALITY_PCIE_ROOT)
+    assert (dict(placement.hosts), dict(placement.not_hosts)) == ({"zone": "a", "rack": "r*"}, {"zone": "b"})
+    assert (dict(placement.near), dict(placement.apart)) == ({"app": "db"}, {"app": "web"})
+    assert (placement.whole_host, placement.max_failures_per_host) == (True, 2)
+    gpupool("submit", str(file))
+    written = load_spec(file.read_text())
+    written.user = fake.asked[1].spec.user  # whoever runs the tests
+    assert fake.asked[1].spec == written
+    assert gpupool("submit", str(file), "--near", "x").code == 2
+
+
+def test_dry_run(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    done = gpupool("submit", "--dry-run", spec, "--vendor", "amd")
+    assert done == (0, "state:          PENDING\nsummary:        fits on h1\nqueue position: 1\n", f"{spec}:\n")
+    assert fake.asked[0].spec.gpus.vendor == "amd"
+    assert not fake.jobs
+    fake.explained.nearest.CopyFrom(scheduler_pb2.NearestMiss(host="h2", summary="h2 lacks 1 unit"))
+    assert "nearest miss:   h2 lacks 1 unit\n" in gpupool("submit", "--dry-run", spec).out
+    shown = json.loads(gpupool("submit", "--dry-run", spec, "-o", "json").out)
+    assert (shown[0]["queue_position"], shown[0]["nearest"]["host"]) == (1, "h2")
+    assert gpupool("submit", "--dry-run", "--wait", spec).code == 2
+
+
+def test_dry_run_of_what_would_be_refused(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    fake.explained.impossible.append("no known host could ever take it")
+    done = gpupool("submit", "--dry-run", spec)
+    assert (done.code, done.err) == (2, f"error: {spec}: no known host could ever take it\n{spec}:\n")
+    assert "impossible:     no known host could ever take it\n" in done.out
+    done = gpupool("submit", "--dry-run", spec, "--wait-for-hosts", "-o", "json")
+    assert (done.code, done.err) == (0, f"warning: {spec}: no known host could ever take it\n")
+    fake.fail("ExplainSpec", Status.INVALID_ARGUMENT, details="cpus is 0\ngpus.count is 65")
+    done = gpupool("submit", "--dry-run", spec)
+    assert (done.code, done.err) == (2, f"error: {spec}: cpus is 0\nerror: {spec}: gpus.count is 65\n")
+
+
+def test_wait_for_hosts(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
+    gpupool("submit", spec, "--wait-for-hosts")
+    gpupool("submit", spec)
+    assert [asked.allow_unavailable for asked in fake.asked] == [True, False]

@@ -86,6 +86,9 @@ ALLOCATIONS = st.builds(
     stop_requested_s=SECONDS,
     hugepage_size_kib=st.sampled_from([0, 2048]),
     unit_identities=st.tuples(TEXT),
+    labels=st.just(()) | st.tuples(st.tuples(TEXT, TEXT)),
+    apart=st.just(()) | st.tuples(st.tuples(TEXT, TEXT)),
+    whole_host=st.booleans(),
 )
 
 
@@ -109,6 +112,9 @@ def test_host(host: model.Host) -> None:
 def test_allocation(allocation: model.Allocation) -> None:
     wanted = spec()
     wanted.vm.hugepage_size_kib = allocation.hugepage_size_kib
+    wanted.labels.update(dict(allocation.labels))
+    wanted.placement.apart.update(dict(allocation.apart))
+    wanted.placement.whole_host = allocation.whole_host
     wire = encode.allocation(allocation, model.Host("h1"), wanted)
     assert decode.allocation_of(records_pb2.Allocation.FromString(wire.SerializeToString())) == allocation
 

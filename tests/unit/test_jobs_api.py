@@ -13,7 +13,7 @@ import pytest
 
 from gpupool.store import keys
 from gpupool.store.port import Change, Put, StoreError, Unavailable
-from gpupool.v1 import job_pb2, scheduler_pb2
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.core.policy import Policy
 from scheduler.intents import ApiError
 from scheduler.jobs_api import JobsApi
@@ -249,6 +249,65 @@ async def test_explain(caplog: pytest.LogCaptureFixture) -> None:
         assert (await replica.api.explain(job)).summary.startswith("FAILED: ")
         with caplog.at_level(logging.ERROR), pytest.raises(ApiError):
             await replica.api.explain("nope")
+
+
+@virtual_time
+async def test_what_no_host_could_ever_take_is_refused() -> None:
+    pool = Pool()
+    async with serving(pool) as replica:
+        early = Ask(spec=spec(gpus=64), idempotency_key="early")
+        assert not (await replica.api.submit(early)).warnings  # nobody is known yet, so nothing can be said
+        await pool.join("h1")
+        await pool.join("h2", gpus=4)
+        await until(lambda: len(replica.mirror.ids(keys.Kind.INVENTORY)) == 2)
+        assert len((await replica.api.submit(early)).warnings) == 1  # accepted once, it stays so
+        await replica.api.submit(Ask(spec=spec(gpus=4)))
+        with pytest.raises(ApiError) as caught:
+            await replica.api.submit(Ask(spec=spec(gpus=5, cpus=18)))
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        nearest = (
+            "no known host could ever take it, even if it were empty: h2 has 1 unit too few and has 2 CPUs too few"
+        )
+        assert caught.value.message == f"{nearest}; to queue it all the same: --allow-unavailable"
+        answer = await replica.api.submit(Ask(spec=spec(gpus=5, cpus=18), allow_unavailable=True))
+        assert list(answer.warnings) == [nearest]
+        assert list((await replica.api.explain(answer.id)).impossible) == [nearest]
+        results = await replica.api.submit_batch([Ask(spec=spec(gpus=5)), Ask(spec=spec(gpus=4))])
+        assert [result.HasField("ok") for result in results] == [False, True]
+        await pool.leave("h2")  # it may come back
+        await pool.put(Put(keys.host_intent("h2"), records_pb2.HostIntent(maintenance=True).SerializeToString()))
+        await replica.api.submit(Ask(spec=spec(gpus=4)))
+        await pool.join("h3", gpus=5)
+        await until(lambda: len(replica.mirror.ids(keys.Kind.INVENTORY)) == 3)
+        await replica.api.submit(Ask(spec=spec(gpus=5)))
+
+
+@virtual_time
+async def test_a_dry_run_says_what_explain_would() -> None:
+    pool = Pool()
+    async with serving(pool) as replica:
+        await pool.join("h1")
+        await replica.status((await replica.api.submit(Ask(spec=spec("first", gpus=2)))).id, job_pb2.JOB_STATE_PENDING)
+        await pool.put(Put(keys.host_intent("h1"), records_pb2.HostIntent(cordoned=True).SerializeToString()))
+        await until(lambda: bool(replica.mirror.ids(keys.Kind.HOST_INTENT)))
+        before = pool.backend.revision
+        wanted = spec("next", gpus=2)
+        wanted.priority = -1
+        found = await replica.api.explain_spec(wanted)
+        assert (found.id, found.state, found.queue_position) == ("", job_pb2.JOB_STATE_PENDING, 2)
+        assert found.summary == "fits on none of 1 hosts: 1 HOST_CORDONED"
+        assert (found.nearest.host, found.nearest.summary) == ("h1", "h1 is cordoned")
+        assert not found.impossible
+        wanted.priority = 1
+        assert (await replica.api.explain_spec(wanted)).queue_position == 1
+        assert len((await replica.api.explain_spec(spec(gpus=3))).impossible) == 1
+        with pytest.raises(ApiError, match="cpus is 0"):
+            await replica.api.explain_spec(spec(cpus=0))
+        assert pool.backend.revision == before
+        real = (await replica.api.submit(Ask(spec=wanted))).id
+        again, told = await replica.api.explain_spec(wanted), await replica.api.explain(real)
+        again.id, again.queue_position = told.id, told.queue_position
+        assert again == told
 
 
 @virtual_time

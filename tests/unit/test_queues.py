@@ -13,6 +13,7 @@ from scheduler.core.amounts import NO_LIMIT, Amounts
 from scheduler.core.events import QueueChanged
 from scheduler.core.facts import QueueIntent
 from scheduler.core.model import Cluster, Job, Request
+from scheduler.core.own import Case
 from scheduler.core.place import Placer
 from scheduler.core.step import step
 from scheduler.core.terms import Terms
@@ -107,7 +108,7 @@ def test_the_dominant_resource_counts_by_weight() -> None:
 class Counting(Placer):
     asked = 0
 
-    def _choose(self, cluster: Cluster, job: Job) -> None:
+    def _choose(self, cluster: Cluster, job: Job, mine: Case | None) -> None:
         type(self).asked += 1
 
 

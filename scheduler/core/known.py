@@ -1,0 +1,130 @@
+"""Whether any host that is known could ever take a request, were it empty, whole and open.
+
+A host is known once its agent has told what it has, and stays so: one that is down, cordoned or in maintenance may come
+back. Units count however they are now, as they may be mended. So this must never call impossible what such a host could
+do one day as it is built and set up; hosts of one kind are asked once.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass, field, replace
+
+from .events import InventoryChanged
+from .facts import InventoryFact, UnitReport, UnitState
+from .fit import Fit, fit
+from .model import Cluster, Host, Request
+from .nearest import Miss, nearest
+from .ruled import labels_of
+from .rules import HOST, has
+from .step import step
+from .tables import HostState
+
+ANSWERS_KEPT = 1024  # shapes; all are forgotten when one more comes
+Kind = tuple[object, ...]
+
+
+@dataclass(slots=True)
+class _Alike:
+    """Hosts of one kind, and one of them as it would be: empty, whole and open."""
+
+    names: set[str]
+    host: Host
+
+
+@dataclass(slots=True)
+class Known:
+    """See the module docstring."""
+
+    _kind_of: dict[str, Kind] = field(default_factory=dict)
+    _alike: dict[Kind, _Alike] = field(default_factory=dict)
+    _answers: dict[Request, Miss | None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self._kind_of)
+
+    def update(self, name: str, fact: InventoryFact | None) -> None:
+        """A host tells what it has; or it is forgotten."""
+        before, after = self._kind_of.get(name), _kind(fact) if fact is not None else None
+        if before == after and not (before is not None and self._alike[before].host.name == name):
+            return
+        if before != after:
+            self._answers.clear()
+        if before is not None:
+            self._leave(name, before)
+        if fact is not None and after is not None:
+            self._kind_of[name] = after
+            alike = self._alike.setdefault(after, _Alike({name}, _empty(name, fact)))
+            alike.names.add(name)
+            if name < alike.host.name:  # whoever speaks for them does not depend on who came first
+                alike.host = _called(alike.host, name)
+
+    def _leave(self, name: str, kind: Kind) -> None:
+        del self._kind_of[name]
+        alike = self._alike[kind]
+        alike.names.discard(name)
+        if not alike.names:
+            del self._alike[kind]
+        elif alike.host.name == name:
+            alike.host = _called(alike.host, min(alike.names))
+
+    def impossible(self, request: Request) -> Miss | None:
+        """What comes nearest, if no host could ever take it; None: one could, or none is known."""
+        if request not in self._answers:
+            if len(self._answers) >= ANSWERS_KEPT:
+                self._answers.clear()
+            self._answers[request] = self._ask(request)
+        return self._answers[request]
+
+    def _ask(self, request: Request) -> Miss | None:
+        if (rules := request.rules) is not None and rules.near:  # whoever it is to be near may come yet
+            request = replace(request, rules=replace(rules, near=()))
+        verdicts = []
+        for host in self._hosts(request):
+            found = fit(host, request)
+            if isinstance(found, Fit):
+                return None
+            verdicts.append((host, found))
+        return nearest(verdicts, request)
+
+    def _hosts(self, request: Request) -> list[Host]:
+        """One of each kind, by name; all whose names the request may mean, if it names hosts."""
+        rules = request.rules
+        found = [alike.host for alike in self._alike.values()]
+        if rules is not None and any(name == HOST for name, _ in (*rules.hosts, *rules.not_hosts)):
+            found = [_called(alike.host, name) for alike in self._alike.values() for name in alike.names]
+            wanted = [pattern for pattern in rules.hosts if pattern[0] == HOST]
+            unwanted = [pattern for pattern in rules.not_hosts if pattern[0] == HOST]
+            named = [h for h in found if _named(h, wanted, unwanted)]
+            found = named or found
+        return sorted(found, key=lambda host: host.name)
+
+
+def _named(host: Host, wanted: list[tuple[str, str]], unwanted: list[tuple[str, str]]) -> bool:
+    labels = labels_of(host)
+    return all(has(labels, pattern) for pattern in wanted) and not any(has(labels, pattern) for pattern in unwanted)
+
+
+def _kind(fact: InventoryFact) -> Kind:
+    """All that placement minds of a host which is empty, whole and open, save its name."""
+    units = sorted((u.model, u.memory_mib, u.node, u.vendor, u.root) for u in fact.units)
+    nodes = tuple((node, tuple(map(len, cores)), memory_mib) for node, cores, memory_mib in fact.nodes)
+    pages = tuple((p.node, p.size_kib, p.total) for p in fact.hugepages)
+    return tuple(units), nodes, pages, fact.images, fact.labels
+
+
+def _empty(name: str, fact: InventoryFact) -> Host:
+    units = tuple(replace(unit, unfit="") for unit in fact.units)
+    pages = tuple(replace(found, free=found.total) for found in fact.hugepages)
+    cluster = Cluster()
+    step(cluster, InventoryChanged(name, replace(fact, units=units, hugepages=pages)), 0.0)
+    host = cluster.hosts[name]
+    host.state, host.session = HostState.READY, fact.session
+    host.reports = {unit.id: UnitReport(UnitState.FREE, fact.session, "") for unit in units}
+    return host
+
+
+def _called(host: Host, name: str) -> Host:
+    made = copy(host)
+    made.name = name
+    return made

@@ -1,0 +1,96 @@
+"""Which jobs no known host could ever take, and why, by what agents have told: kept up from a mirror, in turns.
+
+It decides nothing; `core/known.py` does. It must not hold others up: a large fleet's inventories are read a few at a
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from gpupool.store.keys import Kind
+from gpupool.v1 import inventory_pb2, job_pb2
+
+from .core.hugepages import size_name
+from .core.known import Known
+from .decode import inventory_of, request_of
+from .decode_rules import models_of
+from .mirror import Mirror
+
+TURN = 32  # inventories between two looks at what else there is to do
+
+_AtHand = tuple[frozenset[str], frozenset[str], frozenset[int]]
+
+
+class KnownHosts:
+    """See the module docstring."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._known = Known()
+        self._stale = {ids[0] for ids in mirror.ids(Kind.INVENTORY)}
+        self._at_hand: _AtHand | None = None
+        mirror.listen(self._noticed)
+
+    def _noticed(self, kind: Kind, ids: tuple[str, ...]) -> None:
+        if kind is Kind.INVENTORY:
+            self._stale.add(ids[0])
+            self._at_hand = None
+
+    async def refresh(self) -> None:
+        """Take in what was told since the last time."""
+        done = 0
+        while self._stale:
+            name = self._stale.pop()
+            wire = self._mirror.get(Kind.INVENTORY, inventory_pb2.Inventory, name)
+            self._known.update(name, inventory_of(wire) if wire is not None else None)
+            done += 1
+            if done % TURN == 0:
+                await asyncio.sleep(0)
+
+    def impossible(self, spec: job_pb2.JobSpec) -> list[str]:
+        """Why no known host could ever take a job of this spec, which has no faults.
+
+        Empty: one could, or none is known, or was not looked at yet.
+        """
+        missing = self.missing(spec)
+        if missing:
+            return missing
+        miss = self._known.impossible(request_of(spec))
+        return [f"no known host could ever take it, even if it were empty: {miss}"] if miss is not None else []
+
+    def missing(self, spec: job_pb2.JobSpec) -> list[str]:
+        """What the spec names that no known host has. With no host known, nothing can be said."""
+        if not self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory):
+            return []
+        models, images, page_sizes_kib = self._what_hosts_have()
+        missing = []
+        wanted = models_of(spec.gpus)
+        if wanted and not models.intersection(wanted):
+            have = ", ".join(sorted(models)) or "none"
+            one = len(wanted) == 1
+            what = (
+                f"gpus.model {wanted[0]!r}: no host has it" if one else f"gpus.models {wanted}: no host has any of them"
+            )
+            missing.append(f"{what}; GPU models at hand: {have}")
+        if spec.image and spec.image not in images:
+            have = ", ".join(sorted(images)) or "none"
+            missing.append(f"image {spec.image!r}: no host has it; images at hand: {have}")
+        if spec.vm.hugepage_size_kib and spec.vm.hugepage_size_kib not in page_sizes_kib:
+            have = ", ".join(map(size_name, sorted(page_sizes_kib))) or "none"
+            size = size_name(spec.vm.hugepage_size_kib)
+            missing.append(f"vm.hugepage_size_kib: no host has set pages of {size} aside; sizes at hand: {have}")
+        return missing
+
+    def _what_hosts_have(self) -> _AtHand:
+        """GPU models, images and sizes of hugepages that any host has.
+
+        Kept until an inventory changes, as reading all of a large fleet's takes a millisecond.
+        """
+        if self._at_hand is None:
+            inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory).values()
+            models = frozenset(u.model for i in inventories for u in i.units)
+            images = frozenset(name for i in inventories for name in i.images)
+            pages = (p for i in inventories for node in i.numa_nodes for p in node.hugepages if p.total)
+            self._at_hand = models, images, frozenset(p.size_kib for p in pages)
+        return self._at_hand
