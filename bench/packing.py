@@ -1,7 +1,8 @@
 """Decisions a second of the packing core: openb lists, and whole GPUs on hosts with two NUMA nodes, 1,000 and 10,000.
 
-No store, no network: the core alone, on one CPU. openb's files are not ours to ship: GPUPOOL_OPENB names the folder
-that has them (openb_node_list_gpu_node.csv, openb_pod_list_*.csv); without it those rows are left out.
+No store, no network: the core alone, on one CPU, in CPU time: it waits for nothing, and what else the machine does is
+not its own. openb's files are not ours to ship: GPUPOOL_OPENB names the folder that has them
+(openb_node_list_gpu_node.csv, openb_pod_list_*.csv); without it those rows are left out.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def _measured(hosts: int, seed: int) -> tuple[float, float]:
     rng = random.Random(seed)
     packer = Packer(fleet(hosts), Mix(Counter(JOBS)))
     queue = [rng.choice(JOBS) for _ in range(hosts * 4)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     placed = [taken for job in queue if (taken := packer.place(job)) is not None]
-    filling = len(queue) / (time.perf_counter() - begun)
+    filling = len(queue) / (time.process_time() - begun)
     used = sum(map(_gpus, placed))
     rng.shuffle(placed)
     while used > STEADY * hosts * 8:
@@ -89,7 +90,7 @@ def _measured(hosts: int, seed: int) -> tuple[float, float]:
         packer.free(taken)
     arrivals = [rng.choice(JOBS) for _ in range(ROUNDS)]
     ends = [rng.random() for _ in range(ROUNDS)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     for job, end in zip(arrivals, ends, strict=True):
         while used > STEADY * hosts * 8:
             place = int(end * len(placed))
@@ -101,7 +102,7 @@ def _measured(hosts: int, seed: int) -> tuple[float, float]:
         if taken_now is not None:
             placed.append(taken_now)
             used += _gpus(taken_now)
-    return filling, ROUNDS / (time.perf_counter() - begun)
+    return filling, ROUNDS / (time.process_time() - begun)
 
 
 def fleet(hosts: int) -> list[HostSize]:

@@ -79,7 +79,7 @@ class Fleet:
 
 
 @given(EVENTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_nothing_is_given_twice(events: list[tuple[str, object]]) -> None:
     fleet = Fleet()
     for event in events:
@@ -109,7 +109,7 @@ def test_nothing_is_given_twice(events: list[tuple[str, object]]) -> None:
 
 
 @given(EVENTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_index_is_what_one_built_anew_would_be(events: list[tuple[str, object]]) -> None:
     """So the decision follows from what is free, and not from how it came to be free; and a miss is a true miss."""
     fleet = Fleet()
@@ -122,7 +122,7 @@ def test_the_index_is_what_one_built_anew_would_be(events: list[tuple[str, objec
 
 
 @given(EVENTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_task_is_refused_only_if_no_host_has_room(events: list[tuple[str, object]]) -> None:
     fleet = Fleet()
     for event in events:
@@ -156,7 +156,7 @@ def _room(fleet: Fleet, size: HostSize, shape: Shape) -> bool:
 
 
 @given(EVENTS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_the_same_input_gives_the_same_decisions(events: list[tuple[str, object]]) -> None:
     first, second = Fleet(), Fleet()
     for event in events:
@@ -198,6 +198,8 @@ def test_no_price_where_demand_can_be_spread_evenly() -> None:
 
 def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.core.packing.index.SHAPES_KEPT", 8)
+    monkeypatch.setattr("scheduler.core.packing.states.STEPS_KEPT", 4)
+    monkeypatch.setattr("scheduler.core.packing.states.KEPT", 30)
     packer = Packer(SIZES, MIX)
     for n in range(400):
         taken = packer.place(Shape(100 + n % 40, 100 + n % 7, n % 50))
@@ -206,4 +208,5 @@ def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.
             packer.free(taken)
     index = packer._index
     assert len(index._shapes) <= 8
+    assert len(packer._states._known) <= 31
     assert all(len(heap.answers) < 200 for heaps in index._shapes.values() for _, heap in heaps)

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from .sizes import WHOLE, Shape
 from .states import Key, State, States, Step
 
-SHAPES_KEPT = 4096  # shapes; the oldest goes
+SHAPES_KEPT = 1024  # shapes; the oldest goes
 SLACK = 64  # answers of dead states that a heap may have beside twice as many as there are states
 
 Answer = tuple[float, Key, State, Step]
@@ -89,7 +89,7 @@ class Index:
             if state.number <= newest:
                 break
             if state.top >= one_gpu and state.cpu_milli >= cpu and state.memory_mib >= memory:
-                step = judge(state, need)
+                step = state.steps[need] if need in state.steps else judge(state, need)
                 if step is not None and (not models or state.model in models):
                     heappush(answers, (step.more, state.key, state, step))
         heap.newest = self._states.newest[kind]

@@ -13,6 +13,7 @@ Key = tuple[str, int, tuple[tuple[int, int, tuple[int, ...]], ...]]
 
 
 KEPT = 100_000  # states with what they answered; when there are more, those that no host is in go
+STEPS_KEPT = 256  # answers of one state
 
 
 class Step:
@@ -24,6 +25,10 @@ class Step:
         self.more = more  # is lost then
         self.nodes = nodes
         self.after: State | None = None
+
+    def __lt__(self, other: Step) -> bool:
+        """Steps of one state by one need are alike: where answers are sorted, neither is first."""
+        return False
 
 
 class State:
@@ -106,6 +111,8 @@ class States:
         """
         if shape in state.steps:
             return state.steps[shape]
+        if len(state.steps) >= STEPS_KEPT:
+            state.steps.clear()
         step = state.steps[shape] = self._step(state, shape)
         return step
 
