@@ -6,6 +6,7 @@ GPUs that there are. Each is placed for good or, if it fits nowhere, dropped. No
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections import Counter
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 
 from ..core.packing import HostSize, Mix, Packer, Shape
 from ..core.packing.sizes import WHOLE
+
+COLLECT_EVERY = 100_000  # objects made
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,10 @@ def run(hosts: Sequence[HostSize], tasks: Sequence[Shape], inflate: float, seed:
     capacity = WHOLE * sum(host.gpus for host in hosts)
     queue = arrivals(tasks, capacity, inflate, seed)
     counts = Counter(tasks)
+    limits = gc.get_threshold()
+    gc.set_threshold(
+        COLLECT_EVERY, *limits[1:]
+    )  # it would search all states each time, and finds nothing before the end
     begun = time.process_time()
     place = Packer(hosts, Mix(counts)).place
     asked = given = failed = 0
@@ -46,6 +53,7 @@ def run(hosts: Sequence[HostSize], tasks: Sequence[Shape], inflate: float, seed:
         if at_100 is None and asked >= capacity:
             at_100 = given
     spent_s = time.process_time() - begun
+    gc.set_threshold(*limits)
     first = given if at_100 is None else at_100
     return Run(seed, 100 * first / capacity, 100 * given / capacity, len(queue) / spent_s, len(queue), failed)
 

@@ -13,8 +13,8 @@ from scheduler.core.packing.pressure import prices
 
 SIZES = (
     HostSize("a", "T4", (NodeSize(52_000, 9_000, 2),)),
-    HostSize("b", "G2", (NodeSize(24_000, 8_000, 2), NodeSize(24_000, 8_000, 2))),
-    HostSize("c", "G2", (NodeSize(24_000, 8_000, 2), NodeSize(24_000, 8_000, 2))),
+    HostSize("b", "G2", (NodeSize(24_000, 4_000, 2), NodeSize(24_000, 4_000, 2))),
+    HostSize("c", "G2", (NodeSize(24_000, 4_000, 2), NodeSize(24_000, 4_000, 2))),
     HostSize("d", "T4", (NodeSize(52_000, 9_000, 2),)),
     HostSize("e", "V100", (NodeSize(16_000, 16_000, 4),)),
     HostSize("f", "V100", (NodeSize(16_000, 0, 1),)),
@@ -25,13 +25,14 @@ SHAPES = (
     Shape(470, 11_000, 1_000),
     Shape(500, 1_000, 4_000, ("T4",)),
     Shape(1000, 4_000, 1_000),
+    Shape(1000, 1_000, 2_500),
     Shape(1000, 12_000, 2_000, ("T4", "V100")),
     Shape(2000, 8_000, 3_000),
     Shape(4000, 12_001, 7_001),
     Shape(1000, 0, 0, ("H100",)),
 )
 UNSEEN = Shape(250, 2_000, 100)  # not in the mix
-MIX = Mix({shape: 1 + 3 * n for n, shape in enumerate(SHAPES)})
+MIX = Mix({shape: 60 if shape.models else 1 + 3 * n for n, shape in enumerate(SHAPES)})  # models are scarce
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("place"), st.sampled_from((*SHAPES, UNSEEN))),
@@ -84,6 +85,26 @@ def test_nothing_is_given_twice(events: list[tuple[str, object]]) -> None:
     fleet = Fleet()
     for event in events:
         fleet.do(event)
+    check(fleet)
+
+
+@pytest.mark.parametrize("first", range(len(SHAPES)))
+def test_a_fleet_is_filled_to_the_brim_and_no_further(first: int) -> None:
+    fleet = Fleet()
+    for shape in SHAPES[first:] + SHAPES[:first]:
+        fleet.do(("place", shape))
+        fleet.do(("place", shape))
+    for shape in (SHAPES[first:] + SHAPES[:first]) * 2:
+        count = -1
+        while count < len(fleet.taken):
+            count = len(fleet.taken)
+            fleet.do(("place", shape))
+    check(fleet)
+    assert not any(_room(fleet, size, shape) for size in SIZES for shape in SHAPES)
+
+
+def check(fleet: Fleet) -> None:
+    """Each task has what it asked for, and what hosts have left is what they had, less that."""
     used: Counter[tuple[str, int, str]] = Counter()
     for shape, taken in fleet.taken:
         given = 0
@@ -116,6 +137,7 @@ def test_the_index_is_what_one_built_anew_would_be(events: list[tuple[str, objec
     for event in events:
         fleet.do(event)
     rebuilt = fleet.rebuilt()
+    assert fleet.packer._current_prices() == rebuilt._current_prices()
     for shape in (*SHAPES, UNSEEN):
         kept, anew = fleet.packer.place(shape), rebuilt.place(shape)
         assert kept == anew

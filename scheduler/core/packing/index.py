@@ -47,8 +47,8 @@ class Index:
     def best(self, shape: Shape, prices: list[float]) -> tuple[State, Step] | None:
         """The state whose hosts lose least by the task, with what would then be free; None: it fits nowhere."""
         heaps = self._shapes.get(shape) or self._new_shape(shape)
-        newest = self._states.newest
-        least: tuple[float, Key] | None = None
+        newest, gpu = self._states.newest, shape[0]
+        least = 0.0
         found: Answer | None = None
         for kind, heap in heaps:
             if heap.newest != newest[kind]:
@@ -57,9 +57,10 @@ class Index:
             while answers and not answers[0][2].count:
                 heappop(answers)
             if answers:
-                rank = answers[0][0] + shape.gpu_milli * prices[kind], answers[0][1]
-                if least is None or rank < least:
-                    least, found = rank, answers[0]
+                first = answers[0]
+                score = first[0] + gpu * prices[kind]
+                if found is None or score < least or (score == least and first[1] < found[1]):
+                    least, found = score, first
         return (found[2], found[3]) if found is not None else None
 
     def _new_shape(self, shape: Shape) -> list[tuple[int, _Heap]]:

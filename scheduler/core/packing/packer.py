@@ -11,6 +11,8 @@ from .sizes import WHOLE, HostSize, Shape, Share, Taken
 from .states import Node, State, States, empty_nodes, first_host
 from .worth import Worth
 
+PRICES_KEPT = 4096
+
 
 class _Host:
     """One host, with what is free on each of its GPUs."""
@@ -38,6 +40,7 @@ class Packer:
         self._all = [0] * len(worth.classes)
         self._steps = [-1] * len(worth.classes)
         self._prices: list[float] | None = None
+        self._prices_at: dict[tuple[int, ...], list[float]] = {}
         self._state_of: list[State | None] = [None] * len(ordered)
         self._nodes_of = [empty_nodes(size, self._states.patterns) for size in ordered]
         for host in self._hosts:
@@ -53,18 +56,20 @@ class Packer:
         state, step = found
         place = first_host(state, self._state_of)
         host = self._hosts[place]
-        shares = tuple(
-            _share(number, before, after, host.free[number], shape.gpu_milli)
-            for number, (before, after) in enumerate(zip(state.nodes, step.nodes, strict=True))
-            if before is not after
-        )
-        self._count(state.kind, -shape.gpu_milli)
+        gpu_milli = shape.gpu_milli
+        shares = [
+            _share(number, before, step.nodes[number], host.free[number], gpu_milli)
+            for number, before in enumerate(state.nodes)
+            if before is not step.nodes[number]
+        ]
+        if gpu_milli:
+            self._count(state.kind, -gpu_milli)
         if step.after is None:
             step.after = self._states.of(state.model, state.node_gpus, step.nodes)
         self._nodes_of[place] = step.nodes
         self._states.leave(state)
         self._enter(place, step.after)
-        return Taken(host.size.name, shares)
+        return Taken(host.size.name, tuple(shares))
 
     def take(self, taken: Iterable[Taken]) -> None:
         """What tasks have already, by another's decision: it must be free."""
@@ -147,8 +152,13 @@ class Packer:
 
     def _current_prices(self) -> list[float]:
         if self._prices is None:
-            free = [step * total // STEPS for step, total in zip(self._steps, self._all, strict=True)]
-            self._prices = prices(self._demands, free)
+            steps = tuple(self._steps)
+            self._prices = self._prices_at.get(steps)
+            if self._prices is None:
+                if len(self._prices_at) >= PRICES_KEPT:
+                    self._prices_at.clear()
+                free = [step * total // STEPS for step, total in zip(steps, self._all, strict=True)]
+                self._prices = self._prices_at[steps] = prices(self._demands, free)
         return self._prices
 
 
