@@ -140,7 +140,7 @@ Examples:
 @click.option("--pm-reset-is-enough", is_flag=True, help="Trust a power cycle through D3hot to clean a GPU.")
 @click.option("--scrub-command", default="", help="Run between tenants, after a GPU's reset; exit code 0: it is clean.")
 @click.option("--scrub-timeout-s", default=600.0, help="Seconds for the scrub command.")
-@click.option("--label", "labels", multiple=True, help="key=value shown with the host; may be repeated.")
+@click.option("--label", "labels", multiple=True, help="key=value that jobs may ask for; may be repeated.")
 @click.option("--boot-id", hidden=True, help="Stand-in for the kernel's boot id, to rehearse reboots.")
 @click.option(
     "--give-back",

@@ -33,7 +33,8 @@ _MEANT = {
     "tags": "labels", "size": "size_mib", "mount": "path", "hugepages": "hugepage_size_kib",
     "hugepage_size": "hugepage_size_kib", "net": "network", "cloud_init": "user_data", "cloud-init": "user_data",
     "userdata": "user_data", "iommu": "guest_iommu", "vendor_id": "hypervisor_vendor_id", "type": "kind",
-    "interface": "source", "bridge": "source",
+    "interface": "source", "bridge": "source", "constraints": "placement", "affinity": "near", "anti_affinity": "apart",
+    "node_selector": "hosts", "nodeselector": "hosts", "exclusive": "whole_host", "locality": "within",
 }  # fmt: skip
 
 
