@@ -66,6 +66,10 @@ class Admission:
         self.epoch = cluster.capacity_epoch
         return None
 
+    def own_affair(self, job: Job) -> None:
+        """What kept this one out were hosts of its own: others of its shape may be luckier, and are to be asked."""
+        self.refused.discard((job.request, restartable(job)))
+
     @staticmethod
     def _restart(
         reserve: Reserve, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Collection[str]

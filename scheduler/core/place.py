@@ -92,6 +92,7 @@ class Placer:
             if choice is None:
                 if mine is not None:  # others of its shape may be luckier
                     self.own.hopeless.add(mine)
+                    self.admission.own_affair(job)
                 elif not self.admission.out(cluster, job):
                     self.hopeless.add(request)
                 continue

@@ -53,6 +53,12 @@ DEMANDS = (
         tests("unit/test_rules.py"),
     ),
     Mutant(
+        "room kept from one is kept from all",
+        "a job that may use few hosts only, whose room is kept for restarts, stops all others of its shape",
+        [Edit("scheduler/core/admission.py", "        self.refused.discard((job.request, restartable(job)))\n", "")],
+        tests("unit/test_rules.py"),
+    ),
+    Mutant(
         "nobody tells who waits for company",
         "a job that waits to be near another is not tried again when that one is placed",
         [Edit(MODEL, "self.capacity_epoch += 1  # somebody may have", "pass  # somebody may have")],

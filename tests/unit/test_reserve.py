@@ -28,11 +28,20 @@ from scheduler.core.place import Placer
 from scheduler.core.policy import BrakePolicy, Policy, ReservationPolicy
 from scheduler.core.reserve import Reserve
 from scheduler.core.room import Take, occupy, standing, trial
+from scheduler.core.rules import Rules, Within
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState, HostState, JobState
 
 KEEP = Policy(reservation=ReservationPolicy(hosts=1))
 WARN = Policy(reservation=ReservationPolicy(hosts=1, warn=True))
+ALONE = (("app", "x"),)
+DEMANDS = (
+    Rules(whole_host=True),
+    Rules(within=Within.NUMA_NODE),
+    Rules(hosts=(("rack", "r0"),)),
+    Rules(not_hosts=(("host", "h1"),)),
+    Rules(apart=ALONE, own=ALONE),
+)
 RACKS = Policy(reservation=ReservationPolicy(hosts=1, domain_label="rack", warn=True))
 
 
@@ -62,7 +71,8 @@ class World:
 
     def submit(self, request: Request, restarts: int) -> None:
         self.count += 1
-        job = Job(f"j{self.count:02}", request, self.count, self.now, max_restarts=restarts)
+        labels = request.rules.own if request.rules is not None else ()
+        job = Job(f"j{self.count:02}", request, self.count, self.now, max_restarts=restarts, labels=labels)
         step(self.cluster, JobSubmitted(job), self.now)
 
     def place(self) -> None:
@@ -136,7 +146,8 @@ def scene(seed: int) -> Scene:
 def _request(rng: random.Random) -> Request:
     gpus, model = rng.choice([0, 1, 1, 1, 2, 3]), rng.choice(["", "", "a100", "h100"])
     memory_mib, numa = rng.choice([512, 512, 1800]), rng.choice(list(NumaPolicy))
-    return Request("img", gpus, model, 0, rng.choice([1, 1, 2, 3]), memory_mib, numa)
+    rules = rng.choice(DEMANDS) if rng.random() < 0.25 else None
+    return Request("img", gpus, model, 0, rng.choice([1, 1, 2, 3]), memory_mib, numa, rules=rules)
 
 
 def restarts(cluster: Cluster, domain: Domain) -> list[Request]:

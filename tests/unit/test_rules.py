@@ -11,11 +11,13 @@ from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler.core.company import Company
 from scheduler.core.domains import restartable
-from scheduler.core.events import InventoryChanged, JobSubmitted
+from scheduler.core.events import HostIntentChanged, InventoryChanged, JobSubmitted
+from scheduler.core.facts import HostIntent
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
 from scheduler.core.model import Attempt, Job, Outcome, Request
 from scheduler.core.place import Placer
+from scheduler.core.policy import Policy, ReservationPolicy
 from scheduler.core.reasons import Reason, Refusal
 from scheduler.core.room import Take, occupy, standing, trial
 from scheduler.core.rules import Rules, Within
@@ -192,3 +194,25 @@ def test_units_of_which_nobody_knows_where_they_sit_are_not_near(within: Within)
     assert isinstance(found, Refusal)
     assert found.reason is Reason.UNITS_SCATTERED
     assert "it has 0 there at most; of 2 nobody knows where they sit" in found.detail
+
+
+def test_room_that_is_kept_from_one_with_a_history_is_not_kept_from_others_elsewhere() -> None:
+    cluster = cluster_of([(8, 1, 4096)], [("a", 0, True)] * 5, ("h1", "h2"))
+    shape = Request("img", 1, memory_mib=64)
+    for name, count, other in (("h1", 3, "h2"), ("h2", 1, "h1"), ("h2", 1, "h1")):
+        step(cluster, HostIntentChanged(other, HostIntent(cordoned=True)), 1.0)
+        for n in range(count):
+            restarts = 0 if len(cluster.jobs) == 4 else 10
+            step(cluster, JobSubmitted(Job(f"{name}-{len(cluster.jobs)}", shape, n, 1.0, max_restarts=restarts)), 1.0)
+        Placer().place(cluster, 2.0)
+        step(cluster, HostIntentChanged(other, HostIntent()), 1.0)
+    assert len(cluster.allocations) == 5
+    cluster.take_dirty()
+    cluster.policy = Policy(reservation=ReservationPolicy(hosts=1))
+    failed = Job("a", shape, 1, 1.0, max_restarts=0, max_failures_per_host=1, attempt_count=1)
+    failed.attempts.append(Attempt(1, "h1", (), 1.0, outcome=Outcome.START_FAILED))
+    for job in (failed, Job("b", shape, 2, 1.0, max_restarts=0)):
+        step(cluster, JobSubmitted(job), 3.0)
+    Placer().place(cluster, 4.0)
+    assert [a for a in sorted(cluster.allocations) if "-" not in a] == ["b.1"]
+    assert cluster.allocations["b.1"].host == "h1"
