@@ -9,6 +9,8 @@ from typing import Any
 from gpupool.client.requests import state_name
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from . import demands
+
 View = tuple[Sequence[str], list[list[str]]]
 
 JOBS = ("ID", "NAME", "STATE", "GPUS", "HOST", "ATTEMPT", "AGE")
@@ -98,7 +100,7 @@ def _job(job: job_pb2.Job, now_s: float) -> list[str]:
 def _job_wide(job: job_pb2.Job) -> list[str]:
     spec, attempts = job.spec, job.status.attempts
     return [
-        spec.gpus.model,
+        " or ".join(sorted({*spec.gpus.models, spec.gpus.model} - {""})),
         ",".join(attempts[-1].units) if attempts else "",
         str(spec.cpus),
         size(spec.memory_mib),
@@ -110,7 +112,6 @@ def _job_wide(job: job_pb2.Job) -> list[str]:
 def job_facts(job: job_pb2.Job, now_s: float) -> list[tuple[str, str]]:
     """What `show` says above the attempts."""
     spec, status = job.spec, job.status
-    gpus = f"{spec.gpus.count} {spec.gpus.model or 'of any model'}" if spec.gpus.count else "none"
     return [
         ("id", job.id),
         ("name", spec.name),
@@ -123,10 +124,11 @@ def job_facts(job: job_pb2.Job, now_s: float) -> list[tuple[str, str]]:
         ("not before", moment(status.not_before_s) if status.not_before_s > now_s else ""),
         ("image", spec.image),
         ("command", " ".join(spec.command)),
-        ("gpus", gpus),
+        ("gpus", demands.gpus(spec.gpus)),
         ("cpus", str(spec.cpus)),
         ("memory", size(spec.memory_mib)),
         ("numa", enum_name(job_pb2.NumaPolicy, spec.numa).lower()),
+        *demands.placement(spec.placement),
         *_vm_facts(spec.vm),
         ("priority", str(spec.priority or "")),
         ("volumes", ", ".join(f"{volume.name} {size(volume.size_mib)} at {volume.path}" for volume in spec.volumes)),

@@ -537,3 +537,18 @@ def test_wait_for_hosts(fake: FakeScheduler, gpupool: Run, spec: str) -> None:
     gpupool("submit", spec, "--wait-for-hosts")
     gpupool("submit", spec)
     assert [asked.allow_unavailable for asked in fake.asked] == [True, False]
+
+
+def test_show_says_what_a_job_demands(fake: FakeScheduler, gpupool: Run) -> None:
+    fake.jobs = {"j1": job("j1")}
+    assert "gpus:      1 of any model\n" in gpupool("show", "j1").out
+    wanted = fake.jobs["j1"].spec
+    wanted.gpus.models.extend(["h100", "a100"])
+    wanted.gpus.within, wanted.gpus.vendor = job_pb2.GPU_LOCALITY_PCIE_ROOT, "nvidia"
+    wanted.placement.hosts.update(zone="a", rack="r*")
+    wanted.placement.apart.update(app="web")
+    out = gpupool("show", "j1").out
+    assert "1 a100 or h100, by nvidia, below one PCIe root\n" in out
+    assert "hosts with:      rack=r*, zone=a\n" in out
+    assert "apart from jobs: app=web\n" in out
+    assert "whole host" not in out
