@@ -5,6 +5,7 @@ code, and changes nothing.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -124,6 +125,18 @@ BAD_SPECS = {
         spec(image="windows"),
         r"image 'windows': no host has it; images at hand: debian-numpy; .*--allow-unavailable",
     ),
+    "more GPUs than any host has": (
+        spec(gpus="{count: 3}"),
+        r"no known host could ever take it, even if it were empty: h1 has 1 unit too few; .*--allow-unavailable",
+    ),
+    "a host that nobody has": (
+        spec(placement="{hosts: {zone: c}}"),
+        r"no known host could ever take it, .*: h1 will not do: wants zone=c, it has no label zone; .*",
+    ),
+    "a vendor that nobody is": (
+        spec(gpus="{count: 1, vendor: nvidea}"),
+        r"gpus.vendor 'nvidea': amd, intel, nvidia, .*",
+    ),
     "shell line as command": (spec(command="echo hi"), r"line 3: command: must be a list, not 'echo hi'; write .*"),
     "no YAML": ("name: [unclosed\nimage: x\n", r"line 2, column 6: not YAML: .*"),
     "empty": ("", r"the text has no job; start with `image:` and `command:`, see examples/hello.yaml"),
@@ -139,6 +152,17 @@ BAD_SPECS = {
 async def test_a_bad_spec(shell: Shell, name: str) -> None:
     text, pattern = BAD_SPECS[name]
     refused(await shell.submit(text), 2, re.escape(str(shell.file)) + ": " + pattern)
+
+
+async def test_a_dry_run_changes_nothing_and_explains(shell: Shell) -> None:
+    done = await shell.submit(
+        spec(gpus="{count: 1}"), "--dry-run", "--vendor", "nvidia", "--require", "host=h1", "-o", "json"
+    )
+    (found,) = json.loads(done.output)
+    assert (done.code, found["state"], found["queue_position"]) == (0, "JOB_STATE_PENDING", 1), done
+    assert found["summary"].startswith("fits on h1; waits for its turn, 1 of 1")
+    done = await shell.submit(spec(gpus="{count: 3}"), "--dry-run")
+    assert (done.code, done.errors[0].count("h1 has 1 unit too few")) == (2, 1), done
 
 
 async def test_every_fault_is_told_at_once(shell: Shell) -> None:
