@@ -18,7 +18,7 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import lil_matrix
 
-from scheduler.core.packing.sizes import WHOLE, HostSize, Shape
+from scheduler.core.packing.sizes import WHOLE, HostSize, NodeSize, Shape
 from scheduler.simulate import traces
 
 
@@ -41,7 +41,7 @@ def bound(hosts: list[HostSize], tasks: list[Shape], arrived: float) -> float:
 
 
 def _solve(
-    kinds: Counter[tuple[str, object]], demand: dict[Shape, float], slices: list[int], patterns: list[dict[int, int]]
+    kinds: Counter[tuple[str, NodeSize]], demand: dict[Shape, float], slices: list[int], patterns: list[dict[int, int]]
 ) -> tuple[float, list[dict[int, float]]]:
     """The value, and for each kind of host what a slice of each size is worth in a GPU, less what a GPU is."""
     shapes, hosts = sorted(demand), sorted(kinds, key=repr)
@@ -54,7 +54,7 @@ def _solve(
     base = {kind: n * (3 + len(slices)) for n, kind in enumerate(hosts)}
     for kind, row in base.items():
         node = kind[1]
-        right[row : row + 3] = [kinds[kind] * amount for amount in (node.cpu_milli, node.memory_mib, node.gpus)]  # type: ignore[attr-defined]
+        right[row : row + 3] = [kinds[kind] * amount for amount in (node.cpu_milli, node.memory_mib, node.gpus)]
     for column, (shape, kind) in enumerate(columns):
         row = base[kind]
         gain[column] = -shape.gpu_milli

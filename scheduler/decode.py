@@ -93,6 +93,7 @@ def terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
         element=terms.Element(spec.array.id, spec.array.index, spec.array.parallel) if spec.array.id else None,
         queue=spec.queue or terms.DEFAULT_QUEUE,
         user=spec.user,
+        preemptible=spec.preemptible,
         stop_grace_s=spec.stop_grace_s or terms.Terms().stop_grace_s,
     )
 
@@ -199,6 +200,7 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         labels=labels_of(wire.spec.labels),
         apart=labels_of(wire.spec.placement.apart),
         whole_host=wire.spec.placement.whole_host,
+        preempted_for=wire.preempted_for,
     )
 
 

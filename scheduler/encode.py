@@ -142,6 +142,7 @@ def allocation(decided: Allocation, host: Host, spec: job_pb2.JobSpec) -> record
         unit_identities=decided.unit_identities,
         session_nonce=decided.session_nonce,
         stop_grace_s=decided.stop_grace_s,
+        preempted_for=decided.preempted_for,
         pci_addresses=addresses,
         numa_nodes=decided.nodes,
         cores=[inventory_pb2.CpuCore(threads=core) for core in decided.cores],

@@ -25,6 +25,7 @@ from .core.model import Allocation, Cluster, Dirty
 from .core.place import Placer, retract
 from .core.policy import Policy
 from .core.power import PowerOff, next_power_s
+from .core.preempt import Preempter
 from .core.step import step
 from .core.todo import EvidenceWanted, todo
 from .decode import fact
@@ -82,6 +83,7 @@ class Leader:
         self._wall = wall
         self._on_loaded = on_loaded
         self._placer = Placer()
+        self._preempter = Preempter()
         self._specs: dict[str, job_pb2.JobSpec] = {}
         self._inbox: list[Sequence[Change]] = []
         self._news = asyncio.Event()
@@ -127,6 +129,7 @@ class Leader:
             self._placer.place(self.cluster, now)
             await asyncio.sleep(0)  # after much work the lease may be due; nothing else touches the cluster
             drain(self.cluster, self._placer, now)
+            self._preempter.preempt(self.cluster, now)
             self._log_transitions()
             await self._commit(now)
             self._act(now)

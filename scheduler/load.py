@@ -17,6 +17,7 @@ from gpupool.store.port import KeyValue, StoreError
 from gpupool.v1 import job_pb2, records_pb2
 
 from .core import events, model
+from .core.books import Claim
 from .core.brake import consider
 from .core.fence import intent_noted, lost_unseen
 from .core.step import step
@@ -168,6 +169,8 @@ def _load_job(cluster: model.Cluster, job_id: str, spec: KeyValue | None, status
 def _load_allocation(cluster: model.Cluster, wire: records_pb2.Allocation) -> None:
     allocation = allocation_of(wire)
     cluster.reserve(allocation)
+    if allocation.preempted_for:
+        cluster.books.claims[allocation.preempted_for] = Claim(allocation.host)
     job = cluster.jobs.get(allocation.job)
     if job is None or job.allocation_id != allocation.id or job.cancel_reason is None:
         return  # what stops it, if anything does, is not that the user wants its end

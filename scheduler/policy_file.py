@@ -22,6 +22,7 @@ SECTIONS = {
     "flap": "flap",
     "failover": "reservation",
     "fair_share": "fair_share",
+    "preemption": "preemption",
 }  # in the file, in the core
 PLAIN = ("soft_guard_is_enough", "starts_at_once", "keep_finished_s")
 _ELSEWHERE = {

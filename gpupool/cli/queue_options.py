@@ -32,6 +32,7 @@ class Terms:
     keep: int | None = None
     array: tuple[int, int] | None = None
     queue: str | None = None
+    preemptible: bool = False
 
     def apply(self, client: Client, spec: JobSpec) -> None:
         """Change `spec` accordingly. Raises NotFound for a job that nobody knows."""
@@ -43,6 +44,7 @@ class Terms:
             for job in jobs:
                 spec.dependencies.extend(Dependency(job=each, when=when) for each in job_ids(client, job))
         spec.hold |= self.hold
+        spec.preemptible |= self.preemptible
         if self.queue is not None:
             spec.queue = self.queue
         spec.user = spec.user or user()
@@ -103,6 +105,9 @@ def queue_options(command: F) -> F:
 
     ends = (("any", "has ended, however"), ("not-ok", "has failed or was cancelled"), ("ok", "has succeeded"))
     with_terms = click.option("--hold", is_flag=True, help="Submit it on hold: `gpupool release` lets it start.")(
+        with_terms
+    )
+    with_terms = click.option("--preemptible", is_flag=True, help="Let it stop for any job of a higher priority.")(
         with_terms
     )
     with_terms = click.option("--queue", metavar="NAME", help='Instead of the queue in the file; else "default".')(

@@ -45,6 +45,7 @@ def job_facts(job: job_pb2.Job) -> list[tuple[str, str]]:
     return [
         ("array", f"{array.id}, element {array.index} of {array.count}" if array.id else ""),
         ("queue", spec.queue + (f", for {spec.user}" if spec.user else "")),
+        ("preemptible", "yes" if spec.preemptible else ""),
         ("depends on", ", ".join(f"{d.job} ({_when(d)})" for d in spec.dependencies)),
         *((what, f"{seconds} s" if seconds else "") for what, seconds in times),
         ("ending", job.status.ending if not job.status.finished_s else ""),

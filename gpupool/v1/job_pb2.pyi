@@ -685,6 +685,7 @@ class JobSpec(_message.Message):
     ARRAY_FIELD_NUMBER: _builtins.int
     QUEUE_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
+    PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     KEEP_S_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -714,6 +715,8 @@ class JobSpec(_message.Message):
     """empty: "default" """
     user: _builtins.str
     """who asks, for limits per user; nobody checks that it is true"""
+    preemptible: _builtins.bool
+    """stops for any job of a higher priority, and starts again when there is room"""
     keep_s: _builtins.int
     """seconds that its record is kept once it is finished; 0: as the site says"""
     @_builtins.property
@@ -771,12 +774,13 @@ class JobSpec(_message.Message):
         array: Global___Array | None = ...,
         queue: _builtins.str = ...,
         user: _builtins.str = ...,
+        preemptible: _builtins.bool = ...,
         keep_s: _builtins.int = ...,
         placement: Global___Placement | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "gpus", b"gpus", "placement", b"placement", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "placement", b"placement", "priority", b"priority", "queue", b"queue", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "user", b"user", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "placement", b"placement", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "user", b"user", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -337,6 +337,7 @@ class Allocation(_message.Message):
     MEMORY_MIB_PER_NODE_FIELD_NUMBER: _builtins.int
     UNIT_IDENTITIES_FIELD_NUMBER: _builtins.int
     SESSION_NONCE_FIELD_NUMBER: _builtins.int
+    PREEMPTED_FOR_FIELD_NUMBER: _builtins.int
     STOP_GRACE_S_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """<job>.<attempt>"""
@@ -354,6 +355,8 @@ class Allocation(_message.Message):
     """Unix time; 0: not"""
     session_nonce: _builtins.str
     """the session's; an agent runs nothing that names another"""
+    preempted_for: _builtins.str
+    """job that its place is kept for, once it has stopped"""
     stop_grace_s: _builtins.int
     """seconds from stop_requested_s to the VM's end; 0: as the spec says"""
     @_builtins.property
@@ -401,11 +404,12 @@ class Allocation(_message.Message):
         memory_mib_per_node: _abc.Iterable[_builtins.int] | None = ...,
         unit_identities: _abc.Iterable[_builtins.str] | None = ...,
         session_nonce: _builtins.str = ...,
+        preempted_for: _builtins.str = ...,
         stop_grace_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cores", b"cores", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "session", b"session", "session_nonce", b"session_nonce", "spec", b"spec", "stop_grace_s", b"stop_grace_s", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "unit_identities", b"unit_identities", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cores", b"cores", "created_s", b"created_s", "desired", b"desired", "host", b"host", "id", b"id", "job", b"job", "memory_mib", b"memory_mib", "memory_mib_per_node", b"memory_mib_per_node", "numa_nodes", b"numa_nodes", "pci_addresses", b"pci_addresses", "preempted_for", b"preempted_for", "session", b"session", "session_nonce", b"session_nonce", "spec", b"spec", "stop_grace_s", b"stop_grace_s", "stop_reason", b"stop_reason", "stop_requested_s", b"stop_requested_s", "unit_identities", b"unit_identities", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

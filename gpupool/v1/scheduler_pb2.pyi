@@ -51,6 +51,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_HOST_IN_MAINTENANCE: _Reason.ValueType  # 19
     REASON_HOST_STARTS_ENOUGH: _Reason.ValueType  # 20
     """as many VMs start there as may at once"""
+    REASON_KEPT_FOR_ANOTHER: _Reason.ValueType  # 60
+    """its room is kept for a job that others stopped for, or that waits for them"""
     REASON_RESERVED_FOR_FAILOVER: _Reason.ValueType  # 21
     """else not every job of some host could be restarted if it died"""
     REASON_HOST_TAKEN_WHOLE: _Reason.ValueType  # 40
@@ -97,6 +99,8 @@ REASON_HOST_DRAINING: Reason.ValueType  # 18
 REASON_HOST_IN_MAINTENANCE: Reason.ValueType  # 19
 REASON_HOST_STARTS_ENOUGH: Reason.ValueType  # 20
 """as many VMs start there as may at once"""
+REASON_KEPT_FOR_ANOTHER: Reason.ValueType  # 60
+"""its room is kept for a job that others stopped for, or that waits for them"""
 REASON_RESERVED_FOR_FAILOVER: Reason.ValueType  # 21
 """else not every job of some host could be restarted if it died"""
 REASON_HOST_TAKEN_WHOLE: Reason.ValueType  # 40

@@ -25,6 +25,10 @@ class Amounts(NamedTuple):
         """Whether no part is beyond the limit."""
         return self[0] <= limit[0] and self[1] <= limit[1] and self[2] <= limit[2]
 
+    def over_given(self, sure: Amounts) -> bool:
+        """Whether any part of which something is guaranteed is beyond that; what has no guarantee does not count."""
+        return any(0 < given < have for have, given in zip(self, sure, strict=True))
+
     def beyond(self, limit: Amounts) -> str:
         """The first part that is beyond the limit, in words with both values; "": none is."""
         for name, have, may in zip(_WORDS, self, limit, strict=True):

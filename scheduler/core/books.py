@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from .model import Job
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A place on a host that is kept for a job: what it needs, once those have left who are about to leave.
+
+    Those are all that were asked to stop; with `at_s` also all that are gone by then by their limits of time.
+    """
+
+    host: str
+    at_s: float = 0.0
+
+
 @dataclass(slots=True)
 class Books:
     """Kept up by `note`, which `Cluster.enqueue` calls whenever a job has changed."""
@@ -26,6 +37,8 @@ class Books:
     timers: Timers = field(default_factory=Timers)
     queues: Queues = field(default_factory=Queues)
     shares: Shares = field(default_factory=Shares)
+    preemptible: set[str] = field(default_factory=set)  # jobs that have a VM, and stop for others
+    claims: dict[str, Claim] = field(default_factory=dict)  # places that are kept, by job; claims.py
     arrays: Arrays = field(default_factory=Arrays)
     unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
 
@@ -36,6 +49,8 @@ class Books:
     def note(self, job: Job, due_s: float | None) -> None:
         """Something about the job has changed; `due_s` is when time next changes it."""
         self.timers.set(job.id, due_s)
+        if job.terms.preemptible:
+            (self.preemptible.add if job.allocation_id else self.preemptible.discard)(job.id)
         self.arrays.note(job)
         for other in job.terms.dependencies:
             self._depend(job, other.job)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import limits
+from . import claims, limits
 from .admission import kept_out
 from .fit import Fit, fit
 from .model import Cluster, Job
@@ -47,6 +47,7 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
             (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes
         ]
     kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
+    kept |= claims.told(cluster, job, [name for name, found in outcomes if isinstance(found, Fit)], now)
     verdicts = [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
@@ -54,7 +55,7 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts)
     if waits and job.message and waits[0] is not JobWait.HELD:
         summary += f" ({job.message})"
-    summary += ignored(cluster, job) + limits.in_words(job, now)
+    summary += claims.in_words(cluster, job) + ignored(cluster, job) + limits.in_words(job, now)
     position = cluster.pending.position(job.id, cluster.share)
     near = nearest([(cluster.hosts[name], refusal) for name, refusal in verdicts], request, at_once)
     return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near)

@@ -45,7 +45,9 @@ def _jobs(cluster: Cluster) -> Iterator[str]:
 
 def _quotas(cluster: Cluster) -> Iterator[str]:
     """What starts now must not bring a queue, or a user, beyond a limit; what ran before a limit was lowered may."""
-    started = {cluster.jobs[a.job].lane for i in cluster.dirty.created if (a := cluster.allocations.get(i)) is not None}
+    started = {
+        cluster.jobs[a.job].lane[:2] for i in cluster.dirty.created if (a := cluster.allocations.get(i)) is not None
+    }
     names = {queue for queue, _ in started} | {f"{queue}/{user}" for queue, user in started}
     over = cluster.books.queues.over() if started else {}
     yield from (f"queue {name}: uses {why}" for name, why in over.items() if name in names)

@@ -136,7 +136,7 @@ class Job:
     @property
     def lane(self) -> Lane:
         """Whose limits it shares."""
-        return self.terms.queue, self.terms.user
+        return self.terms.queue, self.terms.user, self.terms.time_limit_s
 
     @property
     def depends(self) -> bool:
@@ -198,6 +198,7 @@ class Allocation:
     labels: Labels = ()  # of its job
     apart: Labels = ()  # keeps jobs with such labels off its host
     whole_host: bool = False  # keeps everybody off its host
+    preempted_for: str = ""  # the job that it stops for
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from heapq import nsmallest
 from operator import itemgetter
 from typing import Any
 
-from . import brake, failovers, hold, order, upkeep
+from . import brake, claims, failovers, hold, order, upkeep
 from .admission import TRIES, Admission, Choice
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
@@ -63,6 +63,7 @@ class Placer:
     admission: Admission = field(default_factory=Admission)
     own: Own = field(default_factory=Own)
     turn: int = 0
+    barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
     taken: list[str] = field(default_factory=list)  # the host of each placement in this turn, which changes no other
 
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
@@ -78,7 +79,8 @@ class Placer:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
         self._next_turn()
-        placed = 0
+        kept = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
+        placed = sum(self._place(cluster, job, case(cluster, job), now) for job in kept)
         full: set[tuple[Request, Lane]] = set()  # shapes for which a queue, or one of its users, has no room left
         for job_id, request in cluster.pending.offers(self.hopeless, cluster.share, full):
             job = cluster.jobs[job_id]
@@ -88,22 +90,31 @@ class Placer:
             mine = case(cluster, job)
             if self.admission.out(cluster, job) or self.own.out(cluster, mine):
                 continue
-            choice = self._choose(cluster, job, mine)
-            if choice is None:
-                if mine is not None:  # others of its shape may be luckier
+            if not self._place(cluster, job, mine, now):
+                if self.barred:  # until a claim ends, which is told by nobody
+                    full.update({(request, job.lane)} if mine is None else ())
+                elif mine is not None:  # others of its shape may be luckier
                     self.own.hopeless.add(mine)
                     self.admission.own_affair(job)
                 elif not self.admission.out(cluster, job):
                     self.hopeless.add(request)
                 continue
-            _bind(cluster, job, choice.host, choice.fit, now)
-            self.admission.placed(job, choice)
-            self.taken.append(choice.host.name)
             placed += 1
             if placed >= limit:
                 break
         failovers.look(cluster, now)
         return placed
+
+    def _place(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> bool:
+        """Place one job, if any host may take it."""
+        choice = None if cluster.books.queues.refusal(job) else self._choose(cluster, job, mine, now)
+        if choice is None:
+            return False
+        _bind(cluster, job, choice.host, choice.fit, now)
+        cluster.books.claims.pop(job.id, None)
+        self.admission.placed(job, choice)
+        self.taken.append(choice.host.name)
+        return True
 
     def _next_turn(self) -> None:
         """Whatever a host may have gone through meanwhile: it is asked anew."""
@@ -115,9 +126,12 @@ class Placer:
         self._next_turn()
         return [rank[3] for rank, _ in sorted(self._ranking(cluster, request).fits.values(), key=itemgetter(0))]
 
-    def _choose(self, cluster: Cluster, job: Job, mine: Case | None) -> Choice | None:
+    def _choose(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> Choice | None:
         """The best host for the job that may take it, with what it would take there."""
         fits = self.own.left(cluster, mine, self._ranking(cluster, mine[0] if mine else job.request).fits)
+        self.barred = claims.barred(cluster, job, fits, now)
+        if self.barred:
+            fits = {name: found for name, found in fits.items() if name not in self.barred}
         if not fits:
             return None
         shun, want = _hosts_by_history(job)

@@ -49,6 +49,13 @@ class FairSharePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class PreemptionPolicy:
+    """Whether any job stops for one of a higher priority that waits; else only those that say so themselves."""
+
+    lower_priority: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What the site decides.
 
@@ -64,4 +71,5 @@ class Policy:
     flap: FlapPolicy = field(default_factory=FlapPolicy)
     reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
     keep_finished_s: float = 7 * 86400.0
+    preemption: PreemptionPolicy = field(default_factory=PreemptionPolicy)
     fair_share: FairSharePolicy = field(default_factory=FairSharePolicy)

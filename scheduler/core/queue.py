@@ -1,9 +1,10 @@
 """The pending queue: jobs in order, grouped by shape and lane, so that a shape which does not fit is asked about once.
 
-A lane is whose limits and share a job has: its queue and its user. Order is a total order of keys that end in the job's
-id, with the lane's share in between: (lost first, restart priority, priority, share, arrival, id). Shares change at any
-time, so they are asked for when jobs are offered: they can only grow while jobs are placed. A job that must wait for a
-time is not offered before it, and one that waits for something else (a time of infinity) not at all.
+A lane is whose limits and share a job has, and its limit of time: what else decides whether it may start. Order is a
+total order of keys that end in the job's id, with the lane's share in between: (lost first, restart priority, priority,
+share, arrival, id). Shares change at any time, so they are asked for when jobs are offered: they can only grow while
+jobs are placed. A job that must wait for a time is not offered before it, and one that waits for something else (a time
+of infinity) not at all.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from math import inf
 from typing import Generic, TypeVar
 
 Key = tuple[int, int, int, int, str]  # ends in the job's id
-Lane = tuple[str, str]  # queue and user
+Lane = tuple[str, str, int]  # queue, user, time limit
 Share = Callable[[Lane], float]
 Shape = TypeVar("Shape", bound=Hashable)
 
-NO_LANE: Lane = ("", "")
+NO_LANE: Lane = ("", "", 0)
 _BEFORE_SHARE = 3  # parts of a key that go before the share
 
 

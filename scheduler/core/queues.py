@@ -18,7 +18,8 @@ from .terms import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
     from .model import Allocation, Job
-    from .queue import Lane
+
+_Who = tuple[str, str]  # queue and user
 
 
 class Closed(Enum):
@@ -35,9 +36,9 @@ class Queues:
 
     known: dict[str, QueueIntent] = field(default_factory=lambda: {DEFAULT_QUEUE: QueueIntent(DEFAULT_QUEUE)})
     used: dict[str, Amounts] = field(default_factory=dict)  # by queue
-    by_user: dict[Lane, Amounts] = field(default_factory=dict)
-    jobs: Counter[Lane] = field(default_factory=Counter)  # that run or start, by queue and user
-    taken: dict[str, tuple[Lane, Amounts]] = field(default_factory=dict)  # by allocation
+    by_user: dict[_Who, Amounts] = field(default_factory=dict)
+    jobs: Counter[_Who] = field(default_factory=Counter)  # that run or start, by queue and user
+    taken: dict[str, tuple[_Who, Amounts]] = field(default_factory=dict)  # by allocation
     _tenants: dict[str, list[str]] = field(default_factory=dict)  # queues by tenant, as far as known
 
     def changed(self, name: str, intent: QueueIntent | None) -> None:
@@ -65,7 +66,7 @@ class Queues:
         """An allocation is made, or told of once more."""
         if job is None or allocation.id in self.taken:
             return
-        lane, asked = job.lane, asked_for(job)
+        lane, asked = job.lane[:2], asked_for(job)
         self.taken[allocation.id] = lane, asked
         self.used[lane[0]] = self.used.get(lane[0], NOTHING).plus(asked)
         self.by_user[lane] = self.by_user.get(lane, NOTHING).plus(asked)
@@ -84,7 +85,7 @@ class Queues:
 
     def refusal(self, job: Job) -> tuple[Closed, str] | None:
         """Why nothing like the job of its queue and user may start now; None: it may."""
-        queue, user = lane = job.lane
+        queue, user = lane = job.lane[:2]
         wanted = self.known.get(queue)
         if wanted is None:
             return Closed.QUEUE, f"its queue {queue!r} does not exist any more; `gpupool queue create` makes it"

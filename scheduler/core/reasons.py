@@ -39,6 +39,7 @@ class Reason(Enum):
     NUMA_SPLIT = 14
     FAILED_BEFORE = 48
     RESERVED_FOR_FAILOVER = 21
+    KEPT_FOR_ANOTHER = 60
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,3 +46,4 @@ class Terms:
     element: Element | None = None
     queue: str = DEFAULT_QUEUE
     user: str = ""
+    preemptible: bool = False  # stops for any job of a higher priority

@@ -9,6 +9,7 @@ from scheduler.core.drain import drain, stopping
 from scheduler.core.facts import Drain
 from scheduler.core.model import Cluster
 from scheduler.core.place import Placer
+from scheduler.core.preempt import Preempter
 
 
 class Planned:
@@ -45,6 +46,7 @@ class Planned:
     def ask_to_stop(self) -> None:
         """What the leader does after placing."""
         drain(self.cluster, self.placer, self.now)
+        Preempter().preempt(self.cluster, self.now)
         for allocation_id in sorted(self.cluster.allocations):
             a = self.cluster.allocations[allocation_id]
             if a.stop_reason and a.stop_requested_s == self.now:

@@ -26,6 +26,7 @@ def wire_terms(terms: Terms) -> dict[str, Any]:
         "stop_grace_s": terms.stop_grace_s,
         "queue": terms.queue,
         "user": terms.user,
+        "preemptible": terms.preemptible,
         "array": job_pb2.Array(id=e.array, index=e.index, parallel=e.parallel, count=9)
         if (e := terms.element)
         else None,
@@ -72,14 +73,23 @@ class Queued:
     def queued(
         self, *, ok: str = "", any: str = "", not_ok: str = "", held: str = "", limit: str = "0",  # noqa: A002
         start: str = "0", end: str = "0", keep: str = "0", grace: str = "15", array: str = "",
-        queue: str = "default", user: str = "",
+        queue: str = "default", user: str = "", preemptible: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         """Fields of a job: `ok=a,b` waits for jobs to succeed, `held=yes` is submitted on hold; times in seconds."""
         pairs = ((ok, When.OK), (any, When.ANY), (not_ok, When.NOT_OK))
         dependencies = tuple(Dependency(job, when) for jobs, when in pairs for job in jobs.split(",") if job)
         fields: dict[str, Any] = {
             "terms": Terms(
-                dependencies, int(limit), int(start), int(end), int(keep), int(grace), _element(array), queue, user
+                dependencies,
+                int(limit),
+                int(start),
+                int(end),
+                int(keep),
+                int(grace),
+                _element(array),
+                queue,
+                user,
+                bool(preemptible),
             )
         }
         if held:

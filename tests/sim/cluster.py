@@ -20,7 +20,7 @@ from gpupool.store import keys
 from gpupool.store.port import Put, Store, StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.core import model as core
-from scheduler.core.policy import Policy, ReservationPolicy
+from scheduler.core.policy import Policy, PreemptionPolicy, ReservationPolicy
 from scheduler.deathwatch import never
 from scheduler.intents import ApiError
 from scheduler.jobs_api import JobsApi
@@ -47,7 +47,7 @@ REPLICAS = ("s1", "s2")
 # its place. Together with anything that may end the session it is what ARCHITECTURE.md calls "What a soft guard cannot
 # do", so nothing else befalls such a machine, or the store, within this time; and a whole machine never freezes.
 SOFT_GUARD_ALONE_S = 12.0
-QUEUE = records_pb2.QueueIntent(limit=records_pb2.Amounts(gpus=2), user_jobs=1)
+QUEUE = records_pb2.QueueIntent(limit=records_pb2.Amounts(gpus=2), guaranteed=records_pb2.Amounts(gpus=1), user_jobs=1)
 SITES = ("simulated", "trusting", "powered")
 KEEPS_ROOM, WATCHES_DEATHS = 0.35, 0.5  # shares of the seeds whose site does so
 
@@ -73,6 +73,7 @@ class Cluster:
             soft_guard_is_enough=self.site == "trusting",
             powered=names,
             reservation=ReservationPolicy(hosts=1 if self.keeps_room else 0),
+            preemption=PreemptionPolicy(Random(f"{world.seed}/preempt").random() < 0.3),
         )
         self.replicas: dict[str, Replica] = {}
         if self.keeps_room:

@@ -19,6 +19,9 @@ FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STAT
 HEARD_S = 15.0
 """By then a leader has heard of an operator's wish, or leads no more."""
 
+MANY = 60
+"""Attempts of one job, that nothing here can cost it: others would stop it again and again."""
+
 
 class Never:
     """The checks. `clocks_right`: no replica's date is wrong now, or times that are stored mean little."""
@@ -87,6 +90,8 @@ class Never:
         before = self.finished.get(key)
         if status.state in FINAL:
             self.finished[key] = status.state
+        if status.attempt_count > MANY:
+            yield f"{key} is in attempt {status.attempt_count}: {status.message}"
         if before is not None and before != status.state:
             yield f"{key} was {before} and is {status.state}"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler.core.queue import Lane, PendingQueue, Share
 
 JOBS = st.sampled_from([f"j{n}" for n in range(8)])
-LANES = st.sampled_from([("q", "ann"), ("q", "bob"), ("r", "ann")])
+LANES = st.sampled_from([("q", "ann", 0), ("q", "bob", 0), ("r", "ann", 0)])
 SHAPES = ("small", "large", "odd")
 ACTIONS = st.lists(
     st.one_of(
@@ -90,13 +90,13 @@ def test_shares_grow_as_jobs_are_taken(jobs: list[tuple[Lane, str, int]]) -> Non
 
 def test_what_a_lane_is_shut_for_is_not_asked_again() -> None:
     queue: PendingQueue[str] = PendingQueue()
-    for n, lane in enumerate([("q", "a"), ("q", "a"), ("q", "b"), ("q", "a")]):
+    for n, lane in enumerate([("q", "a", 0), ("q", "a", 0), ("q", "b", 0), ("q", "a", 0)]):
         queue.add(f"j{n}", "s", (1, 0, 0, n, f"j{n}"), 0.0, lane)
     shut: set[tuple[str, Lane]] = set()
     offered = []
     for job, shape in queue.offers(set(), shut=shut):
         offered.append(job)
-        shut.add((shape, ("q", "a")))
+        shut.add((shape, ("q", "a", 0)))
     assert offered == ["j0", "j2"]
 
 

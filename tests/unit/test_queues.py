@@ -102,13 +102,13 @@ def test_the_dominant_resource_counts_by_weight() -> None:
     step(cluster, QueueChanged("q", QueueIntent("q", weight=2)), 0.0)
     cluster.books.queues.used["q"] = Amounts(1, 50, 100)
     cluster.books.queues.used["r"] = Amounts(3, 10, 100)
-    assert (cluster.share(("q", "")), cluster.share(("r", ""))) == (0.25, 0.3)
+    assert (cluster.share(("q", "", 0)), cluster.share(("r", "", 0))) == (0.25, 0.3)
 
 
 class Counting(Placer):
     asked = 0
 
-    def _choose(self, cluster: Cluster, job: Job, mine: Case | None) -> None:
+    def _choose(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> None:
         type(self).asked += 1
 
 
