@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from gpupool.embedded.etcd import die_with_us
@@ -123,14 +124,24 @@ class Fuse:
 
 
 def _make_cgroup(name: str) -> Path | None:
+    """One of its own: several clusters of one process may have hosts of one name."""
     for root in CGROUP_ROOTS:
         if (root / "cgroup.procs").exists() and os.access(root, os.W_OK):
-            path = root / name
             with contextlib.suppress(OSError):
-                path.mkdir(exist_ok=True)
+                path = _new_folder(root / name)
                 if (path / "cgroup.kill").exists():
                     return path
+                path.rmdir()
     return None
+
+
+def _new_folder(path: Path) -> Path:
+    for number in count(2):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            break
+        path = path.with_name(f"{path.name.partition('.')[0]}.{number}")
+    return path
 
 
 def _naming(folder: Path) -> Iterable[int]:
