@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from .events import InventoryChanged
 from .facts import InventoryFact, UnitReport, UnitState
 from .fit import Fit, fit
 from .model import Cluster, Host, Request
 from .nearest import Miss, nearest
-from .ruled import labels_of
-from .rules import HOST, has
+from .rules import HOST
 from .step import step
 from .tables import HostState
 
@@ -54,7 +54,9 @@ class Known:
             self._leave(name, before)
         if fact is not None and after is not None:
             self._kind_of[name] = after
-            alike = self._alike.setdefault(after, _Alike({name}, _empty(name, fact)))
+            alike = self._alike.get(after)
+            if alike is None:
+                alike = self._alike[after] = _Alike({name}, _empty(name, fact))
             alike.names.add(name)
             if name < alike.host.name:  # whoever speaks for them does not depend on who came first
                 alike.host = _called(alike.host, name)
@@ -88,21 +90,22 @@ class Known:
         return nearest(verdicts, request)
 
     def _hosts(self, request: Request) -> list[Host]:
-        """One of each kind, by name; all whose names the request may mean, if it names hosts."""
+        """One of each kind, by name: one that the request may mean, if it names hosts."""
         rules = request.rules
-        found = [alike.host for alike in self._alike.values()]
-        if rules is not None and any(name == HOST for name, _ in (*rules.hosts, *rules.not_hosts)):
-            found = [_called(alike.host, name) for alike in self._alike.values() for name in alike.names]
-            wanted = [pattern for pattern in rules.hosts if pattern[0] == HOST]
-            unwanted = [pattern for pattern in rules.not_hosts if pattern[0] == HOST]
-            named = [h for h in found if _named(h, wanted, unwanted)]
-            found = named or found
+        wanted = [value for name, value in rules.hosts if name == HOST] if rules is not None else []
+        unwanted = [value for name, value in rules.not_hosts if name == HOST] if rules is not None else []
+        found = []
+        for alike in self._alike.values():
+            host = alike.host
+            if wanted or unwanted:
+                meant = (n for n in alike.names if _meant(n, wanted, unwanted))
+                host = _called(host, min(meant, default=host.name))
+            found.append(host)
         return sorted(found, key=lambda host: host.name)
 
 
-def _named(host: Host, wanted: list[tuple[str, str]], unwanted: list[tuple[str, str]]) -> bool:
-    labels = labels_of(host)
-    return all(has(labels, pattern) for pattern in wanted) and not any(has(labels, pattern) for pattern in unwanted)
+def _meant(name: str, wanted: list[str], unwanted: list[str]) -> bool:
+    return all(fnmatchcase(name, p) for p in wanted) and not any(fnmatchcase(name, p) for p in unwanted)
 
 
 def _kind(fact: InventoryFact) -> Kind:

@@ -58,7 +58,10 @@ def test_labels_and_names() -> None:
     assert found.impossible(Request("img", rules=Rules(hosts=(("zone", "b"),)))) is None
     assert found.impossible(Request("img", rules=Rules(hosts=(("zone", "c"),)))) is not None
     assert found.impossible(Request("img", 2, rules=Rules(hosts=(("host", "h2"),)))) is None
-    assert str(found.impossible(Request("img", 4, rules=Rules(hosts=(("host", "h[12]"),))))) == "h1 has 2 units too few"
+    both = found.impossible(Request("img", 4, rules=Rules(hosts=(("host", "h[12]"),))))
+    assert str(both) == "h1 has 2 units too few"
+    found.update("h0", fact(zone="b"))  # speaks for h2 as well, but is not meant
+    assert found.impossible(Request("img", 2, rules=Rules(hosts=(("host", "h2"),), not_hosts=(("zone", "a"),)))) is None
     assert found.impossible(Request("img", 4, rules=Rules(not_hosts=(("host", "h3"),)))) is not None
     assert found.impossible(Request("img", rules=Rules(hosts=(("host", "h9"),)))) is not None
 
