@@ -28,11 +28,11 @@ SHAPES = (
     Shape(1000, 1_000, 2_500),
     Shape(1000, 12_000, 2_000, ("T4", "V100")),
     Shape(2000, 8_000, 3_000),
-    Shape(4000, 12_001, 7_001),
+    Shape(4000, 12_001, 2_001),
     Shape(1000, 0, 0, ("H100",)),
 )
 UNSEEN = Shape(250, 2_000, 100)  # not in the mix
-MIX = Mix({shape: 60 if shape.models else 1 + 3 * n for n, shape in enumerate(SHAPES)})  # models are scarce
+MIX = Mix({shape: 14 if shape.models else 1 + 3 * n for n, shape in enumerate(SHAPES)})  # models are scarce
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("place"), st.sampled_from((*SHAPES, UNSEEN))),
@@ -232,3 +232,31 @@ def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.
     assert len(index._shapes) <= 8
     assert len(packer._states._known) <= 31
     assert all(len(heap.answers) < 200 for heaps in index._shapes.values() for _, heap in heaps)
+
+
+def test_prices_come_down_when_tasks_end() -> None:
+    hosts = [HostSize("a", "T4", (NodeSize(96, 96, 4),)), HostSize("b", "G2", (NodeSize(96, 96, 4),))]
+    packer = Packer(hosts, Mix({Shape(1000, 1, 1): 1, Shape(1000, 1, 1, ("T4",)): 1}))
+    before = list(packer._current_prices())
+    taken = [packer.place(Shape(1000, 1, 1, ("T4",))) for _ in range(4)]
+    assert packer._current_prices() != before
+    for one in taken:
+        assert one is not None
+        packer.free(one)
+    assert packer._current_prices() == before
+
+
+def test_a_task_for_all_nodes_needs_room_on_each() -> None:
+    wide = Shape(4000, 4, 4)
+    packer = Packer(
+        [HostSize("a", "G2", (NodeSize(96, 96, 2), NodeSize(96, 96, 2)))], Mix({wide: 1, Shape(1, 1, 1): 9})
+    )
+    small = packer.place(Shape(1000, 1, 1))
+    assert small is not None
+    assert packer.place(wide) is None
+    packer.free(small)
+    taken = packer.place(wide)
+    assert taken is not None
+    assert [(share.node, share.gpus, share.cpu_milli, share.memory_mib) for share in taken.shares] == [
+        (0, (0, 1), 2, 2), (1, (0, 1), 2, 2),
+    ]  # fmt: skip
