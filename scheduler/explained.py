@@ -15,6 +15,7 @@ def explained(found: Explanation) -> scheduler_pb2.Explanation:
     wire = scheduler_pb2.Explanation(
         summary=found.summary,
         queue_position=found.position,
+        estimated_start_s=found.start_s,
         reasons=[
             scheduler_pb2.ReasonCount(reason=scheduler_pb2.Reason.Value(f"REASON_{reason.name}"), hosts=count)
             for reason, count in found.counts

@@ -23,6 +23,7 @@ SECTIONS = {
     "failover": "reservation",
     "fair_share": "fair_share",
     "preemption": "preemption",
+    "backfill": "backfill",
 }  # in the file, in the core
 PLAIN = ("soft_guard_is_enough", "starts_at_once", "keep_finished_s")
 _ELSEWHERE = {
@@ -152,6 +153,7 @@ _BOUNDS: dict[str, Callable[[Any], str]] = {
     "starts_at_once": _between(0, 10_000, "0 to 10000 are possible; 0 means any number"),
     "keep_finished_s": _none_or(60.0, 31_536_000.0, "60 to 31536000 seconds are possible; 0: finished jobs stay"),
     "fair_share.half_life_s": _none_or(60.0, 31_536_000.0, "60 to 31536000 seconds are possible; 0: no memory"),
+    "backfill.reservations": _between(0, 100, "0 to 100 are possible; 0: any job may pass any other"),
     "brake.hosts": _none_or(2, 1_000_000, _EVERY),
     "brake.share": _between(0.0, 1.0, "it is a part of all hosts, such as 0.34 for a third; 0 for no such bound"),
     "brake.at_least": _between(2, 1_000_000, "the loss of one host alone would stop all restarts; 2 or more"),

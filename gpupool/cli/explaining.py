@@ -29,8 +29,9 @@ def show(found: scheduler_pb2.Explanation, *, wide: bool) -> None:
     facts = [("id", found.id), ("state", state_name(found.state)), ("summary", found.summary)]
     facts += [("impossible", why) for why in found.impossible]
     near = "" if found.wait or found.impossible else found.nearest.summary  # what keeps the job itself comes first
-    position = str(found.queue_position or "")
-    pairs([*facts, ("nearest miss", near), ("waits for", _WAITS.get(found.wait, "")), ("queue position", position)])
+    facts += [("nearest miss", near), ("waits for", _WAITS.get(found.wait, ""))]
+    facts += [("queue position", str(found.queue_position or "")), ("room by", views.moment(found.estimated_start_s))]
+    pairs(facts)
     if found.reasons:
         click.echo()
         table(("HOSTS", "REASON"), [[str(count.hosts), _reason(count.reason)] for count in found.reasons])

@@ -518,6 +518,7 @@ class Explanation(_message.Message):
     REASONS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    ESTIMATED_START_S_FIELD_NUMBER: _builtins.int
     NEAREST_FIELD_NUMBER: _builtins.int
     IMPOSSIBLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
@@ -528,6 +529,8 @@ class Explanation(_message.Message):
     """1 is next; 0: it does not wait"""
     wait: Global___JobWait.ValueType
     """what keeps the job itself, whatever hosts there are"""
+    estimated_start_s: _builtins.float
+    """Unix time: some host has room by then, by declared limits; 0: nobody knows"""
     @_builtins.property
     def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReasonCount]:
         """most hosts first"""
@@ -554,12 +557,13 @@ class Explanation(_message.Message):
         reasons: _abc.Iterable[Global___ReasonCount] | None = ...,
         hosts: _abc.Iterable[Global___HostVerdict] | None = ...,
         wait: Global___JobWait.ValueType = ...,
+        estimated_start_s: _builtins.float = ...,
         nearest: Global___NearestMiss | None = ...,
         impossible: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["nearest", b"nearest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "id", b"id", "impossible", b"impossible", "nearest", b"nearest", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated_start_s", b"estimated_start_s", "hosts", b"hosts", "id", b"id", "impossible", b"impossible", "nearest", b"nearest", "queue_position", b"queue_position", "reasons", b"reasons", "state", b"state", "summary", b"summary", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,6 +37,7 @@ class Books:
     timers: Timers = field(default_factory=Timers)
     queues: Queues = field(default_factory=Queues)
     shares: Shares = field(default_factory=Shares)
+    limited: set[str] = field(default_factory=set)  # jobs that have a VM, and a limit of time
     preemptible: set[str] = field(default_factory=set)  # jobs that have a VM, and stop for others
     claims: dict[str, Claim] = field(default_factory=dict)  # places that are kept, by job; claims.py
     arrays: Arrays = field(default_factory=Arrays)
@@ -49,6 +50,8 @@ class Books:
     def note(self, job: Job, due_s: float | None) -> None:
         """Something about the job has changed; `due_s` is when time next changes it."""
         self.timers.set(job.id, due_s)
+        if job.terms.time_limit_s or job.terms.end_within_s:
+            (self.limited.add if job.allocation_id else self.limited.discard)(job.id)
         if job.terms.preemptible:
             (self.preemptible.add if job.allocation_id else self.preemptible.discard)(job.id)
         self.arrays.note(job)

@@ -45,11 +45,13 @@ def look(cluster: Cluster, now: float) -> list[str]:
         waits = job is not None and job.state is JobState.PENDING and not cluster.pending.parked(job_id)
         if not waits or job is None or host is None or not _holds(cluster, host, job, claim, now):
             del cluster.books.claims[job_id]
-    return sorted(cluster.books.claims, key=lambda job_id: _turn(cluster, cluster.jobs[job_id]))
+    return sorted(cluster.books.claims, key=lambda job_id: turn(cluster, cluster.jobs[job_id]))
 
 
-def _turn(cluster: Cluster, job: Job) -> tuple[bool, int, float, int, str]:
-    return not job.lost, -job.priority, cluster.share(job.lane), job.arrival, job.id
+def turn(cluster: Cluster, job: Job) -> tuple[bool, int, int, float, int, str]:
+    """Its place in the order of the queue."""
+    first = -job.restart_priority if job.lost else 0
+    return not job.lost, first, -job.priority, cluster.share(job.lane), job.arrival, job.id
 
 
 def _holds(cluster: Cluster, host: Host, job: Job, claim: Claim, now: float) -> bool:
@@ -79,6 +81,8 @@ def barred(cluster: Cluster, job: Job, names: Collection[str], now: float) -> se
             continue
         if job.terms.time_limit_s and now + job.terms.time_limit_s + job.terms.stop_grace_s <= claim.at_s:
             continue  # it is gone by then
+        if claim.at_s and turn(cluster, job) < turn(cluster, cluster.jobs[other_id]):
+            continue  # nobody has made that place for the other, and this one comes before it
         host, other = cluster.hosts[claim.host], cluster.jobs[other_id]
         mine = takes(cluster, host, job)
         left = without(host, leaving(cluster, host, claim))

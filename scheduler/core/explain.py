@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import claims, limits
+from . import backfill, claims, limits
 from .admission import kept_out
 from .fit import Fit, fit
 from .model import Cluster, Job
@@ -29,6 +29,7 @@ class Explanation:
     verdicts: tuple[tuple[str, Refusal | None], ...]
     wait: JobWait | None = None  # what keeps the job itself
     nearest: Miss | None = None  # the host that lacks least; None: one fits, or there is none
+    start_s: float = 0.0  # by when some host has room, by declared limits of time; 0: nobody knows
 
 
 def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None = None) -> Explanation:
@@ -55,10 +56,17 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts)
     if waits and job.message and waits[0] is not JobWait.HELD:
         summary += f" ({job.message})"
-    summary += claims.in_words(cluster, job) + ignored(cluster, job) + limits.in_words(job, now)
+    start = None if waits else backfill.estimate(cluster, job, now)
+    summary += (
+        backfill.in_words(start, now)
+        + claims.in_words(cluster, job)
+        + ignored(cluster, job)
+        + limits.in_words(job, now)
+    )
     position = cluster.pending.position(job.id, cluster.share)
     near = nearest([(cluster.hosts[name], refusal) for name, refusal in verdicts], request, at_once)
-    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near)
+    start_s = start[0] if start else 0.0
+    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near, start_s)
 
 
 def _lost(cluster: Cluster, job: Job, now: float) -> str:

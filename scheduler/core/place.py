@@ -14,7 +14,7 @@ from heapq import nsmallest
 from operator import itemgetter
 from typing import Any
 
-from . import brake, claims, failovers, hold, order, upkeep
+from . import backfill, brake, claims, failovers, hold, order, upkeep
 from .admission import TRIES, Admission, Choice
 from .fit import Fit, fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
@@ -79,8 +79,11 @@ class Placer:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
         self._next_turn()
-        kept = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
-        placed = sum(self._place(cluster, job, case(cluster, job), now) for job in kept)
+        kept = len(cluster.books.claims)
+        first = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
+        if len(first) < kept:
+            self.hopeless.clear()  # somebody else may have what was kept, or need it kept anew
+        placed = sum(self._place(cluster, job, case(cluster, job), now) for job in first)
         full: set[tuple[Request, Lane]] = set()  # shapes for which a queue, or one of its users, has no room left
         for job_id, request in cluster.pending.offers(self.hopeless, cluster.share, full):
             job = cluster.jobs[job_id]
@@ -91,6 +94,7 @@ class Placer:
             if self.admission.out(cluster, job) or self.own.out(cluster, mine):
                 continue
             if not self._place(cluster, job, mine, now):
+                backfill.reserve(cluster, job, now)
                 if self.barred:  # until a claim ends, which is told by nobody
                     full.update({(request, job.lane)} if mine is None else ())
                 elif mine is not None:  # others of its shape may be luckier

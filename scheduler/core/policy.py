@@ -56,6 +56,13 @@ class PreemptionPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class BackfillPolicy:
+    """How many of the first jobs that fit nowhere have a place kept, from declared limits of time; 0: none."""
+
+    reservations: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What the site decides.
 
@@ -72,4 +79,5 @@ class Policy:
     reservation: ReservationPolicy = field(default_factory=ReservationPolicy)
     keep_finished_s: float = 7 * 86400.0
     preemption: PreemptionPolicy = field(default_factory=PreemptionPolicy)
+    backfill: BackfillPolicy = field(default_factory=BackfillPolicy)
     fair_share: FairSharePolicy = field(default_factory=FairSharePolicy)

@@ -1,0 +1,60 @@
+"""Backfill: whoever has a place kept starts by then, if all keep to their limits; nobody idles for nothing."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.core import limits
+from scheduler.core.tables import JobState
+from tests.golden.runner import Player
+
+GRACE_S = 5
+SUBMITS = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(1, 4), st.sampled_from([0, 10, 30, 60, 100]), st.integers(0, 1)),
+    min_size=2,
+    max_size=14,
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.integers(2, 4), min_size=1, max_size=3), SUBMITS, st.integers(0, 10**6))
+def test_the_first_starts_by_when_its_place_is_free(
+    hosts: list[int], submits: list[tuple[int, int, int, int]], seed: int
+) -> None:
+    player, rng = Player(), Random(seed)
+    for n, gpus in enumerate(hosts):
+        player.play(f"host h{n} {gpus}xa100")
+    promised: dict[str, float] = {}
+    for at_s in range(160):
+        for n, (when, gpus, limit, priority) in enumerate(submits):
+            if when == at_s:
+                player.play(f"submit j{n} gpus={gpus} limit={limit} priority={priority} grace={GRACE_S}")
+        _ends(player, rng)
+        player.now = 2000.0 + at_s  # a second a round, whatever was played
+        player.play("run")
+        jobs, claims = player.cluster.jobs, player.cluster.books.claims
+        assert sum(bool(claim.at_s) for claim in claims.values()) <= 1
+        for job, by_s in list(promised.items()):
+            if jobs[job].state is JobState.PENDING:
+                assert player.now <= by_s + 1, f"{job} was to start by {by_s}, and {player.now} has come"
+            if jobs[job].state is not JobState.PENDING or job not in claims:
+                del promised[job]  # it has started, or somebody of a higher priority came before it
+        for job, claim in claims.items():
+            promised[job] = min(promised.get(job, claim.at_s), claim.at_s)
+    assert "VIOLATION" not in "\n".join(player.log)
+
+
+def _ends(player: Player, rng: Random) -> None:
+    """Some VMs end by themselves; who was asked to stop does within its grace."""
+    for job in list(player.cluster.jobs.values()):
+        allocation = player.cluster.allocations.get(job.allocation_id or "")
+        if allocation is None:
+            continue
+        gone_by = limits.gone_by_s(job)
+        if allocation.stop_reason and (rng.random() < 0.3 or (gone_by is not None and gone_by <= player.now + 1)):
+            player.play(f"stopped {job.id}")
+        elif not allocation.stop_reason and rng.random() < 0.02:
+            player.play(f"end {job.id}")
