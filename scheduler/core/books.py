@@ -6,6 +6,7 @@ It decides nothing and holds nothing that could not be found anew from the jobs.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,9 +39,11 @@ class Books:
     queues: Queues = field(default_factory=Queues)
     shares: Shares = field(default_factory=Shares)
     limited: set[str] = field(default_factory=set)  # jobs that have a VM, and a limit of time
+    live: Counter[int] = field(default_factory=Counter)  # jobs that have a VM, by priority
     preemptible: set[str] = field(default_factory=set)  # jobs that have a VM, and stop for others
     claims: dict[str, Claim] = field(default_factory=dict)  # places that are kept, by job; claims.py
     arrays: Arrays = field(default_factory=Arrays)
+    _counted: set[str] = field(default_factory=set)
     unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class Books:
         self.timers.set(job.id, due_s)
         if job.terms.time_limit_s or job.terms.end_within_s:
             (self.limited.add if job.allocation_id else self.limited.discard)(job.id)
+        self._count(job)
         if job.terms.preemptible:
             (self.preemptible.add if job.allocation_id else self.preemptible.discard)(job.id)
         self.arrays.note(job)
@@ -61,6 +65,18 @@ class Books:
             self.unjudged.add(job.id)
         if job.final:
             self.unjudged |= self.dependents.get(job.id, set())
+
+    def _count(self, job: Job) -> None:
+        if (job.id in self._counted) == (job.allocation_id is not None):
+            return
+        if job.id in self._counted:
+            self._counted.discard(job.id)
+            self.live[job.priority] -= 1
+            if not self.live[job.priority]:
+                del self.live[job.priority]
+        else:
+            self._counted.add(job.id)
+            self.live[job.priority] += 1
 
     def _depend(self, job: Job, other: str) -> None:
         if not job.final:

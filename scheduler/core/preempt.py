@@ -26,6 +26,7 @@ from .queues import asked_for
 from .tables import AllocationState
 
 HEADS = 4  # jobs that are looked at in one turn
+PAUSE_S = 1.0  # after a turn in which somebody was looked at: it costs milliseconds, in a large cluster more
 MOST = 8  # victims for one job
 SETS = 300  # of victims on one host and of one size; more than that only where a host has many VMs
 TRIES = 2000  # fits that are tried for one job
@@ -40,12 +41,18 @@ class Preempter:
     """Remembers for whom nobody can be stopped until something changes. Belongs to one cluster."""
 
     seen: tuple[int, int] = (-1, -1)
+    due_s: float | None = None  # when somebody is to be looked at for whom there was no time
+    _rests_s: float = 0.0
     hopeless: set[tuple[Request, int, str]] = field(default_factory=set)
 
     def preempt(self, cluster: Cluster, now: float) -> int:
         """Ask VMs to stop for the first jobs of the queue; returns how many. Call it after `place`."""
         if cluster.brake is not None or not cluster.pending:
             return 0
+        if now < self._rests_s <= now + PAUSE_S:  # a clock may go back
+            self.due_s = self._rests_s
+            return 0
+        self.due_s = None
         if self.seen != (now_seen := (cluster.capacity_epoch, len(cluster.allocations))):
             self.seen = now_seen
             self.hopeless.clear()
@@ -61,7 +68,9 @@ class Preempter:
                 continue
             asked += self._for(cluster, job, kind, now)
             heads += 1
+            self._rests_s = now + PAUSE_S
             if heads >= HEADS:
+                self.due_s = self._rests_s
                 break
         return asked
 
@@ -81,7 +90,9 @@ class Preempter:
 
 def _may_have_victims(cluster: Cluster, job: Job) -> bool:
     """At a glance."""
-    return _entitled(cluster, job) or cluster.policy.preemption.lower_priority or bool(cluster.books.preemptible)
+    lower = cluster.policy.preemption.lower_priority or bool(cluster.books.preemptible)
+    live = cluster.books.live
+    return (lower and bool(live) and min(live) < job.priority) or _entitled(cluster, job)
 
 
 def _entitled(cluster: Cluster, job: Job) -> bool:
@@ -90,7 +101,12 @@ def _entitled(cluster: Cluster, job: Job) -> bool:
     queue = queues.known.get(job.terms.queue)
     if queue is None or not any(part and sure for part, sure in zip(asked, queue.guaranteed, strict=True)):
         return False
-    return not queues.used.get(job.terms.queue, NOTHING).plus(asked).over_given(queue.guaranteed)
+    used = queues.used.get(job.terms.queue, NOTHING).plus(asked)
+    for other_id, claim in cluster.books.claims.items():  # they will have what others are leaving for them
+        other = cluster.jobs.get(other_id)
+        if other is not None and other is not job and not claim.at_s and other.terms.queue == job.terms.queue:
+            used = used.plus(asked_for(other))
+    return not used.over_given(queue.guaranteed)
 
 
 def choose(cluster: Cluster, job: Job) -> tuple[str, Victims] | None:

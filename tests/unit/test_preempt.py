@@ -87,7 +87,7 @@ def _leave(player: Player, victims: list[Allocation]) -> None:
 @given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 6), st.integers(0, 6))
 def test_no_more_is_taken_back_than_was_borrowed(mine: int, theirs: int, run: int, want: int) -> None:
     player = Player()
-    player.play(f"host h1 8xa100\nqueue q guaranteed={mine}\nqueue r guaranteed={theirs}")
+    player.play(f"host h1 4xa100\nhost h2 4xa100\nqueue q guaranteed={mine}\nqueue r guaranteed={theirs}")
     for n in range(run):
         player.play(f"submit r{n} queue=r\nrun")
     for n in range(want):
