@@ -48,8 +48,7 @@ DEMANDS = (
     Mutant(
         "one job's luck is all of its shape's",
         "a job that its own history keeps out stops all others of its shape",
-        [Edit(PLACE, "                if mine is not None:  # others", "                if False:  # others"),
-         Edit(PLACE, "                elif not self.admission", "                if not self.admission")],
+        [Edit(PLACE, "                elif mine is not None:  # others", "                elif False:  # others")],
         tests("unit/test_rules.py"),
     ),
     Mutant(

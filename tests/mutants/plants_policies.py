@@ -83,8 +83,8 @@ POLICIES = (
         [
             Edit(
                 "scheduler/core/model.py",
-                "return bool(job.hold) or (job.lost and (self.brake is not None or self.intent.disarmed))",
-                "return bool(job.hold) or (job.lost and self.brake is not None)",
+                "            or (job.lost and (self.brake is not None or self.intent.disarmed))",
+                "            or (job.lost and self.brake is not None)",
             )
         ],
         scenario("disarm_host_back_meanwhile"),
