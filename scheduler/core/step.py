@@ -57,6 +57,7 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
             hold.intended(cluster, event.job, event.intent, now)
         case QueueChanged():
             cluster.books.queues.changed(event.queue, event.intent)
+            cluster.capacity_epoch += 1  # who was refused for it is to be asked again
         case PowerFenced():
             host = cluster.host(event.host)
             power_fenced(cluster, host, event)
