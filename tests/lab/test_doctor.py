@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,16 +25,16 @@ HAS_PROBLEMS = 11  # docs/doctor.md
 
 
 @asynccontextmanager
-async def booted(machine: Machine, images: Images) -> AsyncIterator[Host]:
-    """A host of its own, without an agent."""
+async def booted(images: Images, **machines: Machine) -> AsyncIterator[Mapping[str, Host]]:
+    """Hosts of their own, without agents, all at once."""
     folder = LAB / "run" / "doctor"
     remove_tree(folder)
-    cluster = Cluster(folder, {"h3": machine}, images, print)
+    cluster = Cluster(folder, machines, images, print)
     try:
         await cluster.boot()
-        yield cluster.hosts["h3"]
+        yield cluster.hosts
     finally:
-        await cluster.hosts["h3"].power_cut()
+        await asyncio.gather(*(host.power_cut() for host in cluster.hosts.values()))
 
 
 async def examine(host: Host, prelude: str = "") -> tuple[int, dict[str, list[dict[str, Any]]]]:
@@ -51,29 +52,32 @@ def level(findings: list[dict[str, Any]]) -> str:
     return str(finding["level"]).removeprefix("FINDING_LEVEL_")
 
 
-async def test_without_an_iommu_nothing_is_handed_out(images: Images) -> None:
-    async with booted(TWINS.but(iommu="off"), images) as host:
-        code, found = await examine(host)
-        assert code == HAS_PROBLEMS
-        assert level(found["iommu"]) == PROBLEM
-        assert "intel_iommu=off" in found["iommu"][0]["seen"]
-        assert any("grub" in fix["steps"] for fix in found["iommu"][0]["fixes"])
+async def test_what_a_host_was_booted_without(images: Images) -> None:
+    async with booted(images, h3=TWINS.but(iommu="off"), h4=TWINS.but(acs=False)) as hosts:
+        await asyncio.gather(nothing_is_handed_out(hosts["h3"]), groups_cannot_be_separated(hosts["h4"]))
 
 
-async def test_without_acs_groups_cannot_be_separated(images: Images) -> None:
-    async with booted(TWINS.but(acs=False), images) as host:
-        _, found = await examine(host)
-        assert level(found["iommu"]) == "OK"
-        (finding,) = (one for one in found["iommu-groups"] if one["level"] != "FINDING_LEVEL_OK")
-        address = await host.addresses()
-        assert "ACS" in finding["seen"] + finding["risk"]
-        assert {address["gpu-switch0"], address["gpu-switch1"]} & set(finding["units"])
+async def nothing_is_handed_out(host: Host) -> None:
+    """It has no IOMMU."""
+    code, found = await examine(host)
+    assert code == HAS_PROBLEMS
+    assert level(found["iommu"]) == PROBLEM
+    assert "intel_iommu=off" in found["iommu"][0]["seen"]
+    assert any("grub" in fix["steps"] for fix in found["iommu"][0]["fixes"])
 
-        # The same boot, without locked memory for libvirt.
-        await host.run("pkill libvirtd; while pgrep -x libvirtd > /dev/null; do sleep 0.2; done")
-        await host.run("prlimit --memlock=65536:65536 setpriv --bounding-set -sys_resource libvirtd -d")
-        _, found = await examine(host)
-        assert level(found["memlock"]) in (WARNING, PROBLEM), found["memlock"]
+
+async def groups_cannot_be_separated(host: Host) -> None:
+    """It has no ACS; then it has no locked memory for libvirt either."""
+    _, found = await examine(host)
+    assert level(found["iommu"]) == "OK"
+    (finding,) = (one for one in found["iommu-groups"] if one["level"] != "FINDING_LEVEL_OK")
+    address = await host.addresses()
+    assert "ACS" in finding["seen"] + finding["risk"]
+    assert {address["gpu-switch0"], address["gpu-switch1"]} & set(finding["units"])
+    await host.run("pkill libvirtd; while pgrep -x libvirtd > /dev/null; do sleep 0.2; done")
+    await host.run("prlimit --memlock=65536:65536 setpriv --bounding-set -sys_resource libvirtd -d")
+    _, found = await examine(host)
+    assert level(found["memlock"]) in (WARNING, PROBLEM), found["memlock"]
 
 
 async def test_the_hosts_that_run(cluster: Cluster, client: AsyncClient) -> None:
