@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REPO = Path(__file__).parents[2]
-PATIENCE_S = 45.0
+PATIENCE_S = 90.0
 _PARTS = re.compile(
     r"^```console(?P<once> once)?\n(?P<body>.*?)^```$|^<!-- stage: (?P<stage>.+?) -->$", re.MULTILINE | re.DOTALL
 )

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 SETTLED_S = 10.0  # when rewriting: nobody knows what a command should print in the end
-TOGETHER = 3
+TOGETHER = 2
 Done = tuple[list[str], dict[int, list[str]]]
 PAGES = Path(__file__).parents[2] / "docs" / "runbooks"
 TIMES = {"--ttl-s": "6", "--renew-s": "1.5", "--kill-margin-s": "1.5"}
