@@ -23,6 +23,7 @@ PATIENCE_S = 90.0
 IMAGE = "debian-numpy"
 A100, T4 = "nvidia-a100-80gb", "nvidia-t4"
 FREE = records_pb2.UNIT_STATE_FREE
+FOREVER = "echo up; while :; do sleep 1; done"
 
 
 def job(script: str, *, gpus: int = 1, model: str = A100, **fields: Any) -> job_pb2.JobSpec:

@@ -8,13 +8,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from gpupool.v1 import records_pb2, scheduler_pb2
-from tests.e2e.fleet import Fleet, job, until
+from tests.e2e.fleet import FOREVER, Fleet, job, until
 from tests.fakes.relay import Relay
 
 FENCING, FENCED = records_pb2.HOST_STATE_FENCING, records_pb2.HOST_STATE_FENCED
 LEASE_S = 6.0
 OUTAGE_S = 15.0  # leases are of 6 s
-FOREVER = "echo up; while :; do sleep 1; done"
 
 
 class Stage:

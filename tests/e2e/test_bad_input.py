@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import time
@@ -22,15 +21,10 @@ from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.embedded.daemons import module_of
 from gpupool.store import keys
 from gpupool.store.etcd import EtcdStore
+from tests.e2e import needs
 from tests.e2e.fleet import until
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
-]
+pytestmark = [*needs.ETCD, *needs.VMS]
 
 GOOD = {"name": "good", "image": "debian-numpy", "command": "['true']", "cpus": "1", "memory_mib": "160"}
 UP_HELP = re.escape(" (see `gpupool up --help`)")

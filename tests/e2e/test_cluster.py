@@ -22,20 +22,14 @@ from gpupool.errors import NotNow
 from gpupool.store import keys
 from gpupool.store.etcd import EtcdStore
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from tests.e2e.fleet import A100, FREE, IMAGE, T4, Fleet, job, one_vm_at_a_time, until, vms
+from tests.e2e import needs
+from tests.e2e.fleet import A100, FOREVER, FREE, IMAGE, T4, Fleet, job, one_vm_at_a_time, until, vms
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
-]
+pytestmark = [*needs.ETCD, *needs.VMS]
 
 TTL_S = 6  # with the guard's margin: a lost host's VMs are dead after 4.5 s, and its session gone after 6 s
 TIMES = {"--ttl-s": str(TTL_S), "--renew-s": "1.5", "--kill-margin-s": "1.5"}
 HOSTS = {"h1": f"2x{A100}", "h2": f"2x{A100}", "h3": f"2x{T4}"}
-FOREVER = "echo up; while :; do sleep 1; done"
 TICKS = "n=0; while [ $n -lt {count} ]; do n=$((n+1)); echo tick $n; sleep 0.5; done; exit {code}"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,10 @@ from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
 from gpupool.v1 import job_pb2, scheduler_pb2
-from tests.e2e.fleet import A100, Fleet, brief_folder, until
+from tests.e2e import needs
+from tests.e2e.fleet import A100, FOREVER, Fleet, brief_folder, until
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
-]
-
-FOREVER = "echo up; while :; do sleep 1; done"
+pytestmark = [*needs.ETCD, *needs.VMS]
 
 
 async def test_the_policy_file_keeps_room_until_it_says_otherwise(

@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from bench.fleet import write_fleet
 from bench.leader import Steady, kill_leader, ready, restart_dead
@@ -26,12 +23,10 @@ from gpupool.embedded.etcd import EmbeddedEtcd
 from gpupool.store import keys
 from gpupool.store.etcd import EtcdStore
 from gpupool.v1 import job_pb2, records_pb2
+from tests.e2e import needs
 from tests.e2e.fleet import until
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-]
+pytestmark = needs.ETCD
 
 HOSTS = 30  # of 8 units
 WITHIN_S = 4.0  # 2 s are promised; the rest is for a machine that is busy

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,17 +13,11 @@ from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
 from gpupool.v1 import job_pb2, records_pb2
-from tests.e2e.fleet import A100, Fleet, one_vm_at_a_time, until, vms
+from tests.e2e import needs
+from tests.e2e.fleet import A100, FOREVER, Fleet, one_vm_at_a_time, until, vms
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
-]
+pytestmark = [*needs.ETCD, *needs.VMS]
 
-FOREVER = "echo up; while :; do sleep 1; done"
 STEPS = 40
 
 

@@ -6,25 +6,17 @@ Real etcd, scheduler, agents, guards, QEMU; the BMC is a fence program that kill
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
-
-import pytest
 
 from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
 from gpupool.v1 import job_pb2, records_pb2
+from tests.e2e import needs
 from tests.e2e.fleet import Fleet, one_vm_at_a_time, processes, until, vms
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
-]
+pytestmark = [*needs.ETCD, *needs.VMS]
 
 PASSWORD = "s3cret-hunter2"
 PROGRAM = """#!/usr/bin/python3 -I

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +13,14 @@ import pytest_asyncio
 from gpupool.client import AsyncClient
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.store.etcd import EtcdStore
+from tests.e2e import needs
 from tests.e2e.fleet import Fleet, brief_folder
 from tests.e2e.runbook import PATIENCE_S, Shell, Step, perform, rewritten, steps
 from tests.e2e.stage import Stage
 from tests.e2e.three_etcd import ThreeEtcd
 from tests.fakes.relay import Relay
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
-]
+pytestmark = [*needs.ETCD, *needs.VMS]
 
 SETTLED_S = 10.0  # when rewriting: nobody knows what a command should print in the end
 TOGETHER = 2

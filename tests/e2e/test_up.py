@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -14,15 +13,10 @@ from pathlib import Path
 import pytest
 
 from gpupool.embedded.daemons import CGROUP_ROOTS
+from tests.e2e import needs
 from tests.e2e.fleet import PATIENCE_S, processes, until
 
-pytestmark = [
-    pytest.mark.etcd,
-    pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(not shutil.which("etcd"), reason="no etcd installed (apt-get install etcd-server)"),
-    pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="needs qemu-system-x86"),
-]
+pytestmark = [*needs.ETCD, *needs.VMS]
 
 JOB = "{name: long, image: debian-numpy, command: [sleep, '600'], cpus: 1, memory_mib: 160, gpus: {count: 1}}"
 
