@@ -47,12 +47,12 @@ class Preempter:
 
     def preempt(self, cluster: Cluster, now: float) -> int:
         """Ask VMs to stop for the first jobs of the queue; returns how many. Call it after `place`."""
+        self.due_s = None
         if cluster.brake is not None or not cluster.pending:
             return 0
         if now < self._rests_s <= now + PAUSE_S:  # a clock may go back
             self.due_s = self._rests_s
             return 0
-        self.due_s = None
         if self.seen != (now_seen := (cluster.capacity_epoch, len(cluster.allocations))):
             self.seen = now_seen
             self.hopeless.clear()

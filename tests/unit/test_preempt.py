@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.claims import fits_without
+from scheduler.core.losses import Brake
 from scheduler.core.model import Allocation, Cluster, Job
-from scheduler.core.preempt import Preempter
+from scheduler.core.preempt import HEADS, PAUSE_S, Preempter
 from scheduler.core.tables import JobState
 from tests.golden.runner import Player
 
@@ -101,3 +102,17 @@ def test_no_more_is_taken_back_than_was_borrowed(mine: int, theirs: int, run: in
     assert used.get("r", 0) >= min(run, theirs)
     assert used.get("q", 0) >= min(want, mine)
     assert "VIOLATION" not in "\n".join(player.log)
+
+
+def test_no_time_is_due_while_the_brake_is_on() -> None:
+    """Whoever sleeps until a time that is past and stays so never sleeps."""
+    player = cluster_of([1] * 8, [(1, 1, 0, "REQUIRED")] * 8)
+    for n in range(HEADS + 1):
+        player.play(f"submit new{n} gpus=1 cpus={n + 1} priority=1")
+    player.placer.place(player.cluster, player.now)
+    preempter = Preempter()
+    preempter.preempt(player.cluster, player.now)
+    assert preempter.due_s is not None, "there was no time for all"
+    player.cluster.brake = Brake(player.now, 0.0, "hosts fell", ())
+    preempter.preempt(player.cluster, player.now + 2 * PAUSE_S)
+    assert preempter.due_s is None
