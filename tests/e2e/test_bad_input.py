@@ -154,7 +154,7 @@ async def test_a_dry_run_changes_nothing_and_explains(shell: Shell) -> None:
     )
     (found,) = json.loads(done.output)
     last = found["queue_position"]  # behind whatever other tests have left waiting
-    assert (done.code, found["state"]) == (0, "JOB_STATE_PENDING") and last >= 1, done
+    assert (done.code, found["state"]) == (0, "JOB_STATE_PENDING"), done
     assert found["summary"].startswith(f"fits on h1; waits for its turn, {last} of {last}")
     done = await shell.submit(spec(gpus="{count: 3}"), "--dry-run")
     assert (done.code, done.errors[0].count("h1 has 1 unit too few")) == (2, 1), done

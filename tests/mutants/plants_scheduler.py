@@ -77,7 +77,7 @@ SCHEDULER = (
                 "self._store.watch(keys.ROOT, after_revision=revision + 1)",
             )
         ],
-        Sim("crash", settle=True, seeds=20),
+        tests("unit/test_leader.py::test_what_changes_between_its_reading_and_its_watching_is_seen"),
     ),
     Mutant(
         "unknown fate is failure",
@@ -103,7 +103,7 @@ SCHEDULER = (
             Edit(LEADER, "self._batches(self._host_groups(dirty))", "self._batches(self._job_groups(dirty))"),
             Edit(LEADER, "self.LATER(dirty)", "self._host_groups(dirty)"),
         ],
-        tests("unit/test_leader.py::test_killed_at_any_commit"),
+        tests("unit/test_leader.py::test_killed_within_a_fence"),
     ),
     Mutant(
         "placed before its host is on record",

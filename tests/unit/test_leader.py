@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 
 from gpupool.store import keys
-from gpupool.store.port import Committed, Delete, Op, Put, Store, Unavailable
+from gpupool.store.port import Change, Committed, Delete, Op, Put, Store, Unavailable
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler.core.model import Cluster
 from scheduler.core.policy import Policy
@@ -19,7 +19,7 @@ from scheduler.leader import Leader
 from scheduler.load import load_in_turns
 from scheduler.mirror import Mirror
 from scheduler.replica import Replica
-from tests.fakes.pool import FINAL, Commit, HookedStore, Pool, spec, wall
+from tests.fakes.pool import FINAL, WALL, Commit, HookedStore, Pool, spec, wall
 from tests.fakes.virtual_time import until, virtual_time
 
 Hook = Callable[[Sequence[Op], Commit], "asyncio.Future[Committed]"]
@@ -41,6 +41,21 @@ async def new_term(pool: Pool) -> Term:
     """As a won election would: the leader key begins a new life."""
     await pool.store.commit([], [Delete(keys.LEADER)])
     return Term(await pool.put(Put(keys.LEADER, b"")), 0)
+
+
+def deadly_after(writes: int, *, applied: bool) -> Callable[[Sequence[Op], Commit], Awaitable[Committed]]:
+    """So many writes go well; the next kills the leader, done or not."""
+    left = iter(range(writes))
+
+    async def commit_or_die(ops: Sequence[Op], commit: Commit) -> Committed:
+        del ops
+        if next(left, None) is not None:
+            return await commit()
+        if applied:
+            await commit()
+        raise Unavailable("killed")
+
+    return commit_or_die
 
 
 def replica(name: str, store: Store) -> Replica:
@@ -272,16 +287,7 @@ async def test_killed_at_any_commit(deadly: int, applied: bool) -> None:
     """The leader dies at its n-th write, done or not; the next one ends every job, each in one attempt."""
     pool = Pool()
     store = HookedStore(pool.backend)
-    left = iter(range(deadly))
-
-    async def deadly_commit(ops: Sequence[Op], commit: Commit) -> Committed:
-        if next(left, None) is not None:
-            return await commit()
-        if applied:
-            await commit()
-        raise Unavailable("killed")
-
-    store.on_commit = deadly_commit
+    store.on_commit = deadly_after(deadly, applied=applied)
     await pool.join("h1")
     for n in range(3):
         await pool.submit(f"j{n}", spec(gpus=1))
@@ -295,6 +301,49 @@ async def test_killed_at_any_commit(deadly: int, applied: bool) -> None:
     for n in range(3):
         status = pool.status(f"j{n}")
         assert (status.state, status.attempt_count) == (job_pb2.JOB_STATE_SUCCEEDED, 1)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize("deadly", range(6))
+@virtual_time
+async def test_killed_within_a_fence(deadly: int, applied: bool) -> None:
+    """The leader dies at its n-th write after a host came back without its VM: the job runs once more."""
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    await pool.join("h1")
+    await pool.submit("j1")
+    async with leading(pool, pool.store):
+        await until(pool.allocations)
+        await pool.report(pool.allocations()[0], records_pb2.ALLOCATION_STATE_RUNNING)
+        await until(lambda: pool.status("j1").state == job_pb2.JOB_STATE_RUNNING)
+    store.on_commit = deadly_after(deadly, applied=applied)
+    await pool.join("h1", boot="b2")
+    async with leading(pool, store) as first:
+        with suppress(AssertionError):
+            await until(first.done, within_s=10)
+    async with leading(pool, pool.store):
+        await until(lambda: [a.id for a in pool.allocations()] == ["j1.2"])
+        await pool.finish(pool.allocations()[0])
+        await until(lambda: not pool.allocations())
+    assert (pool.status("j1").state, pool.status("j1").attempt_count) == (job_pb2.JOB_STATE_SUCCEEDED, 2)
+    assert pool.host("h1").last_fence.session
+
+
+@virtual_time
+async def test_what_changes_between_its_reading_and_its_watching_is_seen() -> None:
+    pool = Pool()
+    store = HookedStore(pool.backend)
+    await pool.join("h1")
+    watch = store.watch
+
+    def later(prefix: str, *, after_revision: int) -> AsyncGenerator[Sequence[Change], None]:
+        job = records_pb2.JobRecord(spec=spec(), submitted_s=WALL)
+        pool.backend.commit([], [Put(keys.job_spec("j1"), job.SerializeToString())])
+        return watch(prefix, after_revision=after_revision)
+
+    store.watch = later  # type: ignore[method-assign]
+    async with leading(pool, store):
+        await until(pool.allocations)
 
 
 @virtual_time
