@@ -7,7 +7,7 @@ site keeps no room this decides nothing and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 from .domains import ran_before, restartable
@@ -47,7 +47,7 @@ class Admission:
         return (job.request, restartable(job)) in self.refused and not ran_before(job)
 
     def choose(
-        self, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Collection[str]
+        self, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Container[str]
     ) -> Choice | None:
         """One of the hosts that are `fitting`, of which the best are `ranked`; None: the job waits."""
         if self.reserve is None:
@@ -72,7 +72,7 @@ class Admission:
 
     @staticmethod
     def _restart(
-        reserve: Reserve, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Collection[str]
+        reserve: Reserve, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Container[str]
     ) -> Choice:
         """The best host that leaves the others' room, or the room that was kept for this one, or just the best."""
         kept = reserve.promised(job)

@@ -25,6 +25,7 @@ from .facts import (
 )
 from .hugepages import Pool
 from .losses import Brake, Evidence, Failover, FenceRecord, PowerFencing
+from .movers import Movers
 from .policy import Policy
 from .queue import Lane, PendingQueue
 from .rules import Label, Labels, Rules, means
@@ -314,6 +315,7 @@ class Cluster:
     company: Company = field(default_factory=Company)  # whoever has a VM, as far as it matters to others
     sought: set[Label] = field(default_factory=set)  # patterns of labels that jobs wanted to be near, ever
     capacity_epoch: int = 0
+    movers: Movers = field(default_factory=Movers)
     stale_hosts: set[str] = field(default_factory=set)  # changed since the reservation last looked (reserve.py)
     stale_jobs: set[str] = field(default_factory=set)
     dirty: Dirty = field(default_factory=Dirty)
@@ -330,6 +332,8 @@ class Cluster:
         """What is to be committed; the set starts anew."""
         dirty, self.dirty = self.dirty, Dirty()
         self.capacity_epoch += bool(dirty.hosts)  # once their records are written, they may be placed on
+        for name in sorted(dirty.hosts):
+            self.movers.add(name)
         return dirty
 
     def take_log(self) -> list[Transition]:
@@ -340,6 +344,7 @@ class Cluster:
     def touch(self, host: Host) -> None:
         """Something that placement looks at has changed on `host`."""
         host.version += 1
+        self.movers.add(host.name)
         self.capacity_epoch += 1
         self.stale_hosts.add(host.name)
 
@@ -445,6 +450,7 @@ class Cluster:
         host.allocations.add(allocation.id)
         host.held.update(dict.fromkeys(allocation.units, allocation.id))
         host.version += 1
+        self.movers.add(host.name)
         self.stale_hosts.add(host.name)
         self._note_starting(host, allocation)
         host.company.join(allocation)

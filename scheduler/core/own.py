@@ -7,16 +7,13 @@ nobody, and may go anywhere.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from .model import Cluster, Host, Job, Outcome, Request
 from .reasons import Reason, Refusal
 from .rules import Labels, means, shown
 
 FAILED = frozenset({Outcome.START_FAILED, Outcome.CRASHED, Outcome.HOST_LOST})
-Answer = TypeVar("Answer")
 Case = tuple[Request, frozenset[str], Labels]  # jobs of one case are alike in all that matters to hosts
 
 
@@ -75,10 +72,3 @@ class Own:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
         return found is not None and found in self.hopeless
-
-    @staticmethod
-    def left(cluster: Cluster, found: Case | None, fits: Mapping[str, Answer]) -> Mapping[str, Answer]:
-        """Of the hosts that fit the shape, those that the job may use."""
-        if found is None or not (found[1] or found[2]):
-            return fits
-        return {name: answer for name, answer in fits.items() if barred(cluster.hosts[name], found) is None}

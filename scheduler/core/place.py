@@ -8,46 +8,22 @@ hosts stay free for large jobs), then the name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from heapq import nsmallest
+from itertools import islice
 from operator import itemgetter
-from typing import Any
 
-from . import backfill, brake, claims, failovers, hold, order, upkeep
+from . import backfill, brake, claims, failovers, hold, order, own, upkeep
 from .admission import TRIES, Admission, Choice
-from .fit import Fit, fit
+from .fit import Fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
 from .own import Case, Own, case
 from .queue import Lane
+from .ranking import FreeUnits, Rank, Ranking
 from .retry import crashed_on
-from .tables import HostState, JobEvent
+from .tables import JobEvent
 
-SHAPES_KEPT = 64  # rankings; the oldest goes
-
-Rank = tuple[int, int, int, str]
-
-
-@dataclass(slots=True)
-class _Ranking:
-    """The hosts that can take one shape, as of the version of each that was `seen`; -1: it was not to be placed on."""
-
-    seen: dict[str, int] = field(default_factory=dict)
-    fits: dict[str, tuple[Rank, Fit]] = field(default_factory=dict)
-    turn: tuple[int, int] = (-1, 0)  # of the placer: which turn this is fresh for, and up to which of its placements
-
-    def refresh(self, cluster: Cluster, request: Request, names: Iterable[str]) -> None:
-        """Ask those of these hosts that have changed since the last time."""
-        for name in names:
-            host = cluster.hosts[name]
-            version = host.version if _placeable(cluster, host) else -1
-            if self.seen.get(name) == version:
-                continue
-            self.seen[name] = version
-            self.fits.pop(name, None)
-            found = _fit(cluster, host, request) if version >= 0 else None
-            if found is not None:
-                self.fits[name] = _rank(host, found), found
+SHAPES_KEPT = 64  # rankings; the one that was not asked for the longest goes
 
 
 @dataclass(slots=True)
@@ -59,12 +35,11 @@ class Placer:
 
     epoch: int = -1
     hopeless: set[Request] = field(default_factory=set)
-    rankings: dict[Request, _Ranking] = field(default_factory=dict)
+    rankings: dict[Request, Ranking] = field(default_factory=dict)  # the last that was asked is last
     admission: Admission = field(default_factory=Admission)
     own: Own = field(default_factory=Own)
-    turn: int = 0
+    free: FreeUnits = field(default_factory=FreeUnits)
     barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
-    taken: list[str] = field(default_factory=list)  # the host of each placement in this turn, which changes no other
 
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
         """Place up to `limit` pending jobs; returns how many. The cluster then has their allocations, marked dirty."""
@@ -78,7 +53,6 @@ class Placer:
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
-        self._next_turn()
         kept = len(cluster.books.claims)
         first = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
         if len(first) < kept:
@@ -117,48 +91,59 @@ class Placer:
         _bind(cluster, job, choice.host, choice.fit, now)
         cluster.books.claims.pop(job.id, None)
         self.admission.placed(job, choice)
-        self.taken.append(choice.host.name)
         return True
 
-    def _next_turn(self) -> None:
-        """Whatever a host may have gone through meanwhile: it is asked anew."""
-        self.turn += 1
-        self.taken.clear()
-
-    def takers(self, cluster: Cluster, request: Request) -> list[str]:
-        """The hosts that have room for the shape now, the best first."""
-        self._next_turn()
-        return [rank[3] for rank, _ in sorted(self._ranking(cluster, request).fits.values(), key=itemgetter(0))]
+    def takers(self, cluster: Cluster, request: Request) -> Iterator[str]:
+        """The hosts that have room for the shape now, the best first. Draw from it only while nothing changes."""
+        return (rank[3] for rank, _ in self._ranking(cluster, request).in_order())
 
     def _choose(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> Choice | None:
         """The best host for the job that may take it, with what it would take there."""
-        fits = self.own.left(cluster, mine, self._ranking(cluster, mine[0] if mine else job.request).fits)
-        self.barred = claims.barred(cluster, job, fits, now)
-        if self.barred:
-            fits = {name: found for name, found in fits.items() if name not in self.barred}
-        if not fits:
-            return None
-        shun, want = _hosts_by_history(job)
-        key: Callable[[tuple[Rank, Fit]], Any] = itemgetter(0)
-        if (shun | want) & fits.keys():
-            key = lambda r: (r[0][3] in shun, r[0][3] not in want, r[0])  # noqa: E731
+        ranking = self._ranking(cluster, mine[0] if mine else job.request)
+        left = _Left(cluster, ranking.fits, mine)
+        self.barred = {name for name in claims.barred(cluster, job, ranking.fits, now) if name in left}
+        left.barred = self.barred
+        best = _in_turn(ranking, left, *_hosts_by_history(job))
         if cluster.policy.reservation.hosts:
-            best = [(rank[3], found) for rank, found in nsmallest(TRIES, fits.values(), key=key)]
-            return self.admission.choose(cluster, job, best, fits)
-        rank, found = min(fits.values(), key=key)
-        return Choice(cluster.hosts[rank[3]], found)
+            tries = [(rank[3], found) for rank, found in islice(best, TRIES)]
+            return self.admission.choose(cluster, job, tries, left) if tries else None
+        chosen = next(best, None)
+        return Choice(cluster.hosts[chosen[0][3]], chosen[1]) if chosen is not None else None
 
-    def _ranking(self, cluster: Cluster, request: Request) -> _Ranking:
-        ranking = self.rankings.get(request)
+    def _ranking(self, cluster: Cluster, request: Request) -> Ranking:
+        ranking = self.rankings.pop(request, None)
         if ranking is None:
+            ranking = Ranking()
             if len(self.rankings) >= SHAPES_KEPT:
                 del self.rankings[next(iter(self.rankings))]
-            ranking = self.rankings[request] = _Ranking()
-        turn, seen = ranking.turn
-        # With a thousand jobs in a turn, all hosts are asked once, and then only those that took one.
-        ranking.refresh(cluster, request, self.taken[seen:] if turn == self.turn else cluster.hosts)
-        ranking.turn = self.turn, len(self.taken)
+        self.rankings[request] = ranking  # the last, as the one that was asked for last
+        self.free.refresh(cluster)
+        ranking.refresh(cluster, request, self.free)
         return ranking
+
+
+@dataclass(slots=True)
+class _Left:
+    """Of the hosts that fit a shape, those that one job may use."""
+
+    cluster: Cluster
+    fits: Mapping[str, tuple[Rank, Fit]]
+    mine: Case | None
+    barred: Collection[str] = ()
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self.fits or name in self.barred or not isinstance(name, str):
+            return False
+        return self.mine is None or own.barred(self.cluster.hosts[name], self.mine) is None
+
+
+def _in_turn(ranking: Ranking, left: _Left, shun: set[str], want: set[str]) -> Iterator[tuple[Rank, Fit]]:
+    """The hosts that are left in the order in which to try them, with what each would give."""
+    yield from sorted((ranking.fits[name] for name in want if name in left), key=itemgetter(0))
+    for found in ranking.in_order():
+        if (name := found[0][3]) not in shun and name not in want and name in left:
+            yield found
+    yield from sorted((ranking.fits[name] for name in shun if name in left), key=itemgetter(0))
 
 
 def _hosts_by_history(job: Job) -> tuple[set[str], set[str]]:
@@ -171,24 +156,6 @@ def _hosts_by_history(job: Job) -> tuple[set[str], set[str]]:
     if len(crashed) > 1:
         shun.update(crashed)
     return shun, set(crashed) - shun
-
-
-def _placeable(cluster: Cluster, host: Host) -> bool:
-    """Whether it is ready and its record committed. An allocation on record before the session that it is of would look
-    to the next leader like one of the session before, and be given up as lost with it while its VM runs.
-    """
-    return host.state is HostState.READY and host.name not in cluster.dirty.hosts
-
-
-def _fit(cluster: Cluster, host: Host, request: Request) -> Fit | None:
-    if request.gpus > len(host.units.keys() - host.held.keys()):
-        return None  # a full host: told at a glance
-    found = fit(host, request, cluster.policy.starts_at_once)
-    return found if isinstance(found, Fit) else None
-
-
-def _rank(host: Host, found: Fit) -> Rank:
-    return found.gpu_memory_mib, len(found.nodes), found.leftover, host.name
 
 
 def _bind(cluster: Cluster, job: Job, host: Host, found: Fit, now: float) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, Sim, tests
 
 LEADER, ELECTION, LOAD = "scheduler/leader.py", "scheduler/election.py", "scheduler/load.py"
-FENCE, STEP, MODEL, PLACE = (
+FENCE, STEP, MODEL, RANKING = (
     "scheduler/core/fence.py",
     "scheduler/core/step.py",
     "scheduler/core/model.py",
-    "scheduler/core/place.py",
+    "scheduler/core/ranking.py",
 )
 
 SCHEDULER = (
@@ -110,12 +110,18 @@ SCHEDULER = (
         "an allocation is written before the session that it is of",
         [
             Edit(
-                PLACE,
+                RANKING,
                 "host.state is HostState.READY and host.name not in cluster.dirty.hosts",
                 "host.state is HostState.READY",
             )
         ],
         tests("unit/test_leader.py::test_nothing_is_placed_before_its_hosts_session_is_on_record"),
+    ),
+    Mutant(
+        "rankings miss who was placed",
+        "what a host has given away is not told to the rankings, so it is given away once more",
+        [Edit(MODEL, "        self.movers.add(host.name)\n        self.stale_hosts", "        self.stale_hosts")],
+        tests("unit/test_place.py"),
     ),
     Mutant(
         "start before evidence",

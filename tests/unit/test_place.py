@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from operator import itemgetter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.core.admission import Choice
 from scheduler.core.events import (
     Event,
     HostIntentChanged,
@@ -19,8 +21,11 @@ from scheduler.core.events import (
 from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Host, Job, Outcome, Request
+from scheduler.core.model import Cluster, Job, Outcome, Request
+from scheduler.core.movers import KEPT, Movers
+from scheduler.core.own import Case
 from scheduler.core.place import Placer, retract
+from scheduler.core.ranking import FreeUnits, Rank, Ranking, answer, placeable
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState, JobState
 
@@ -40,15 +45,16 @@ ACTIONS = st.one_of(
 class Forgetful(Placer):
     """Asks every host anew for every job: what the placer must amount to."""
 
-    def _best_host(self, cluster: Cluster, job: Job) -> tuple[Host, Fit] | None:
+    def _choose(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> Choice | None:
+        del mine, now
         failed_on = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
-        fits = [(host, fit(host, job.request)) for host in cluster.hosts.values()]
+        fits = [(host, fit(host, job.request, cluster.policy.starts_at_once)) for host in cluster.hosts.values()]
         ranked = [
             ((host.name in failed_on, found.gpu_memory_mib, len(found.nodes), found.leftover, host.name), host, found)
             for host, found in fits
-            if isinstance(found, Fit)
+            if isinstance(found, Fit) and placeable(cluster, host)
         ]
-        return min(ranked)[1:] if ranked else None
+        return Choice(*min(ranked, key=itemgetter(0))[1:]) if ranked else None
 
 
 def fleet() -> Cluster:
@@ -113,6 +119,42 @@ def test_memory_changes_no_decision(actions: list[tuple[tuple[str, int, int], in
             placer.place(cluster, now, limit)
             assert cluster.allocations == wanted.allocations
         assert not violations(cluster)
+        assert_rankings_are_as_made_anew(cluster, placer)
+
+
+def assert_rankings_are_as_made_anew(cluster: Cluster, placer: Placer) -> None:
+    """What is kept up by what changed is what asking every host gives, and in order."""
+    for request in SHAPES:
+        kept, anew, free = placer.rankings.get(request, Ranking()), Ranking(), FreeUnits()
+        placer.free.refresh(cluster)
+        free.refresh(cluster)
+        kept.refresh(cluster, request, placer.free)
+        anew.refresh(cluster, request, free)
+        assert kept.fits == anew.fits == _asked_all(cluster, request)
+        order = sorted(kept.fits.values(), key=lambda found: found[0])
+        assert list(kept.in_order()) == list(anew.in_order()) == order
+        assert kept.best() == (order[0] if order else None)
+        for count in range(len(UNITS) + 1):
+            assert set(placer.free.at_least(count)) == set(free.at_least(count))
+
+
+def _asked_all(cluster: Cluster, request: Request) -> dict[str, tuple[Rank, Fit]]:
+    found = {name: answer(cluster, host, request) for name, host in cluster.hosts.items()}
+    return {name: given for name, given in found.items() if given is not None}
+
+
+def test_a_reader_who_comes_too_late_looks_at_everything() -> None:
+    movers = Movers()
+    movers.add("h1")
+    assert movers.since(0) == ["h1"]
+    for _ in range(KEPT):
+        movers.add("h2")
+    assert movers.since(0) is None
+    late = movers.end - 2
+    movers.add("h3")
+    movers.add("h2")
+    assert movers.since(late) == ["h2", "h3"]
+    assert movers.since(movers.end) == []
 
 
 def _fresh(cluster: Cluster, job: str) -> bool:
