@@ -14,6 +14,7 @@ import click
 from gpupool.cli.output import examples, output_option, table
 
 from . import openb, traces
+from .load_command import load_command
 
 MOST_SEEDS = 10_000
 FIGURES = ("alloc_pct_at_100", "alloc_pct_at_130", "decisions_per_s", "tasks", "failed_tasks")
@@ -78,3 +79,6 @@ def openb_command(nodes: Path, pods: Path, inflate: float, seeds: list[int], out
 def _figures(runs: Sequence[openb.Run]) -> list[str]:
     at_100, at_130, speed, tasks, failed = (fmean(getattr(run, name) for run in runs) for name in FIGURES)
     return [f"{at_100:.2f}", f"{at_130:.2f}", f"{speed:,.0f}", f"{tasks:.0f}", f"{failed:.0f}"]
+
+
+simulate.add_command(load_command)

@@ -23,17 +23,17 @@ def read_hosts(path: Path) -> list[HostSize]:
     """The hosts, each of one NUMA node, since the trace does not tell of more."""
     hosts = []
     seen: dict[str, int] = {}
-    for line, row in _rows(path, NODES):
+    for line, row in rows(path, NODES):
         name = row["sn"]
         if not name:
-            raise _bad(path, line, "sn is empty")
+            raise bad(path, line, "sn is empty")
         if name in seen:
-            raise _bad(path, line, f"{name!r} is on line {seen[name]} too")
+            raise bad(path, line, f"{name!r} is on line {seen[name]} too")
         seen[name] = line
-        gpus = _number(path, line, row, "gpu")
+        gpus = number(path, line, row, "gpu")
         if gpus > 1024:
-            raise _bad(path, line, f"gpu is {gpus}, which no host has")
-        node = NodeSize(_number(path, line, row, "cpu_milli"), _number(path, line, row, "memory_mib"), gpus)
+            raise bad(path, line, f"gpu is {gpus}, which no host has")
+        node = NodeSize(number(path, line, row, "cpu_milli"), number(path, line, row, "memory_mib"), gpus)
         hosts.append(HostSize(name, row["model"], (node,)))
     if not any(host.gpus for host in hosts):
         raise InvalidSpec([f"{path}: no host has a GPU"])
@@ -42,49 +42,52 @@ def read_hosts(path: Path) -> list[HostSize]:
 
 def read_tasks(path: Path) -> list[Shape]:
     """The tasks, in the order of the file."""
-    tasks = [_task(path, line, row) for line, row in _rows(path, PODS)]
-    if not any(task.gpu_milli for task in tasks):
+    tasks = [task(path, line, row) for line, row in rows(path, PODS)]
+    if not any(found.gpu_milli for found in tasks):
         raise InvalidSpec([f"{path}: no task asks for a GPU"])
     return tasks
 
 
-def _task(path: Path, line: int, row: dict[str, str]) -> Shape:
-    count, milli = _number(path, line, row, "num_gpu"), _number(path, line, row, "gpu_milli")
+def task(path: Path, line: int, row: dict[str, str]) -> Shape:
+    """The task of one row. Raises InvalidSpec."""
+    count, milli = number(path, line, row, "num_gpu"), number(path, line, row, "gpu_milli")
     if count == 1 and not 0 < milli <= WHOLE:
-        raise _bad(path, line, f"gpu_milli is {milli} for one GPU; it must be 1 to {WHOLE}")
+        raise bad(path, line, f"gpu_milli is {milli} for one GPU; it must be 1 to {WHOLE}")
     if count > 1024:
-        raise _bad(path, line, f"num_gpu is {count}, which no host has")
+        raise bad(path, line, f"num_gpu is {count}, which no host has")
     gpu = milli if count == 1 else count * WHOLE
     models = tuple(sorted({model for model in (row.get("gpu_spec") or "").split("|") if model}))
-    return Shape(gpu, _number(path, line, row, "cpu_milli"), _number(path, line, row, "memory_mib"), models)
+    return Shape(gpu, number(path, line, row, "cpu_milli"), number(path, line, row, "memory_mib"), models)
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Each row with the number of the line that it ends on."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             try:
                 if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                    raise _bad(path, 1, f"there is no column {missing[0]}")
+                    raise bad(path, 1, f"there is no column {missing[0]}")
                 for row in reader:
                     if None in row or None in row.values():
-                        raise _bad(path, reader.line_num, "it has not as many fields as line 1")
+                        raise bad(path, reader.line_num, "it has not as many fields as line 1")
                     yield reader.line_num, row
             except csv.Error as error:
-                raise _bad(path, reader.reader.line_num, str(error)) from None
+                raise bad(path, reader.reader.line_num, str(error)) from None
     except OSError as error:
         raise InvalidSpec([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise InvalidSpec([f"{path}: not UTF-8 text"]) from None
 
 
-def _number(path: Path, line: int, row: dict[str, str], column: str) -> int:
+def number(path: Path, line: int, row: dict[str, str], column: str) -> int:
+    """The whole number in a column. Raises InvalidSpec."""
     text = row[column].strip()
     if not (text.isascii() and text.isdigit() and int(text[:20]) <= LARGEST and len(text) <= 20):
-        raise _bad(path, line, f"{column} is {row[column]!r}, not a whole number from 0")
+        raise bad(path, line, f"{column} is {row[column]!r}, not a whole number from 0")
     return int(text)
 
 
-def _bad(path: Path, line: int, why: str) -> InvalidSpec:
+def bad(path: Path, line: int, why: str) -> InvalidSpec:
+    """A fault of a line."""
     return InvalidSpec([f"{path}, line {line}: {why}"])
