@@ -19,6 +19,7 @@ from . import (
     footprint,
     inventory,
     leader,
+    lifecycle,
     packing,
     replace,
     reservation,
@@ -40,6 +41,7 @@ BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "start": start.run,
     "reservation": reservation.run,
     "packing": packing.run,
+    "lifecycle": lifecycle.run,
 }
 
 
