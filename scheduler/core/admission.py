@@ -35,52 +35,66 @@ class Admission:
     """See the module docstring. Belongs to one cluster."""
 
     reserve: Reserve | None = None
-    refused: set[tuple[Request, bool]] = field(default_factory=set)  # shapes, and whether restartable
+    refused: set[tuple[Request, bool, bool]] = field(default_factory=set)  # see `_kind`
     epoch: int = -1
+    patient: set[str] = field(default_factory=set)  # restarts that wait, in this turn, for what is lent of their room
 
     def out(self, cluster: Cluster, job: Job) -> bool:
         """Whether a job just like this one was refused, and nothing has been set free since."""
+        if job.id in self.patient:
+            return True
         if not self.refused:
             return False
         if self.epoch != cluster.capacity_epoch:
             self.refused.clear()
-        return (job.request, restartable(job)) in self.refused and not ran_before(job)
+        return _kind(job) in self.refused and not _owed(job)
 
     def choose(
         self, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Container[str]
     ) -> Choice | None:
         """One of the hosts that are `fitting`, of which the best are `ranked`; None: the job waits."""
-        if self.reserve is None:
-            self.reserve = Reserve(cluster)
-        if ran_before(job):
-            return self._restart(self.reserve, cluster, job, ranked, fitting)
+        reserve = self.known(cluster)
+        if _owed(job):
+            return self._restart(reserve, cluster, job, ranked, fitting)
         first: Verdict | None = None
         for name, found in ranked:
-            verdict = self.reserve.judge(job, cluster.hosts[name], found)
+            verdict = reserve.judge(job, cluster.hosts[name], found)
             if verdict.broken is None:
-                return Choice(cluster.hosts[name], found, verdict)
+                return Choice(cluster.hosts[name], found, None if job.terms.preemptible else verdict)
             first = first or verdict
         if first is not None and cluster.policy.reservation.warn:
             return Choice(cluster.hosts[ranked[0][0]], ranked[0][1], warning=said(first))
-        self.refused.add((job.request, restartable(job)))
+        self.refused.add(_kind(job))
         self.epoch = cluster.capacity_epoch
         return None
 
+    def known(self, cluster: Cluster) -> Reserve:
+        """What is kept, as far as it was looked at."""
+        if self.reserve is None:
+            self.reserve = Reserve(cluster)
+        return self.reserve
+
     def own_affair(self, job: Job) -> None:
         """What kept this one out were hosts of its own: others of its shape may be luckier, and are to be asked."""
-        self.refused.discard((job.request, restartable(job)))
+        self.refused.discard(_kind(job))
 
-    @staticmethod
     def _restart(
-        reserve: Reserve, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Container[str]
-    ) -> Choice:
-        """The best host that leaves the others' room, or the room that was kept for this one, or just the best."""
+        self, reserve: Reserve, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Container[str]
+    ) -> Choice | None:
+        """The best host that leaves the others' room, or the room that was kept for this one, or just the best.
+
+        None: its room is lent, and others would lose theirs if it did not wait until it is left (lent.py).
+        """
         kept = reserve.promised(job)
+        on_loan = kept is None and any(take.request == job.request for take in reserve.meant_for(job))
         for name, found in ranked:
-            if kept is None or reserve.spares(job, cluster.hosts[name], found):
+            if (kept is None and not on_loan) or reserve.spares(job, cluster.hosts[name], found):
                 return Choice(cluster.hosts[name], found)
         if kept is not None and kept[0].name in fitting:
             return Choice(*kept)
+        if on_loan:
+            self.patient.add(job.id)
+            return None
         return Choice(cluster.hosts[ranked[0][0]], ranked[0][1])
 
     def placed(self, job: Job, choice: Choice) -> None:
@@ -89,6 +103,16 @@ class Admission:
             job.attempts[-1].warnings += (choice.warning,)
         if choice.verdict is not None and self.reserve is not None:
             self.reserve.placed(job, choice.host, choice.verdict)
+
+
+def _kind(job: Job) -> tuple[Request, bool, bool]:
+    """What is asked once for all: the shape, and what is promised to it."""
+    return job.request, restartable(job), job.terms.preemptible
+
+
+def _owed(job: Job) -> bool:
+    """Whether it may use what is kept: it ran, and was not there on the condition that it leaves."""
+    return ran_before(job) and not job.terms.preemptible
 
 
 def said(verdict: Verdict) -> str:
@@ -110,7 +134,7 @@ def kept_out(
     `known` gives the reservation as it is now, if somebody has it.
     """
     policy = cluster.policy.reservation
-    if not policy.hosts or policy.warn or not fits or ran_before(job):
+    if not policy.hosts or policy.warn or not fits or _owed(job):
         return {}
     reserve = known() if known is not None else Reserve(cluster, once=True)
     found = {}

@@ -79,6 +79,8 @@ def barred(cluster: Cluster, job: Job, names: Collection[str], now: float) -> se
     for other_id, claim in sorted(cluster.books.claims.items()):
         if other_id == job.id or claim.host not in names or claim.host in found:
             continue
+        if _before(cluster, job, cluster.jobs[other_id], claim):
+            continue  # of two with places on one host, the first waits for the other least of all
         if job.terms.time_limit_s and now + job.terms.time_limit_s + job.terms.stop_grace_s <= claim.at_s:
             continue  # it is gone by then
         if claim.at_s and turn(cluster, job) < turn(cluster, cluster.jobs[other_id]):
@@ -88,7 +90,34 @@ def barred(cluster: Cluster, job: Job, names: Collection[str], now: float) -> se
         left = without(host, leaving(cluster, host, claim))
         if mine is None or takes(cluster, _with(left, mine, job), other) is None:
             found.add(claim.host)
-    return found
+    return found | _crowded(cluster, job, {*names} - found)
+
+
+def _before(cluster: Cluster, job: Job, other: Job, claim: Claim) -> bool:
+    """Whether the job has a place on the claim's host too, and comes first: else both could wait for each other."""
+    mine = cluster.books.claims.get(job.id)
+    return mine is not None and mine.host == claim.host and turn(cluster, job) < turn(cluster, other)
+
+
+def _crowded(cluster: Cluster, job: Job, names: Collection[str]) -> set[str]:
+    """Hosts where several have places that were made for them, and the job fits beside each, but not beside all."""
+    kept: dict[str, list[Job]] = {}
+    for other_id, claim in sorted(cluster.books.claims.items()):
+        other = cluster.jobs[other_id]
+        if other_id != job.id and claim.host in names and not claim.at_s and not _before(cluster, job, other, claim):
+            kept.setdefault(claim.host, []).append(other)
+    return {name for name, others in kept.items() if len(others) > 1 and not _beside(cluster, job, name, others)}
+
+
+def _beside(cluster: Cluster, job: Job, name: str, others: Iterable[Job]) -> bool:
+    host = cluster.hosts[name]
+    left = without(host, leaving(cluster, host, Claim(name)))
+    for one in (job, *sorted(others, key=lambda other: turn(cluster, other))):
+        mine = takes(cluster, host if one is job else left, one)
+        if mine is None:
+            return False
+        left = _with(left, mine, one)
+    return True
 
 
 def told(cluster: Cluster, job: Job, names: Collection[str], now: float) -> dict[str, Refusal]:

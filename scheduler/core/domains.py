@@ -34,8 +34,11 @@ class Domain(NamedTuple):
 def restartable(job: Job) -> bool:
     """Whether it would be started again if its host died, and room can be kept for that.
 
-    None can for one that is to be near others: nobody can say where these will be then.
+    None can for one that is to be near others: nobody can say where these will be then. None is for a preemptible one:
+    it may use the room of others meanwhile (lent.py).
     """
+    if job.terms.preemptible:
+        return False
     if job.request.rules is not None and job.request.rules.near:
         return False
     return job.max_restarts > job.restarts and job.cancel_reason is None and not job.final
@@ -64,6 +67,10 @@ class Domains:
     def members(self, domain: Domain) -> Collection[str]:
         """Its hosts; none for what waits."""
         return self._members.get(domain, ())
+
+    def waiting(self) -> list[str]:
+        """The jobs that wait for a restart."""
+        return sorted(self._waiting)
 
     def waits(self, job: Job) -> Domain | None:
         """What the job waits as a part of, if it waits for its restart."""
@@ -94,6 +101,7 @@ class Domains:
             return touched
         domain = self.of.get(last, Domain("host", last))
         waits = job.state is JobState.PENDING and not job.hold and job.cancel_reason is None
+        waits = waits and not job.terms.preemptible
         if waits and ran_before(job):
             self._waiting[job_id] = domain
             self._lost.setdefault(domain, set()).add(job_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
 
-from . import backfill, brake, claims, failovers, hold, order, own, upkeep
+from . import backfill, brake, claims, failovers, hold, lent, order, own, upkeep
 from .admission import TRIES, Admission, Choice
 from .fit import Fit
 from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
@@ -53,6 +53,7 @@ class Placer:
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
+        self.admission.patient.clear()
         kept = len(cluster.books.claims)
         first = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
         if len(first) < kept:
@@ -81,6 +82,8 @@ class Placer:
             if placed >= limit:
                 break
         failovers.look(cluster, now)
+        if cluster.policy.reservation.hosts:
+            lent.look(cluster, lambda: self.admission.known(cluster), now)
         return placed
 
     def _place(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> bool:

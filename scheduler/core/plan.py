@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import median
 
-from .events import ClusterIntentChanged, HostIntentChanged, PowerFenced, SessionChanged, VmReported
+from .events import ClusterIntentChanged, HostIntentChanged, PowerFenced, SessionChanged, UnitReported, VmReported
 from .explain import explain
+from .facts import UnitReport, UnitState
 from .losses import Evidence
-from .model import Allocation, Cluster, Host, Job
+from .model import Allocation, Cluster, Host, Job, Outcome
 from .place import Placer
 from .power import withheld
 from .step import step
@@ -74,6 +75,7 @@ class _Play:
     placed: dict[str, tuple[Allocation, float]] = field(default_factory=dict)  # by job
     started: dict[str, float] = field(default_factory=dict)  # when each VM that is starting will run
     off: dict[str, float] = field(default_factory=dict)  # when each host that is being switched off will be off
+    leaving: dict[str, float] = field(default_factory=dict)  # when each that was asked to make room will be gone
     held: str = ""  # what keeps everything waiting until an operator or time ends it
     unproven: list[str] = field(default_factory=list)  # hosts that an operator must vouch for
 
@@ -84,11 +86,15 @@ class _Play:
             self._note()
             self.cluster.take_dirty()  # as if it were committed
             waits = any(self.cluster.jobs[j].state is JobState.PENDING for j in jobs)
-            dues = (self.cluster.pending.next_due_s() or inf, *self.started.values(), *self.off.values())
+            dues = (
+                self.cluster.pending.next_due_s() or inf,
+                *(time for times in (self.started, self.off, self.leaving) for time in times.values()),
+            )
             if min(dues) == inf or not (waits or self.off):
                 return
             self.now = max(self.now, min(dues))
             self._start()
+            self._leave()
             self._switch_off()
 
     def switch_off(self, names: Sequence[str]) -> None:
@@ -107,6 +113,10 @@ class _Play:
 
     def _note(self) -> None:
         for allocation_id in sorted(self.cluster.allocations):
+            asked = self.cluster.allocations[allocation_id]
+            if asked.preempted_for and asked.state is not AllocationState.ENDED and allocation_id not in self.leaving:
+                grace_s = asked.stop_grace_s or self.cluster.jobs[asked.job].terms.stop_grace_s
+                self.leaving[allocation_id] = self.now + grace_s
             if self.cluster.allocations[allocation_id].state in _STARTING and allocation_id not in self.started:
                 self.started[allocation_id] = self.now + self.start_s
         for change in self.cluster.take_log():  # in the order of placement
@@ -114,6 +124,19 @@ class _Play:
             found = self.cluster.allocations.get(job.allocation_id or "") if job is not None else None
             if found is not None and change.after == JobState.STARTING.value:
                 self.placed.setdefault(found.job, (found, self.now))
+
+    def _leave(self) -> None:
+        """Those whose grace is over are gone, and their units are clean at once, which is a guess."""
+        for allocation_id in sorted(a for a, at in self.leaving.items() if at <= self.now):
+            del self.leaving[allocation_id]
+            gone = self.cluster.allocations.get(allocation_id)
+            if gone is None:
+                continue
+            ended = VmReported(gone.host, gone.id, gone.session, AllocationState.ENDED, Outcome.STOPPED)
+            step(self.cluster, ended, self.now)
+            for unit in gone.units:
+                clean = UnitReport(UnitState.FREE, gone.session, gone.id)
+                step(self.cluster, UnitReported(gone.host, unit, clean), self.now)
 
     def _start(self) -> None:
         for allocation_id in sorted(a for a, at in self.started.items() if at <= self.now):

@@ -144,13 +144,22 @@ def _lower(cluster: Cluster, job: Job, victim: Job) -> bool:
     """
     if victim.priority >= job.priority or not (cluster.policy.preemption.lower_priority or victim.terms.preemptible):
         return False
+    if _would_be_stopped_by(cluster, job, victim):
+        return False
     used = cluster.books.queues.used.get(victim.terms.queue, NOTHING)
     return victim.terms.queue == job.terms.queue or _lent(cluster, victim.terms.queue, used)
+
+
+def _would_be_stopped_by(cluster: Cluster, job: Job, victim: Job) -> bool:
+    """Whether the victim could take its place back as room that is kept for restarts (lent.py), and so on for ever."""
+    return bool(cluster.policy.reservation.hosts) and job.terms.preemptible and not victim.terms.preemptible
 
 
 def _borrows(cluster: Cluster, job: Job, victim: Job) -> bool:
     """Whether the victim's queue uses more than it is guaranteed, and the job's would not."""
     if victim.terms.queue == job.terms.queue or not _entitled(cluster, job):
+        return False
+    if _would_be_stopped_by(cluster, job, victim):
         return False
     return _lent(cluster, victim.terms.queue, cluster.books.queues.used.get(victim.terms.queue, NOTHING))
 

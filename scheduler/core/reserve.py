@@ -103,7 +103,9 @@ class Reserve:
         that no restartable job is added to a domain that is not covered with it.
         """
         self.refresh()
-        self._rooms.overlay = trial(host, [Take(job.request, host.name, found)])
+        if job.terms.preemptible:
+            return self._judged_on_loan(job, host, found)
+        self._rooms.overlay = trial(self._rooms.seen(host), [Take(job.request, host.name, found)])
         try:
             return self._judged(job, host)
         finally:
@@ -131,6 +133,23 @@ class Reserve:
                 return self._cluster.hosts[take.host], take.fit
         return None
 
+    def owed(self) -> list[Job]:
+        """What ran and waits for its restart (lent.py)."""
+        self.refresh()
+        return [self._cluster.jobs[job_id] for job_id in self._domains.waiting()]
+
+    def meant_for(self, job: Job) -> list[Take]:
+        """Where all that was lost with a job that waits has room, be it lent (lent.py)."""
+        self.refresh()
+        domain = self._domains.waits(job)
+        entry = self._entries.get(self._needs.get(domain, ())) if domain is not None else None
+        return list((entry.witness(domain) if entry is not None and domain is not None else None) or ())
+
+    def anywhere(self, job: Job, avoid: Collection[str]) -> Take | None:
+        """Room for the job alone, be it lent, on no host of `avoid`."""
+        self.refresh()
+        return next(iter(find(self._rooms, (job.request,), avoid).takes or ()), None)
+
     def spares(self, job: Job, host: Host, found: Fit) -> bool:
         """Whether all that waits beside the job still has its room if the job takes this place."""
         self.refresh()
@@ -141,7 +160,7 @@ class Reserve:
         entry = self._entries.get(shapes)
         if entry is None or domain in entry.gaps():
             return True
-        self._rooms.overlay = trial(host, [Take(job.request, host.name, found)])
+        self._rooms.overlay = trial(self._rooms.seen(host), [Take(job.request, host.name, found)])
         rest = in_order((Counter(shapes) - Counter([job.request])).elements())
         try:
             return not rest or not self._settled(rest, {domain}, None, seed=entry.witness(domain)).gaps()
@@ -218,6 +237,16 @@ class Reserve:
         return any(self._rooms.fit(name, request) is not None for name in here for request in kinds)
 
     # Witnesses
+
+    def _judged_on_loan(self, job: Job, host: Host, found: Fit) -> Verdict:
+        """Whoever leaves when a restart comes may have any room, save what somebody waits for now."""
+        domain, taken = self._domains.of[host.name], trial(host, [Take(job.request, host.name, found)])
+        for shapes in sorted(self._users.get(host.name, ()), key=_key):
+            for waits in sorted(d for d in self._entries[shapes].domains if d.kind == "lost"):
+                takes = [take for take in self._entries[shapes].witness(waits) or () if take.host == host.name]
+                if len(standing(taken, takes)) < len(standing(host, takes)):
+                    return Verdict(domain, (), waits)
+        return Verdict(domain, ())
 
     def _judged(self, job: Job, host: Host) -> Verdict:
         domain = self._domains.of[host.name]

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 
+from .claims import without
 from .facts import UnitState
 from .fit import Fit, closed, fit
 from .hugepages import Pool
@@ -113,14 +114,28 @@ class Rooms:
     index: dict[str, dict[int, list[str]]] = field(default_factory=dict)  # by model and count: names, sorted
     refused: dict[Request, dict[str, int]] = field(default_factory=dict)  # by host, as of its version
     kinds: dict[str, tuple[int, object]] = field(default_factory=dict)  # by host: version, `kind`
+    views: dict[str, tuple[int, Host]] = field(default_factory=dict)  # by host: version, `seen`
 
     def host(self, name: str) -> Host:
         """The host, as it is to be seen."""
-        return self.overlay if self.overlay is not None and self.overlay.name == name else self.cluster.hosts[name]
+        if self.overlay is not None and self.overlay.name == name:
+            return self.overlay
+        return self.seen(self.cluster.hosts[name])
+
+    def seen(self, host: Host) -> Host:
+        """The host without its preemptible jobs, which leave when a restart needs their room (lent.py)."""
+        known = self.views.get(host.name)
+        if known is not None and known[0] == host.version:
+            return known[1]
+        jobs, there = self.cluster.jobs, (self.cluster.allocations[a] for a in sorted(host.allocations))
+        lent = [a for a in there if a.job in jobs and jobs[a.job].terms.preemptible]
+        made = without(host, lent) if lent else host
+        self.views[host.name] = host.version, made
+        return made
 
     def update(self, host: Host) -> None:
         """Look at a host that has changed."""
-        before, after = self.free.get(host.name, {}), _free_units(host)
+        before, after = self.free.get(host.name, {}), _free_units(self.seen(host))
         if before == after:
             return
         for model in before.keys() | after.keys():
@@ -153,7 +168,7 @@ class Rooms:
         if self.overlay is not None and self.overlay.name == name:
             found = fit(self.overlay, request)
             return found if isinstance(found, Fit) else None
-        host = self.cluster.hosts[name]
+        host = self.host(name)
         refused = self.refused.setdefault(request, {})
         if refused.get(name) == host.version:
             return None

@@ -6,6 +6,7 @@ from tests.mutants.plants_agent import AGENT
 from tests.mutants.plants_demands import DEMANDS
 from tests.mutants.plants_drain import DRAIN
 from tests.mutants.plants_guard import GUARD
+from tests.mutants.plants_lent import LENT
 from tests.mutants.plants_policies import POLICIES
 from tests.mutants.plants_power import POWER_FENCING
 from tests.mutants.plants_promises import PROMISES
@@ -15,5 +16,5 @@ from tests.mutants.plants_store import STORE
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS,
+    *DEMANDS, *LENT,
 )  # fmt: skip

@@ -54,7 +54,7 @@ DEMANDS = (
     Mutant(
         "room kept from one is kept from all",
         "a job that may use few hosts only, whose room is kept for restarts, stops all others of its shape",
-        [Edit("scheduler/core/admission.py", "        self.refused.discard((job.request, restartable(job)))\n", "")],
+        [Edit("scheduler/core/admission.py", "        self.refused.discard(_kind(job))\n", "")],
         tests("unit/test_rules.py"),
     ),
     Mutant(

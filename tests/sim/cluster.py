@@ -215,6 +215,8 @@ class Cluster:
             restart=job_pb2.RestartPolicy(max_host_deaths=0),
         )  # fmt: skip
         queued(Random(f"{self.world.seed}/{key}/queue"), spec, sorted(self.jobs.values()))
+        if self.keeps_room:
+            spec.preemptible = Random(f"{self.world.seed}/{key}/lent").random() < 0.3
         request = scheduler_pb2.SubmitRequest(spec=spec, idempotency_key=key, allow_unavailable=True)
         answer = await self._insist(lambda api: api.submit(request))
         self.jobs[key] = answer.id
