@@ -74,7 +74,7 @@ RESERVATION = (
     Mutant(
         "small ones first",
         "a small job that restarts first takes the only place where a large one fits",
-        [Edit(ADMISSION, "if kept is None or reserve.spares(job, cluster.hosts[name], found):", "if True:")],
+        [Edit(ADMISSION, "if (kept is None and not on_loan) or reserve.spares(", "if True or (")],
         scenario("reservation_restarts_leave_room_for_each_other"),
         fast=True,
     ),
