@@ -62,7 +62,7 @@ class Preempter:
             job = cluster.jobs[job_id]
             shut.add((request, job.lane))
             kind = (request, job.priority, job.terms.queue)
-            if job_id in cluster.books.claims or kind in self.hopeless or cluster.books.queues.refusal(job):
+            if _waits_for_leavers(cluster, job_id) or kind in self.hopeless or cluster.books.queues.refusal(job):
                 continue
             if not _may_have_victims(cluster, job):
                 continue
@@ -86,6 +86,12 @@ class Preempter:
             victim.stop_requested_s, victim.preempted_for = now, job.id
             cluster.dirty.allocations.add(victim.id)
         return len(victims)
+
+
+def _waits_for_leavers(cluster: Cluster, job_id: str) -> bool:
+    """Whether others have been stopped for it; a place that is kept until limits of time are over is no such thing."""
+    claim = cluster.books.claims.get(job_id)
+    return claim is not None and not claim.at_s
 
 
 def _may_have_victims(cluster: Cluster, job: Job) -> bool:
@@ -116,9 +122,9 @@ def choose(cluster: Cluster, job: Job) -> tuple[str, Victims] | None:
         return None
     for host in hosts:
         gone = leaving(cluster, host, Claim(host.name))
-        if gone and not _kept(cluster, host) and fits_without(cluster, host, job, gone):
+        if gone and not _kept(cluster, host, job) and fits_without(cluster, host, job, gone):
             return host.name, ()
-    free = [host for host in hosts if not _kept(cluster, host)]
+    free = [host for host in hosts if not _kept(cluster, host, job)]
     if _entitled(cluster, job):
         borrowed = _search(cluster, job, free, lambda victim: _borrows(cluster, job, victim))
         if borrowed is not None:
@@ -130,12 +136,12 @@ def _fits_now(cluster: Cluster, host: Host, job: Job) -> bool:
     """Something else keeps it from a host that has room: how many may start there, a record, room for failover."""
     if job.request.gpus > len(host.units.keys() - host.held.keys()):
         return False
-    return not _kept(cluster, host) and fits_without(cluster, host, job, ())
+    return not _kept(cluster, host, job) and fits_without(cluster, host, job, ())
 
 
-def _kept(cluster: Cluster, host: Host) -> bool:
-    """One claim a host: who makes room for two at once cannot tell whose room it was."""
-    return any(claim.host == host.name for claim in cluster.books.claims.values())
+def _kept(cluster: Cluster, host: Host, job: Job) -> bool:
+    """Whether another has a claim there: who makes room for two at once could not tell whose room it was."""
+    return any(claim.host == host.name and other != job.id for other, claim in cluster.books.claims.items())
 
 
 def _lower(cluster: Cluster, job: Job, victim: Job) -> bool:
