@@ -99,6 +99,10 @@ class Mirror:
         """One record. Not to be changed."""
         return self.all(kind, of).get(ids)
 
+    def stored(self) -> dict[str, KeyValue]:
+        """All that is stored now, by key: a copy, so that it stays as of `revision`."""
+        return dict(self._raw)
+
     def session_id(self, host: str) -> int:
         """The id of the host's present session; 0 if it has none."""
         kv = self._raw.get(keys.session(host))

@@ -15,6 +15,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from .cluster_dump import ClusterDump
 from .cluster_intents import ClusterIntents
 from .core.policy import Policy
 from .failover_plan import FailoverPlans
@@ -48,6 +49,7 @@ class OperationsApi:
         self.host_intents = HostIntents(store, mirror, self.host, wall)
         self.cluster_intents = ClusterIntents(store, mirror, wall)
         self.queues = QueueIntents(store, mirror, policy or Policy(), wall)
+        self.dump = ClusterDump(mirror, policy or Policy(), version, wall)
         self.plans = FailoverPlans(mirror, policy or Policy(), self.host, wall)
 
     def cluster(self) -> scheduler_pb2.Cluster:

@@ -7,7 +7,7 @@ that is misspelt would otherwise be found missing when half of the hosts are gon
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,24 @@ class PolicyFileError(Exception):
 def load_policy(path: Path) -> tuple[Policy, frozenset[str]]:
     """The policy, and what the file itself says, such as `brake.share`, the rest being default. PolicyFileError."""
     try:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        text = path.read_text()
     except OSError as exc:
         raise PolicyFileError(path, [f" cannot be read ({exc.strerror}); see --policy"]) from None
     except UnicodeDecodeError:
         raise PolicyFileError(path, [" is not text; YAML is wanted"]) from None
+    return read_policy(text, path)
+
+
+def as_document(policy: Policy) -> dict[str, Any]:
+    """The policy under the names of the file, so that `read_policy` gives the same again; `powered` is not in it."""
+    sections = {name: asdict(getattr(policy, of)) for name, of in SECTIONS.items()}
+    return {**{name: getattr(policy, name) for name in PLAIN}, **sections}
+
+
+def read_policy(text: str, path: Path) -> tuple[Policy, frozenset[str]]:
+    """As `load_policy`, of a text that comes from `path`."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as exc:
         raise PolicyFileError(path, [" " + " ".join(str(exc).split())]) from None
     reader = _Reader()

@@ -218,6 +218,13 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
     ) -> scheduler_pb2.FailoverPlan:
         return await _unary(context, _call(self._api.plans.plan, request))
 
+    async def DumpCluster(
+        self, request: scheduler_pb2.DumpClusterRequest, context: Context
+    ) -> AsyncIterator[scheduler_pb2.DumpPart]:
+        del request
+        async for part in _stream(context, self._api.dump.parts()):
+            yield part
+
     async def ListFailovers(
         self, request: scheduler_pb2.ListFailoversRequest, context: Context
     ) -> scheduler_pb2.ListFailoversResponse:

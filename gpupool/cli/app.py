@@ -15,7 +15,7 @@ from click.shell_completion import get_completion_class
 
 from gpupool.errors import GpupoolError, InvalidSpec, Unreachable
 
-from . import doctor, failover, jobs, operations, planned, queues, reboot, safety, streams, submit, wishes
+from . import cluster, doctor, failover, jobs, operations, planned, queues, reboot, safety, streams, submit, wishes
 from .output import examples
 from .settings import connection_options
 
@@ -121,7 +121,7 @@ def version() -> None:
         click.echo("unknown (not installed as a package)")
 
 
-_GROUPS = (submit, jobs, wishes, streams, operations, queues, doctor, planned, reboot, safety, failover)
+_GROUPS = (submit, jobs, wishes, streams, operations, queues, doctor, planned, reboot, safety, failover, cluster)
 for _command in (command for group in _GROUPS for command in group.COMMANDS):
     cli.add_command(_command)
 

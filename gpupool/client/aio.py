@@ -12,7 +12,7 @@ from . import requests
 from .aio_operations import AsyncOperations
 from .policy import Deadline
 from .requests import KeyedSpec
-from .streams import Events, JobChanges, LogLines
+from .streams import Dump, Events, JobChanges, LogLines
 
 
 class AsyncClient(AsyncOperations):
@@ -174,6 +174,13 @@ class AsyncClient(AsyncOperations):
         return self._stream(
             lambda stubs: stubs.operations.WatchEvents, changes, Deadline(self._stream_s(follow=follow))
         )
+
+    def dump(self) -> AsyncGenerator[scheduler_pb2.DumpPart, None]:
+        """All that the scheduler knows, of one moment and without secrets, in parts; `gpupool.dumpfile` writes it.
+
+        Raises Unreachable if the scheduler breaks off.
+        """
+        return self._stream(lambda stubs: stubs.operations.DumpCluster, Dump(), Deadline(requests.DUMP_S))
 
     async def cluster(self) -> scheduler_pb2.Cluster:
         """The leader, and how many hosts, units and jobs there are in which state."""

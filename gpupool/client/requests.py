@@ -11,6 +11,7 @@ from gpupool.errors import InvalidSpec
 from gpupool.v1 import job_pb2, scheduler_pb2
 
 PAGE = 1000  # jobs in one answer; the most that the API gives
+DUMP_S = 600.0  # for all of a large cluster
 DOCTOR_S = 40.0  # the scheduler gives an agent 30
 BATCH = 128  # jobs in one SubmitMany stream: few enough to be answered within one call's timeout
 

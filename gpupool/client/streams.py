@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
+from gpupool.errors import Unreachable
 from gpupool.v1 import job_pb2, scheduler_pb2
 
 Q_co = TypeVar("Q_co", covariant=True)
@@ -118,3 +119,23 @@ class Events:
     def fresh(self, item: scheduler_pb2.Event) -> scheduler_pb2.Event | None:
         """The event, if it is new."""
         return item if self._cursor.fresh(item.revision) else None
+
+
+class Dump:
+    """DumpCluster: all of it is of one moment, so what breaks in the middle cannot go on."""
+
+    endless = False
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def request(self) -> scheduler_pb2.DumpClusterRequest:
+        """Once; again only if nothing was handed out. Raises Unreachable."""
+        if self._begun:
+            raise Unreachable("the scheduler broke off in the middle of its dump; ask for another")
+        return scheduler_pb2.DumpClusterRequest()
+
+    def fresh(self, item: scheduler_pb2.DumpPart) -> scheduler_pb2.DumpPart | None:
+        """All of it."""
+        self._begun = True
+        return item

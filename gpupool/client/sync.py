@@ -11,7 +11,7 @@ from gpupool.v1 import job_pb2, scheduler_pb2
 from . import requests
 from .policy import Deadline
 from .requests import KeyedSpec
-from .streams import Events, JobChanges, LogLines
+from .streams import Dump, Events, JobChanges, LogLines
 from .sync_operations import Operations
 
 
@@ -168,6 +168,13 @@ class Client(Operations):
         return self._stream(
             lambda stubs: stubs.operations.WatchEvents, changes, Deadline(self._stream_s(follow=follow))
         )
+
+    def dump(self) -> Generator[scheduler_pb2.DumpPart, None]:
+        """All that the scheduler knows, of one moment and without secrets, in parts; `gpupool.dumpfile` writes it.
+
+        Raises Unreachable if the scheduler breaks off.
+        """
+        return self._stream(lambda stubs: stubs.operations.DumpCluster, Dump(), Deadline(requests.DUMP_S))
 
     def cluster(self) -> scheduler_pb2.Cluster:
         """The leader, and how many hosts, units and jobs there are in which state."""

@@ -1819,3 +1819,114 @@ class ListFailoversResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFailoversResponse: _TypeAlias = ListFailoversResponse  # noqa: Y015
+
+@_typing.final
+class DumpClusterRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DumpClusterRequest: _TypeAlias = DumpClusterRequest  # noqa: Y015
+
+@_typing.final
+class DumpPart(_message.Message):
+    """A part of a dump; the first one has the head."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def head(self) -> Global___DumpHead: ...
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredRecord]:
+        """by key"""
+
+    def __init__(
+        self,
+        *,
+        head: Global___DumpHead | None = ...,
+        records: _abc.Iterable[Global___StoredRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DumpPart: _TypeAlias = DumpPart  # noqa: Y015
+
+@_typing.final
+class DumpHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_S_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    POWERED_FIELD_NUMBER: _builtins.int
+    at_s: _builtins.float
+    """Unix time"""
+    revision: _builtins.int
+    """of the store, as of which all of it is"""
+    version: _builtins.str
+    """of the scheduler"""
+    policy: _builtins.str
+    """what the site decides: JSON, with the names of the policy file"""
+    @_builtins.property
+    def powered(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """hosts that a fence device can switch off"""
+
+    def __init__(
+        self,
+        *,
+        at_s: _builtins.float = ...,
+        revision: _builtins.int = ...,
+        version: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        powered: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "policy", b"policy", "powered", b"powered", "revision", b"revision", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DumpHead: _TypeAlias = DumpHead  # noqa: Y015
+
+@_typing.final
+class StoredRecord(_message.Message):
+    """A record as it is stored (gpupool/store/keys.py, records.proto), without what could be a secret: a job's command,
+    environment, user data and idempotency key, an agent's address and nonce; and without what only people read.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    created: _builtins.int
+    """the revision at which the key was written first"""
+    value: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        created: _builtins.int = ...,
+        value: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredRecord: _TypeAlias = StoredRecord  # noqa: Y015

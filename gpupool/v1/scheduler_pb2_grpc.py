@@ -681,6 +681,11 @@ class OperationsServiceStub:
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueResponse.FromString,
                 _registered_method=True)
+        self.DumpCluster = channel.unary_stream(
+                '/gpupool.v1.OperationsService/DumpCluster',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.DumpClusterRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DumpPart.FromString,
+                _registered_method=True)
         self.ListFailovers = channel.unary_unary(
                 '/gpupool.v1.OperationsService/ListFailovers',
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.ListFailoversRequest.SerializeToString,
@@ -811,6 +816,13 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DumpCluster(self, request, context):
+        """All that the scheduler knows and `gpupool simulate whatif` needs, as of one revision, without secrets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListFailovers(self, request, context):
         """Past losses of hosts, newest first.
         """
@@ -910,6 +922,11 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.DeleteQueue,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueResponse.SerializeToString,
+            ),
+            'DumpCluster': grpc.unary_stream_rpc_method_handler(
+                    servicer.DumpCluster,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.DumpClusterRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.DumpPart.SerializeToString,
             ),
             'ListFailovers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFailovers,
@@ -1403,6 +1420,33 @@ class OperationsService:
             '/gpupool.v1.OperationsService/DeleteQueue',
             gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueRequest.SerializeToString,
             gpupool_dot_v1_dot_scheduler__pb2.DeleteQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DumpCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gpupool.v1.OperationsService/DumpCluster',
+            gpupool_dot_v1_dot_scheduler__pb2.DumpClusterRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.DumpPart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -219,6 +219,8 @@ class OperationsServiceStub:
     """Creates a queue, or changes the named settings of one."""
     DeleteQueue: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.DeleteQueueRequest, _scheduler_pb2.DeleteQueueResponse]
     """FAILED_PRECONDITION while it has jobs that are not finished."""
+    DumpCluster: _grpc.UnaryStreamMultiCallable[_scheduler_pb2.DumpClusterRequest, _scheduler_pb2.DumpPart]
+    """All that the scheduler knows and `gpupool simulate whatif` needs, as of one revision, without secrets."""
     ListFailovers: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListFailoversRequest, _scheduler_pb2.ListFailoversResponse]
     """Past losses of hosts, newest first."""
 
@@ -255,6 +257,8 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Creates a queue, or changes the named settings of one."""
     DeleteQueue: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.DeleteQueueRequest, _scheduler_pb2.DeleteQueueResponse]  # type: ignore[assignment]
     """FAILED_PRECONDITION while it has jobs that are not finished."""
+    DumpCluster: _aio.UnaryStreamMultiCallable[_scheduler_pb2.DumpClusterRequest, _scheduler_pb2.DumpPart]  # type: ignore[assignment]
+    """All that the scheduler knows and `gpupool simulate whatif` needs, as of one revision, without secrets."""
     ListFailovers: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListFailoversRequest, _scheduler_pb2.ListFailoversResponse]  # type: ignore[assignment]
     """Past losses of hosts, newest first."""
 
@@ -396,6 +400,14 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.DeleteQueueResponse, _abc.Awaitable[_scheduler_pb2.DeleteQueueResponse]]:
         """FAILED_PRECONDITION while it has jobs that are not finished."""
+
+    @_abc_1.abstractmethod
+    def DumpCluster(
+        self,
+        request: _scheduler_pb2.DumpClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_scheduler_pb2.DumpPart], _abc.AsyncIterator[_scheduler_pb2.DumpPart]]:
+        """All that the scheduler knows and `gpupool simulate whatif` needs, as of one revision, without secrets."""
 
     @_abc_1.abstractmethod
     def ListFailovers(

@@ -15,6 +15,7 @@ from gpupool.cli.output import examples, output_option, table
 
 from . import openb, traces
 from .load_command import load_command
+from .whatif_command import whatif_command
 
 MOST_SEEDS = 10_000
 FIGURES = ("alloc_pct_at_100", "alloc_pct_at_130", "decisions_per_s", "tasks", "failed_tasks")
@@ -82,3 +83,4 @@ def _figures(runs: Sequence[openb.Run]) -> list[str]:
 
 
 simulate.add_command(load_command)
+simulate.add_command(whatif_command)

@@ -15,7 +15,7 @@ from ..core.events import InventoryChanged, SessionChanged, UnitReported, VmRepo
 from ..core.facts import GuardKind, SessionFact, UnitReport, UnitState
 from ..core.model import Allocation, Cluster, Dirty, Outcome
 from ..core.tables import AllocationState, Transition
-from .work import SimHost
+from .work import Machine
 from .world import World
 
 _OVER = (AllocationState.ENDED, AllocationState.LOST)
@@ -67,12 +67,12 @@ class Agents:
 
     # Hosts
 
-    def join(self, host: SimHost, *, guard: GuardKind = GuardKind.HARDWARE) -> None:
+    def join(self, host: Machine, *, guard: GuardKind = GuardKind.HARDWARE, simulated: bool = False) -> None:
         """A host begins a session on a new boot: nothing runs there, and its units are clean."""
         self.session += 1
         self.dead.discard(host.name)
         fact = SessionFact(
-            self.session, f"{host.name}-{self.session}", guard, simulated=False, vms_found_dead=True,
+            self.session, f"{host.name}-{self.session}", guard, simulated, vms_found_dead=True,
             nonce=str(self.session), ttl_s=self.pace.ttl_s,
         )  # fmt: skip
         self.world.tell(SessionChanged(host.name, fact))
@@ -89,8 +89,13 @@ class Agents:
             if vm.started_s:
                 self._worked(vm, saved=False)
             self._forget(vm)
-        self.world.after(self.pace.ttl_s, lambda: self._lease_over(name))
+        self.world.after(self.lease_s(name), lambda: self._lease_over(name))
         return True
+
+    def lease_s(self, name: str) -> int:
+        """How long the loss of a host stays unnoticed."""
+        fact = self.world.cluster.host(name).fact
+        return fact.ttl_s if fact is not None and fact.ttl_s else self.pace.ttl_s
 
     def _lease_over(self, name: str) -> None:
         if name in self.dead:
@@ -110,7 +115,9 @@ class Agents:
                 continue
             vm = self._vms[allocation.id] = _Vm(allocation)
             if allocation.state in (AllocationState.RUNNING, AllocationState.STOPPING):
-                self._runs(vm)
+                job = cluster.jobs.get(allocation.job)
+                since_s = job.attempts[-1].started_s if job is not None and job.attempts else 0.0
+                self._runs(vm, since_s or self.world.now)
             else:
                 self._later(
                     max(0.0, allocation.created_s + self.pace.start_s - self.world.now), allocation, self._start
@@ -149,14 +156,15 @@ class Agents:
         self.world.tell(
             VmReported(allocation.host, allocation.id, allocation.session, AllocationState.RUNNING, started_s=now)
         )
-        self._runs(vm)
+        self._runs(vm, now)
 
-    def _runs(self, vm: _Vm) -> None:
-        vm.started_s = self.world.now
+    def _runs(self, vm: _Vm, since_s: float) -> None:
+        vm.started_s = since_s
         self.running_gpus += len(vm.allocation.units)
         progress = self.progress.setdefault(vm.allocation.job, Progress(inf))
         if progress.needs_s < inf:
-            self._later(progress.needs_s - progress.done_s, vm.allocation, self._exit)
+            left_s = progress.needs_s - progress.done_s - (self.world.now - since_s)
+            self._later(max(0.0, left_s), vm.allocation, self._exit)
 
     def _exit(self, allocation: Allocation) -> None:
         vm = self._vms.get(allocation.id)

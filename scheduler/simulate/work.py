@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..core.facts import InventoryFact, QueueIntent, UnitFact
 from ..core.model import Job, Request
@@ -14,6 +15,24 @@ from ..core.terms import DEFAULT_QUEUE, Terms
 
 IMAGE = "any"  # all jobs have it, and so have all hosts
 Nodes = tuple[tuple[int, tuple[tuple[int, ...], ...], int], ...]
+
+
+class Machine(Protocol):
+    """What an agent tells of a host when a session begins."""
+
+    @property
+    def name(self) -> str:
+        """The host's."""
+        ...
+
+    @property
+    def units(self) -> tuple[UnitFact, ...]:
+        """All of them."""
+        ...
+
+    def inventory(self, session: int) -> InventoryFact:
+        """As of a session."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

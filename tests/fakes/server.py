@@ -285,6 +285,10 @@ class _Operations(scheduler_pb2_grpc.OperationsServiceServicer):
         await self.fake.answer("DeleteQueue", request, context)
         return scheduler_pb2.DeleteQueueResponse()
 
+    async def DumpCluster(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for part in self.fake.play("DumpCluster", request, context):
+            yield part
+
     async def ListFailovers(self, request: Any, context: Any) -> Any:
         await self.fake.answer("ListFailovers", request, context)
         found = [record for record in self.fake.failovers if request.host in {"", record.host}]

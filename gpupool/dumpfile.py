@@ -1,0 +1,138 @@
+"""The file that `gpupool cluster dump` writes: JSON, one record a line, with the names that the .proto files have.
+
+It is of one version; a reader refuses every other, and says which record of which file it cannot read. A dump has no
+secrets; what is left out is said in scheduler.proto, at StoredRecord.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
+from google.protobuf.message import DecodeError, Message
+
+from gpupool.errors import InvalidSpec, ServerFault
+from gpupool.store.keys import Kind, parse
+from gpupool.store.port import KeyValue
+from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+
+FORMAT, VERSION = "gpupool cluster dump", 1
+
+TYPES: dict[Kind, type[Message]] = {
+    Kind.SESSION: records_pb2.Session,
+    Kind.INVENTORY: inventory_pb2.Inventory,
+    Kind.VM: records_pb2.VmReport,
+    Kind.UNIT: records_pb2.UnitReport,
+    Kind.JOB_SPEC: records_pb2.JobRecord,
+    Kind.JOB_CANCEL: records_pb2.CancelRecord,
+    Kind.JOB_STATUS: job_pb2.JobStatus,
+    Kind.ALLOCATION: records_pb2.Allocation,
+    Kind.HOST: records_pb2.HostRecord,
+    Kind.HOST_INTENT: records_pb2.HostIntent,
+    Kind.JOB_INTENT: records_pb2.JobIntent,
+    Kind.CLUSTER_INTENT: records_pb2.ClusterIntent,
+    Kind.CLUSTER: records_pb2.ClusterRecord,
+    Kind.QUEUE: records_pb2.QueueIntent,
+    Kind.SHARES: records_pb2.Shares,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """A dump that was read. `policy` is JSON text with the names of the policy file."""
+
+    at_s: float
+    revision: int
+    policy: str
+    powered: frozenset[str]
+    items: tuple[KeyValue, ...]
+
+
+def lines(parts: Iterable[scheduler_pb2.DumpPart]) -> Iterator[str]:
+    """The file, line by line, without line ends. Raises ServerFault for a dump without a head."""
+    before = ""
+    for part in parts:
+        if part.HasField("head"):
+            yield from _head(part.head)
+            before = "["
+        elif not before:
+            raise ServerFault("the scheduler's dump has no head; ask for another")
+        for record in part.records:
+            if (found := parse(record.key)) is None or found[0] not in TYPES:
+                continue  # of a later version
+            value = MessageToDict(TYPES[found[0]].FromString(record.value), preserving_proto_field_name=True)
+            yield before + json.dumps({"key": record.key, "created": record.created, "value": value})
+            before = ","
+    yield "]}" if before == "," else "[]}"
+
+
+def _head(head: scheduler_pb2.DumpHead) -> Iterator[str]:
+    yield "{" + f'"format": {json.dumps(FORMAT)}, "version": {VERSION},'
+    yield f'"at_s": {head.at_s!r}, "revision": {head.revision}, "scheduler": {json.dumps(head.version)},'
+    yield f'"policy": {head.policy or "{}"},'
+    yield f'"powered": {json.dumps(list(head.powered))},'
+    yield '"records":'
+
+
+def read(path: Path) -> Dump:
+    """The dump in a file. Raises InvalidSpec that names the line, or the record and the field."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidSpec([f"{path}: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise InvalidSpec([f"{path}: not UTF-8 text; `gpupool cluster dump` writes JSON"]) from None
+    except json.JSONDecodeError as error:
+        raise InvalidSpec(
+            [f"{path}, line {error.lineno}: {error.msg} (column {error.colno}); was the dump cut off? Make another"]
+        ) from None
+    except RecursionError:
+        raise InvalidSpec([f"{path}: nested too deeply for a dump"]) from None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise InvalidSpec([f"{path}: no dump of a cluster; `gpupool cluster dump -o FILE` makes one"])
+    if found.get("version") != VERSION:
+        raise InvalidSpec(
+            [f"{path}: version is {found.get('version')!r}, this gpupool reads {VERSION}; make the dump anew with it"]
+        )
+    faults: list[str] = []
+    at_s, revision = _number(found, "at_s", faults), _number(found, "revision", faults)
+    policy, powered, records = found.get("policy"), found.get("powered"), found.get("records")
+    if not isinstance(policy, dict):
+        faults.append("policy: a mapping is wanted")
+    if not isinstance(powered, list) or not all(isinstance(name, str) for name in powered):
+        faults.append("powered: a list of hosts is wanted")
+    if not isinstance(records, list):
+        faults.append("records: a list is wanted")
+    if faults or not isinstance(records, list):
+        raise InvalidSpec([f"{path}: {fault}" for fault in faults])
+    items = tuple(_item(path, number, record) for number, record in enumerate(records))
+    return Dump(at_s, int(revision), json.dumps(policy), frozenset(powered or ()), items)
+
+
+def _number(found: Mapping[str, Any], name: str, faults: list[str]) -> float:
+    value = found.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    faults.append(f"{name}: {value!r} is no number from 0")
+    return 0.0
+
+
+def _item(path: Path, number: int, record: Any) -> KeyValue:
+    where = f"{path}: records[{number}]"
+    if not isinstance(record, dict) or not isinstance(record.get("key"), str):
+        raise InvalidSpec([f"{where}: a mapping with key, created and value is wanted"])
+    key, created = record["key"], record.get("created")
+    parsed = parse(key)
+    if parsed is None or parsed[0] not in TYPES:
+        raise InvalidSpec([f"{where}: this gpupool knows no key {key!r}"])
+    if not isinstance(created, int) or isinstance(created, bool) or created < 0:
+        raise InvalidSpec([f"{where} ({key}): created is {created!r}, not a whole number from 0"])
+    try:
+        message = ParseDict(record.get("value") or {}, TYPES[parsed[0]]())
+    except (ParseError, DecodeError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidSpec([f"{where} ({key}): {' '.join(str(error).split())}"]) from None
+    return KeyValue(key, message.SerializeToString(), created, created)
