@@ -74,16 +74,24 @@ class EtcdStore:
     async def _list_once(self, prefix: str) -> Snapshot:
         first, end = wire.prefix_range(prefix)
         items: list[KeyValue] = []
-        revision = 0  # the newest, linearizable; every later page is read as of the first one
-        while True:
-            page = await self._range(
-                rpc_pb2.RangeRequest(key=first, range_end=end, limit=self._page_keys, revision=revision)
-            )
-            revision = revision or page.header.revision
-            items.extend(wire.decode_kv(kv) for kv in page.kvs)
-            if not page.more:
-                return Snapshot(revision, tuple(items))
-            first = page.kvs[-1].key + b"\0"
+        # The newest, linearizable; every later page is read as of the first one, and asked for while one is decoded.
+        page = await self._page(first, end, 0)
+        revision = page.header.revision
+        while page.more:
+            coming = asyncio.create_task(self._page(page.kvs[-1].key + b"\0", end, revision))
+            try:
+                await asyncio.sleep(0)  # so that it is sent
+                items.extend(map(wire.decode_kv, page.kvs))
+                page = await coming
+            finally:
+                coming.cancel()
+        items.extend(map(wire.decode_kv, page.kvs))
+        return Snapshot(revision, tuple(items))
+
+    async def _page(self, first: bytes, end: bytes, revision: int) -> Any:
+        return await self._range(
+            rpc_pb2.RangeRequest(key=first, range_end=end, limit=self._page_keys, revision=revision)
+        )
 
     async def _range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
         async def send(member: Member, timeout_s: float, metadata: grpc.aio.Metadata) -> Any:

@@ -149,24 +149,24 @@ def allocation_prefix(name: str) -> str:
     return f"{ALLOCATIONS}{check_name(name, 'host')}/"
 
 
-_SHAPES: dict[tuple[str, int], list[tuple[Kind, tuple[str, ...]]]] = {}
-for _kind in Kind:  # by first segment and number of segments, so that a key is compared with three kinds at most
-    _segments = tuple(_kind.value.split("/"))
-    _SHAPES.setdefault((_segments[0], len(_segments)), []).append((_kind, _segments))
-
-
-def _ids(found: list[str], segments: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The ids that stand in place of the fields of `segments`; None if anything does not match."""
-    ids = []
-    for text, segment in zip(found, segments, strict=True):
-        if segment[0] != "{":
-            if text != segment:
-                return None
-        elif (_UNIT if segment == "{unit}" else _NAME).fullmatch(text):
-            ids.append(text)
-        else:
-            return None
-    return tuple(ids)
+_Known = dict[str, str]
+_Field = tuple[int, re.Pattern[str], _Known | None]  # where it stands, its rule, and those that were found good
+_NAMES_KEPT = 100_000
+_HOSTS: _Known = {}  # the same names stand in most keys, and are kept once
+_UNITS: _Known = {}
+# By first segment and number of segments: where the word stands that tells kinds apart, and the kind by that word.
+_SHAPES: dict[tuple[str, int], tuple[int, dict[str, tuple[Kind, tuple[_Field, ...]]]]] = {}
+for _kind in Kind:
+    _segments = _kind.value.split("/")
+    _fields = tuple(
+        (n, _UNIT if s == "{unit}" else _NAME, {"{host}": _HOSTS, "{unit}": _UNITS}.get(s))
+        for n, s in enumerate(_segments)
+        if s[0] == "{"
+    )
+    _word = max(n for n, s in enumerate(_segments) if s[0] != "{")  # no kind has more than one beside its first
+    _shape = _SHAPES.setdefault((_segments[0], len(_segments)), (_word, {}))
+    assert _shape[0] == _word
+    _shape[1][_segments[_word]] = _kind, _fields
 
 
 def parse(key: str) -> tuple[Kind, tuple[str, ...]] | None:
@@ -174,8 +174,19 @@ def parse(key: str) -> tuple[Kind, tuple[str, ...]] | None:
     if not key.startswith(ROOT):
         return None
     found = key[len(ROOT) :].split("/")
-    for kind, segments in _SHAPES.get((found[0], len(found)), ()):
-        ids = _ids(found, segments)
-        if ids is not None:
-            return kind, ids
-    return None
+    shape = _SHAPES.get((found[0], len(found)))
+    meant = shape[1].get(found[shape[0]]) if shape is not None else None
+    if meant is None:
+        return None
+    ids = []
+    for n, rule, known in meant[1]:
+        text = found[n]
+        if known is not None and (same := known.get(text)) is not None:
+            ids.append(same)
+            continue
+        if not rule.fullmatch(text):
+            return None
+        ids.append(text)
+        if known is not None and len(known) < _NAMES_KEPT:
+            known[text] = text
+    return meant[0], tuple(ids)
