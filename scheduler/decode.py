@@ -6,9 +6,10 @@ A value that does not parse is logged and passed over: one bad record must not s
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from math import inf
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
@@ -19,8 +20,14 @@ from .core.amounts import Amounts
 from .core.hugepages import HugepagesFact
 from .core.tables import AllocationState, HostState, JobState
 from .decode_rules import labels_of, models_of, root_of, rules_of, vendor_of
+from .interned import same
+from .records import TYPES, Ids
 
 _log = logging.getLogger(__name__)
+_FACTS = frozenset(  # what others than the leader write, and it minds
+    {Kind.SESSION, Kind.INVENTORY, Kind.VM, Kind.UNIT, Kind.JOB_SPEC, Kind.JOB_CANCEL}
+    | {Kind.HOST_INTENT, Kind.CLUSTER_INTENT, Kind.QUEUE, Kind.JOB_INTENT}
+)
 UNREADABLE = (DecodeError, KeyError, ValueError)
 WARNING_CHARS = 300  # of one warning, kept with the attempt
 
@@ -43,16 +50,18 @@ def request_of(spec: job_pb2.JobSpec) -> model.Request:
     """The shape of a job, as placement sees it."""
     numa = _NUMA[spec.numa]
     models = models_of(spec.gpus)
-    return model.Request(
-        image=spec.image,
-        gpus=spec.gpus.count,
-        model=models[0] if len(models) == 1 else "",
-        gpu_memory_mib=spec.gpus.memory_mib,
-        cpus=spec.cpus,
-        memory_mib=spec.memory_mib,
-        numa=model.NumaPolicy[numa if numa != "UNSPECIFIED" else "PREFERRED"],
-        hugepage_size_kib=spec.vm.hugepage_size_kib,
-        rules=rules_of(spec),
+    return same(
+        model.Request(
+            image=spec.image,
+            gpus=spec.gpus.count,
+            model=models[0] if len(models) == 1 else "",
+            gpu_memory_mib=spec.gpus.memory_mib,
+            cpus=spec.cpus,
+            memory_mib=spec.memory_mib,
+            numa=model.NumaPolicy[numa if numa != "UNSPECIFIED" else "PREFERRED"],
+            hugepage_size_kib=spec.vm.hugepage_size_kib,
+            rules=rules_of(spec),
+        )
     )
 
 
@@ -75,13 +84,17 @@ def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> model.Jo
         hold="it was submitted on hold" if spec.hold else "",
         held_s=record.submitted_s if spec.hold else 0.0,
         terms=terms_of(spec),
-        labels=labels_of(spec.labels),
+        labels=same(labels_of(spec.labels)),
         max_failures_per_host=spec.placement.max_failures_per_host,
     )
 
 
 def terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
     """What the job asks of the queue."""
+    return same(_terms_of(spec))
+
+
+def _terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
     return terms.Terms(
         dependencies=tuple(
             terms.Dependency(d.job, terms.When(d.when or terms.When.OK.value)) for d in spec.dependencies
@@ -115,8 +128,8 @@ def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:
 def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
     return model.Attempt(
         number=wire.number,
-        host=wire.host,
-        units=tuple(wire.units),
+        host=same(wire.host),
+        units=same(tuple(wire.units)),
         created_s=wire.created_s,
         started_s=wire.started_s,
         ended_s=wire.ended_s,
@@ -184,12 +197,12 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         id=wire.id,
         job=wire.job,
         attempt=wire.attempt,
-        host=wire.host,
+        host=same(wire.host),
         session=wire.session,
-        units=tuple(wire.units),
-        nodes=tuple(wire.numa_nodes),
-        cores=tuple(tuple(core.threads) for core in wire.cores),
-        memory_mib=tuple(wire.memory_mib_per_node),
+        units=same(tuple(wire.units)),
+        nodes=same(tuple(wire.numa_nodes)),
+        cores=same(tuple([same(tuple(core.threads)) for core in wire.cores])),
+        memory_mib=same(tuple(wire.memory_mib_per_node)),
         created_s=wire.created_s,
         hugepage_size_kib=wire.spec.vm.hugepage_size_kib,
         unit_identities=tuple(wire.unit_identities),
@@ -197,9 +210,9 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         stop_requested_s=wire.stop_requested_s,
         session_nonce=wire.session_nonce,
         stop_grace_s=wire.stop_grace_s,
-        labels=labels_of(wire.spec.labels),
-        apart=labels_of(wire.spec.placement.apart),
-        whole_host=wire.spec.placement.whole_host,
+        labels=same(labels_of(wire.spec.labels)),
+        apart=same(labels_of(wire.spec.placement.apart)) if wire.spec.HasField("placement") else (),
+        whole_host=wire.spec.HasField("placement") and wire.spec.placement.whole_host,
         preempted_for=wire.preempted_for,
     )
 
@@ -223,22 +236,9 @@ def inventory_of(wire: inventory_pb2.Inventory) -> facts.InventoryFact:
     nodes = sorted(wire.numa_nodes, key=lambda n: n.id)
     return facts.InventoryFact(
         session=wire.session,
-        units=tuple(
-            facts.UnitFact(
-                id=u.id,
-                model=u.model,
-                memory_mib=u.gpu_memory_mib,
-                node=u.numa_node,
-                functions=tuple(sorted(f.address for f in u.functions)),
-                unfit=u.unfit,
-                identity=u.identity,
-                vendor=vendor_of(u),
-                root=root_of(u),
-            )
-            for u in sorted(wire.units, key=lambda u: u.id)
-        ),
-        nodes=tuple((n.id, tuple(sorted(tuple(sorted(c.threads)) for c in n.cores)), n.memory_mib) for n in nodes),
-        images=frozenset(wire.images),
+        units=tuple([_unit_of(u) for u in sorted(wire.units, key=lambda u: u.id)]),
+        nodes=tuple([_node_of(n.SerializeToString(deterministic=True)) for n in nodes]),
+        images=same(frozenset(wire.images)),
         hugepages=tuple(
             HugepagesFact(n.id, pages.size_kib, pages.total, pages.free)
             for n in nodes
@@ -246,6 +246,34 @@ def inventory_of(wire: inventory_pb2.Inventory) -> facts.InventoryFact:
         ),
         labels=tuple(sorted(wire.labels.items())),
     )
+
+
+@lru_cache(maxsize=256)
+def _node_of(value: bytes) -> tuple[int, tuple[tuple[int, ...], ...], int]:
+    """A NUMA node without its hugepages; hosts of one make have the same ones."""
+    node = inventory_pb2.NumaNode.FromString(value)
+    cores = tuple(sorted(same(tuple(sorted(core.threads))) for core in node.cores))
+    return node.id, same(cores), node.memory_mib
+
+
+def _unit_of(unit: inventory_pb2.Unit) -> facts.UnitFact:
+    return facts.UnitFact(
+        id=same(unit.id),
+        model=same(unit.model),
+        memory_mib=unit.gpu_memory_mib,
+        node=unit.numa_node,
+        functions=same(tuple(sorted([f.address for f in unit.functions]))),
+        unfit=unit.unfit,
+        identity=unit.identity,
+        vendor=vendor_of(unit),
+        root=same(root_of(unit)),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _unit_reported(value: bytes) -> facts.UnitReport:
+    """As many units of a host say the same, so the answer is the same object."""
+    return unit_report_of(records_pb2.UnitReport.FromString(value))
 
 
 def unit_report_of(wire: records_pb2.UnitReport) -> facts.UnitReport:
@@ -344,42 +372,62 @@ def cluster_intent_of(wire: records_pb2.ClusterIntent) -> facts.ClusterIntent:
 def fact(key: str, kv: KeyValue | None) -> events.Event | None:
     """The event that a change of `key` means to the core, or None: not a fact, or not readable."""
     parsed = parse(key)
-    if parsed is None:
-        return None
+    return fact_of(*parsed, kv) if parsed is not None else None
+
+
+def fact_of(kind: Kind, ids: Ids, kv: KeyValue | None, record: Message | None = None) -> events.Event | None:
+    """As `fact`. `record`: what `kv` says, if somebody has read it."""
     try:
-        return _fact(*parsed, kv)
+        if kv is not None:
+            return _told(kind, ids, kv, record)
+        return _gone(kind, ids)
     except UNREADABLE as exc:
-        _log.error("ignoring %s: unreadable value (%r)", key, exc)
+        _log.error("ignoring %s: unreadable value (%r)", kv.key if kv is not None else ids, exc)
         return None
 
 
-def _fact(kind: Kind, ids: tuple[str, ...], kv: KeyValue | None) -> events.Event | None:
+def _gone(kind: Kind, ids: Ids) -> events.Event | None:
+    """What it means that nothing is there any more."""
     match kind:
         case Kind.SESSION:
-            session = session_of(records_pb2.Session.FromString(kv.value), kv.create_revision) if kv else None
-            return events.SessionChanged(ids[0], session)
+            return events.SessionChanged(ids[0], None)
         case Kind.INVENTORY:
-            inventory = inventory_of(inventory_pb2.Inventory.FromString(kv.value)) if kv else None
-            return events.InventoryChanged(ids[0], inventory)
+            return events.InventoryChanged(ids[0], None)
         case Kind.UNIT:
-            report = unit_report_of(records_pb2.UnitReport.FromString(kv.value)) if kv else None
-            return events.UnitReported(ids[0], ids[1], report)
-        case Kind.VM if kv:
-            return vm_reported(ids[0], ids[1], records_pb2.VmReport.FromString(kv.value))
-        case Kind.JOB_SPEC if kv:
-            return events.JobSubmitted(job_of(ids[0], records_pb2.JobRecord.FromString(kv.value), kv.create_revision))
-        case Kind.JOB_CANCEL if kv:
-            return events.JobCancelRequested(ids[0], records_pb2.CancelRecord.FromString(kv.value).reason)
+            return events.UnitReported(ids[0], ids[1], None)
         case Kind.HOST_INTENT:
-            intent = intent_of(records_pb2.HostIntent.FromString(kv.value)) if kv else facts.HostIntent()
-            return events.HostIntentChanged(ids[0], intent)
+            return events.HostIntentChanged(ids[0], facts.HostIntent())
         case Kind.CLUSTER_INTENT:
-            wanted = cluster_intent_of(records_pb2.ClusterIntent.FromString(kv.value)) if kv else facts.ClusterIntent()
-            return events.ClusterIntentChanged(wanted)
+            return events.ClusterIntentChanged(facts.ClusterIntent())
         case Kind.QUEUE:
-            queue = queue_intent_of(ids[0], records_pb2.QueueIntent.FromString(kv.value)) if kv else None
-            return events.QueueChanged(ids[0], queue)
+            return events.QueueChanged(ids[0], None)
         case Kind.JOB_INTENT:
-            word = records_pb2.JobIntent.FromString(kv.value) if kv else records_pb2.JobIntent()
-            return events.JobIntentChanged(ids[0], job_intent_of(word))
+            return events.JobIntentChanged(ids[0], facts.JobIntent())
+    return None
+
+
+def _told(kind: Kind, ids: Ids, kv: KeyValue, record: Message | None) -> events.Event | None:
+    if kind is Kind.UNIT:
+        return events.UnitReported(ids[0], ids[1], _unit_reported(kv.value))
+    if kind not in _FACTS:
+        return None
+    match record if record is not None else TYPES[kind].FromString(kv.value):
+        case records_pb2.Session() as wire:
+            return events.SessionChanged(ids[0], session_of(wire, kv.create_revision))
+        case inventory_pb2.Inventory() as wire:
+            return events.InventoryChanged(ids[0], inventory_of(wire))
+        case records_pb2.VmReport() as wire:
+            return vm_reported(ids[0], ids[1], wire)
+        case records_pb2.JobRecord() as wire:
+            return events.JobSubmitted(job_of(ids[0], wire, kv.create_revision))
+        case records_pb2.CancelRecord() as wire:
+            return events.JobCancelRequested(ids[0], wire.reason)
+        case records_pb2.HostIntent() as wire:
+            return events.HostIntentChanged(ids[0], intent_of(wire))
+        case records_pb2.ClusterIntent() as wire:
+            return events.ClusterIntentChanged(cluster_intent_of(wire))
+        case records_pb2.QueueIntent() as wire:
+            return events.QueueChanged(ids[0], queue_intent_of(ids[0], wire))
+        case records_pb2.JobIntent() as wire:
+            return events.JobIntentChanged(ids[0], job_intent_of(wire))
     return None

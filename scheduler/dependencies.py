@@ -31,7 +31,7 @@ async def unknown(store: Store, mirror: Mirror, request: scheduler_pb2.SubmitReq
 
 
 def _repeated(mirror: Mirror, key: str) -> bool:
-    return bool(key) and mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, job_id_of(key.encode())) is not None
+    return bool(key) and mirror.has(Kind.JOB_SPEC, job_id_of(key.encode()))
 
 
 async def _expand(store: Store, mirror: Mirror, spec: job_pb2.JobSpec) -> None:
@@ -52,14 +52,14 @@ async def _count(store: Store, mirror: Mirror, array: str) -> int:
     except ValueError:
         return 0
     record = mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, first)
-    if record is None and mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, array) is None:
+    if record is None and not mirror.has(Kind.JOB_SPEC, array):
         kv = await store.get(key)
         record = records_pb2.JobRecord.FromString(kv.value) if kv is not None else None
     return record.spec.array.count if record is not None else 0
 
 
 async def _known(store: Store, mirror: Mirror, job: str) -> bool:
-    if mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, job) is not None:
+    if mirror.has(Kind.JOB_SPEC, job):
         return True
     try:
         key = keys.job_spec(job)

@@ -129,8 +129,35 @@ def shares(cluster: Cluster) -> records_pb2.Shares:
     return records_pb2.Shares(at_s=cluster.books.shares.at_s, decayed=cluster.books.shares.decayed)
 
 
-def allocation(decided: Allocation, host: Host, spec: job_pb2.JobSpec) -> records_pb2.Allocation:
-    """The reservation and the desired state, as the agent will read it."""
+def allocation(decided: Allocation, host: Host, record: bytes) -> bytes:
+    """The reservation and the desired state, as the agent will read it. `record`: the job's, as it is stored.
+
+    The spec in it is passed on as it stands there: a field of one message is, but for its tag, a field of another.
+    """
+    wire = _allocation(decided, host)
+    tag, end = record[:1], _end_of_field(record)
+    if tag == _SPEC_IN_RECORD and end <= len(record):
+        return wire.SerializeToString() + _SPEC_IN_ALLOCATION + record[1:end]
+    wire.spec.CopyFrom(records_pb2.JobRecord.FromString(record).spec)
+    return wire.SerializeToString()
+
+
+_SPEC_IN_RECORD, _SPEC_IN_ALLOCATION = b"\x0a", b"\x5a"  # tags of fields 1 and 11, of bytes with their length
+_VARINT_BITS, _VARINT_MORE = 7, 0x80
+
+
+def _end_of_field(record: bytes) -> int:
+    """Where the first field ends: behind its tag, its length, and so many bytes."""
+    length = shift = 0
+    for n, byte in enumerate(record[1:11], 2):
+        length |= (byte & ~_VARINT_MORE) << shift
+        if not byte & _VARINT_MORE:
+            return n + length
+        shift += _VARINT_BITS
+    return len(record) + 1
+
+
+def _allocation(decided: Allocation, host: Host) -> records_pb2.Allocation:
     addresses = sorted(a for unit in decided.units if unit in host.units for a in host.units[unit].functions)
     return records_pb2.Allocation(
         id=decided.id,
@@ -148,7 +175,6 @@ def allocation(decided: Allocation, host: Host, spec: job_pb2.JobSpec) -> record
         cores=[inventory_pb2.CpuCore(threads=core) for core in decided.cores],
         memory_mib=sum(decided.memory_mib),
         memory_mib_per_node=decided.memory_mib,
-        spec=spec,
         desired=records_pb2.DESIRED_STOP if decided.stop_reason else records_pb2.DESIRED_RUN,
         stop_reason=decided.stop_reason,
         created_s=decided.created_s,

@@ -60,6 +60,7 @@ class JobsApi:
     async def submit(self, request: scheduler_pb2.SubmitRequest) -> scheduler_pb2.SubmitResponse:
         """Submit one job; safe to repeat with the same idempotency key."""
         await self._known.refresh()
+        await self._named.refresh(request.spec)
         submission = self._check(request, await unknown(self._store, self._mirror, request))
         if request.validate_only:
             return scheduler_pb2.SubmitResponse(warnings=submission.warnings)
@@ -74,6 +75,7 @@ class JobsApi:
         for request in requests:
             result = scheduler_pb2.SubmitResult()
             results.append(result)
+            await self._named.refresh(request.spec)
             try:
                 submission = self._check(request, await unknown(self._store, self._mirror, request), specs)
             except ApiError as exc:
@@ -113,7 +115,7 @@ class JobsApi:
         if not submission.record.spec.array.count:
             return await self._write(submission)
         elements = elements_of(submission)
-        if self._mirror.job(elements[0].job_id) is None:
+        if not self._mirror.has(Kind.JOB_SPEC, elements[0].job_id):
             for batch in packed(list(enumerate(elements))[1:], self._store.max_ops):
                 done = await self._store.commit([s.guard for _, s in batch], [s.put for _, s in batch])
                 for _, element in () if done.succeeded else batch:  # begun before, and not finished
@@ -144,7 +146,7 @@ class JobsApi:
         missing = self._known.impossible(request.spec) if not wrong else self._known.missing(request.spec)
         missing += self._named.unknown(request.spec, beside)
         # What was accepted once, when other hosts were known, stays so.
-        again = any(self._mirror.job(known) is not None for known in (job_id, element_id(job_id, 0)))
+        again = any(self._mirror.has(Kind.JOB_SPEC, known) for known in (job_id, element_id(job_id, 0)))
         if not (request.allow_unavailable or again):
             wrong += [f"{m}; to queue it all the same: --allow-unavailable" for m in missing]
         if wrong:
@@ -201,7 +203,7 @@ class JobsApi:
         """The selection as it is, then each job again when it changes."""
         with Subscription[str]() as changed:
             kinds = (Kind.JOB_SPEC, Kind.JOB_STATUS, Kind.JOB_CANCEL)
-            changed.on_close(self._mirror.listen(lambda kind, ids: changed.put(ids[0]) if kind in kinds else None))
+            changed.on_close(self._mirror.listen(lambda _, ids: changed.put(ids[0]), *kinds))
             for job_id in request.filter.ids or self._mirror.jobs():
                 changed.put(job_id)
             async for job_id in changed:
@@ -225,6 +227,7 @@ class JobsApi:
 
     async def explain_spec(self, spec: job_pb2.JobSpec) -> scheduler_pb2.Explanation:
         """How a job of this spec would fare if it were submitted now. ApiError INVALID_ARGUMENT for its faults."""
+        await self._named.refresh(spec)
         if wrong := [*faults(spec), *self._named.faults(spec)]:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
         await self._known.refresh()

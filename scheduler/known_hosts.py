@@ -19,8 +19,6 @@ from .mirror import Mirror
 
 TURN = 32  # inventories between two looks at what else there is to do
 
-_AtHand = tuple[frozenset[str], frozenset[str], frozenset[int]]
-
 
 class KnownHosts:
     """See the module docstring."""
@@ -29,13 +27,11 @@ class KnownHosts:
         self._mirror = mirror
         self._known = Known()
         self._stale = {ids[0] for ids in mirror.ids(Kind.INVENTORY)}
-        self._at_hand: _AtHand | None = None
-        mirror.listen(self._noticed)
+        mirror.listen(self._noticed, Kind.INVENTORY)
 
     def _noticed(self, kind: Kind, ids: tuple[str, ...]) -> None:
-        if kind is Kind.INVENTORY:
-            self._stale.add(ids[0])
-            self._at_hand = None
+        del kind
+        self._stale.add(ids[0])
 
     async def refresh(self) -> None:
         """Take in what was told since the last time."""
@@ -60,10 +56,10 @@ class KnownHosts:
         return [f"no known host could ever take it, even if it were empty: {miss}"] if miss is not None else []
 
     def missing(self, spec: job_pb2.JobSpec) -> list[str]:
-        """What the spec names that no known host has. With no host known, nothing can be said."""
-        if not self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory):
+        """What the spec names that no host has that was looked at. With none known, nothing can be said."""
+        if not self._known:
             return []
-        models, images, page_sizes_kib = self._what_hosts_have()
+        models, images, page_sizes_kib = self._known.at_hand()
         missing = []
         wanted = models_of(spec.gpus)
         if wanted and not models.intersection(wanted):
@@ -81,16 +77,3 @@ class KnownHosts:
             size = size_name(spec.vm.hugepage_size_kib)
             missing.append(f"vm.hugepage_size_kib: no host has set pages of {size} aside; sizes at hand: {have}")
         return missing
-
-    def _what_hosts_have(self) -> _AtHand:
-        """GPU models, images and sizes of hugepages that any host has.
-
-        Kept until an inventory changes, as reading all of a large fleet's takes a millisecond.
-        """
-        if self._at_hand is None:
-            inventories = self._mirror.all(Kind.INVENTORY, inventory_pb2.Inventory).values()
-            models = frozenset(u.model for i in inventories for u in i.units)
-            images = frozenset(name for i in inventories for name in i.images)
-            pages = (p for i in inventories for node in i.numa_nodes for p in node.hugepages if p.total)
-            self._at_hand = models, images, frozenset(p.size_kib for p in pages)
-        return self._at_hand

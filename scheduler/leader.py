@@ -9,14 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
-from google.protobuf.message import DecodeError
-
 from gpupool.store import keys
-from gpupool.store.port import Change, Created, Delete, Guard, Op, Put, Store, StoreError
-from gpupool.v1 import job_pb2, records_pb2
+from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreError
 
 from . import encode
 from .core.drain import drain
@@ -28,12 +25,15 @@ from .core.power import PowerOff, next_power_s
 from .core.preempt import Preempter
 from .core.step import step
 from .core.todo import EvidenceWanted, todo
-from .decode import fact
+from .decode import fact_of
 from .election import Term, TermLostError
+from .feed import Feed
 from .fencing.acting import Acting
 from .fencing.port import FenceDevice
 from .history import History
-from .load import TURN, load_in_turns
+from .load import load_in_turns
+from .mirror import Mirror
+from .records import News
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Leader:
         on_loaded: Callable[[], None] = lambda: None,
         power: Mapping[str, FenceDevice] | None = None,
         seen: int = 0,  # a revision of the store that was seen before the term began
+        mirror: Mirror | None = None,  # of this replica; None: it has one of its own
     ) -> None:
         self.cluster = Cluster(policy=policy)
         self._store = store
@@ -84,8 +85,10 @@ class Leader:
         self._on_loaded = on_loaded
         self._placer = Placer()
         self._preempter = Preempter()
-        self._specs: dict[str, job_pb2.JobSpec] = {}
-        self._inbox: list[Sequence[Change]] = []
+        self._mirror = mirror if mirror is not None else Mirror(store, wall)
+        self._mirrors = mirror is None
+        self._specs: dict[str, bytes] = {}  # job records as they are stored
+        self._inbox: list[Sequence[News]] = []
         self._news = asyncio.Event()
         self._alarmed: dict[str, float] = {}
         self._history = History(seen)
@@ -93,32 +96,32 @@ class Leader:
 
     async def run(self) -> None:
         """Lead until cancelled. Raises StoreError or TermLostError when this state can no longer be trusted."""
-        snapshot = await self._store.list(keys.ROOT)
-        self._history.seen(snapshot.revision)
-        for number, kv in enumerate(snapshot.items):
-            self._note_spec(kv.key, kv.value)
-            if number % TURN == 0:
-                await asyncio.sleep(0)
-        await load_in_turns(self.cluster, snapshot.items, self._wall())
-        self._on_loaded()
-        _log.info("leading from revision %d: %d hosts, %d jobs", snapshot.revision, *self._counts())
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._listen(snapshot.revision), name="leader: watch")
-                tasks.create_task(self._decide(), name="leader: decide")
+                if self._mirrors:
+                    tasks.create_task(self._mirror.run(), name="leader: mirror")
+                with closing(await self._mirror.feed(self._term.revision, self._hear)) as feed:
+                    tasks.create_task(feed.ended(), name="leader: feed")
+                    await self._load(feed)
+                    await self._decide()
         except* (StoreError, TermLostError) as errors:
             raise errors.exceptions[0] from None
         finally:
             await self._power.close()
 
-    def _counts(self) -> tuple[int, int]:
-        return len(self.cluster.hosts), len(self.cluster.jobs)
+    async def _load(self, feed: Feed) -> None:
+        """Everything, as this replica's mirror has it: as of this term's begin or later, so nobody else has decided."""
+        self._history.seen(feed.revision)
+        stored = feed.take()
+        self._specs = {ids[0]: kv.value for ids, kv in stored.get(keys.Kind.JOB_SPEC, ())}
+        await load_in_turns(self.cluster, stored, self._wall())
+        self._on_loaded()
+        counts = len(self.cluster.hosts), len(self.cluster.jobs)
+        _log.info("leading from revision %d: %d hosts, %d jobs", feed.revision, *counts)
 
-    async def _listen(self, revision: int) -> None:
-        async with aclosing(self._store.watch(keys.ROOT, after_revision=revision)) as batches:
-            async for changes in batches:
-                self._inbox.append(changes)
-                self._news.set()
+    def _hear(self, news: Sequence[News]) -> None:
+        self._inbox.append(news)
+        self._news.set()
 
     async def _decide(self) -> None:
         """The loop of design section 4."""
@@ -139,28 +142,23 @@ class Leader:
     def _drain(self) -> None:
         inbox, self._inbox = self._inbox, []
         now = self._wall()
-        for changes in inbox:
-            for change in changes:
-                self._still_mine(change)
-                event = fact(change.key, change.kv)
+        for told in inbox:
+            for news in told:
+                self._still_mine(news)
+                event = fact_of(news.kind, news.ids, news.kv, news.record) if not news.unreadable else None
                 if event is None:
                     continue
-                if change.kv is not None:
-                    self._note_spec(change.key, change.kv.value)
+                if news.kind is keys.Kind.JOB_SPEC and news.kv is not None:
+                    self._specs[news.ids[0]] = news.kv.value
                 step(self.cluster, event, now)
         for result in self._power.take():
             step(self.cluster, result, now)
 
-    def _still_mine(self, change: Change) -> None:
+    def _still_mine(self, news: News) -> None:
         """A leader that has nothing to write must hear of its end too. Raises TermLostError."""
-        if change.key == keys.LEADER and (change.kv is None or change.kv.create_revision != self._term.revision):
+        mine = news.kv is not None and news.kv.create_revision == self._term.revision
+        if news.kind is keys.Kind.LEADER and not mine:
             raise TermLostError("the leader key of this term is gone")
-
-    def _note_spec(self, key: str, value: bytes) -> None:
-        parsed = keys.parse(key)
-        if parsed is not None and parsed[0] is keys.Kind.JOB_SPEC:
-            with suppress(DecodeError):  # of a job that the core leaves alone, and logs
-                self._specs[parsed[1][0]] = records_pb2.JobRecord.FromString(value).spec
 
     async def _sleep(self, now: float) -> None:
         brake_s = self.cluster.brake.until_s if self.cluster.brake and self.cluster.brake.until_s else None
@@ -238,8 +236,8 @@ class Leader:
                 continue
             group = groups.setdefault(allocation.job, _Group())
             host = self.cluster.hosts[allocation.host]
-            wire = encode.allocation(allocation, host, self._specs[allocation.job])
-            group.ops.append(Put(keys.allocation(host.name, allocation_id), wire.SerializeToString()))
+            value = encode.allocation(allocation, host, self._specs[allocation.job])
+            group.ops.append(Put(keys.allocation(host.name, allocation_id), value))
             if allocation_id in dirty.created:
                 group.guards.append(Created(keys.session(host.name), allocation.session))
                 group.created.append(allocation)

@@ -11,8 +11,9 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 
-from gpupool.store.keys import Kind, parse
+from gpupool.store.keys import Kind
 from gpupool.store.port import KeyValue, StoreError
 from gpupool.v1 import job_pb2, records_pb2
 
@@ -24,7 +25,7 @@ from .core.step import step
 from .decode import (
     UNREADABLE,
     allocation_of,
-    fact,
+    fact_of,
     failover_of,
     job_of,
     restore_cluster,
@@ -32,6 +33,7 @@ from .decode import (
     restore_shares,
     restore_status,
 )
+from .records import Stored, by_kind
 
 _log = logging.getLogger(__name__)
 
@@ -59,14 +61,14 @@ _ORDER = (
 )
 
 
-async def load_in_turns(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
+async def load_in_turns(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
     """As `load`, letting others run in between: a leader must renew its lease while it reads a large cluster."""
     for done, _ in enumerate(_load(cluster, items, now)):
         if done % TURN == 0:
             await asyncio.sleep(0)
 
 
-def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
+def load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
     """Rebuild a fresh `cluster` from everything that is stored: first what the leader decided, then the facts.
 
     Raises UnreadableDecisionError for a host or an allocation that cannot be read. A job of which that is true is left
@@ -75,20 +77,23 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> None:
     deque(_load(cluster, items, now), maxlen=0)
 
 
-def _load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> Iterator[None]:
+def _load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> Iterator[None]:
     """Yields after each record."""
-    by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]] = {kind: [] for kind in Kind}
-    for kv in items:
-        parsed = parse(kv.key)
-        if parsed is not None:
-            by_kind[parsed[0]].append((parsed[1], kv))
-    _know_intents(cluster, by_kind)
-    aside = yield from _load_decisions(cluster, by_kind)
+    if isinstance(items, dict):
+        stored = items
+        for kind in stored:
+            stored[kind] = sorted(stored[kind], key=itemgetter(1))  # by key, as a store lists them
+            yield
+    else:
+        stored = by_kind(items)
+    _know_intents(cluster, stored)
+    aside = yield from _load_decisions(cluster, stored)
     for kind in _ORDER:
-        for _, kv in by_kind[kind]:
-            event = fact(kv.key, kv)
-            if event is not None and not (isinstance(event, events.JobSubmitted) and event.job.id in aside):
-                step(cluster, event, now)
+        for ids, kv in stored.pop(kind, ()):
+            if kind is not Kind.JOB_SPEC or not (ids[0] in cluster.jobs or ids[0] in aside):
+                event = fact_of(kind, ids, kv)
+                if event is not None:
+                    step(cluster, event, now)
             yield
     for name in sorted(cluster.hosts):  # sessions that ended while nobody led
         host = cluster.hosts[name]
@@ -99,48 +104,47 @@ def _load(cluster: model.Cluster, items: Iterable[KeyValue], now: float) -> Iter
         consider(cluster, now)
 
 
-def _know_intents(cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]) -> None:
+def _know_intents(cluster: model.Cluster, stored: Stored) -> None:
     """What operators want, before anything is judged by it; nothing follows from it before the facts are known."""
     for kind in (Kind.CLUSTER_INTENT, Kind.HOST_INTENT):
-        for _, kv in by_kind[kind]:
-            event = fact(kv.key, kv)
+        for ids, kv in stored.get(kind, ()):
+            event = fact_of(kind, ids, kv)
             if isinstance(event, events.ClusterIntentChanged):
                 cluster.intent = event.intent
             elif isinstance(event, events.HostIntentChanged):
                 cluster.host(event.host).intent = event.intent
 
 
-def _load_decisions(
-    cluster: model.Cluster, by_kind: dict[Kind, list[tuple[tuple[str, ...], KeyValue]]]
-) -> Generator[None, None, set[str]]:
+def _load_decisions(cluster: model.Cluster, stored: Stored) -> Generator[None, None, set[str]]:
     """Restore hosts, jobs and allocations; returns the jobs whose status cannot be read."""
-    for ids, kv in by_kind[Kind.HOST]:
+    for ids, kv in stored.pop(Kind.HOST, ()):
         with _decision(kv.key):
             host = cluster.host(ids[0])
             restore_host(host, records_pb2.HostRecord.FromString(kv.value))
             cluster.note_alive(host)
             if host.lost_s:
                 cluster.lately.add(host.name)
-    for _, kv in by_kind[Kind.CLUSTER]:
+        yield
+    for _, kv in stored.pop(Kind.CLUSTER, ()):
         with _decision(kv.key):
             restore_cluster(cluster, records_pb2.ClusterRecord.FromString(kv.value))
-    for _, kv in by_kind[Kind.SHARES]:
+    for _, kv in stored.pop(Kind.SHARES, ()):
         with suppress(*UNREADABLE):  # they only order the queue
             restore_shares(cluster, records_pb2.Shares.FromString(kv.value))
-    for _, kv in by_kind[Kind.FAILOVER]:
+    for _, kv in stored.pop(Kind.FAILOVER, ()):
         with _decision(kv.key):
             found = failover_of(records_pb2.FailoverRecord.FromString(kv.value))
             cluster.failovers[found.host, found.fence.session] = found
-    specs = {ids[0]: kv for ids, kv in by_kind[Kind.JOB_SPEC]}
+    specs = {ids[0]: kv for ids, kv in stored.get(Kind.JOB_SPEC, ())}
     aside = set()
-    for ids, kv in by_kind[Kind.JOB_STATUS]:
+    for ids, kv in stored.pop(Kind.JOB_STATUS, ()):
         try:
             _load_job(cluster, ids[0], specs.get(ids[0]), kv)
         except UNREADABLE as exc:
             _log.error("leaving job %s alone: its spec or status is unreadable (%r)", ids[0], exc)
             aside.add(ids[0])
         yield
-    for _, kv in by_kind[Kind.ALLOCATION]:
+    for _, kv in stored.pop(Kind.ALLOCATION, ()):
         with _decision(kv.key):
             _load_allocation(cluster, records_pb2.Allocation.FromString(kv.value))
         yield

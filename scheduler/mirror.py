@@ -1,7 +1,8 @@
-"""What is committed, as one replica sees it: typed records by name, kept up by a watch, for the API to read.
+"""What is committed, as one replica sees it: records by name, kept up by a watch, for the API and the leader to read.
 
 It never decides. Every record is what somebody wrote; what is derived is derived when asked for. Each change of a state
-becomes an Event in a bounded history, the same whichever replica tells it.
+becomes an Event in a bounded history, the same whichever replica tells it. The leader of this replica takes everything
+over from here at one moment, and hears each change since then, in order and once (`feed`): nothing is read twice.
 """
 
 from __future__ import annotations
@@ -11,49 +12,32 @@ import logging
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from gpupool.store import keys
 from gpupool.store.follow import follow
 from gpupool.store.keys import Kind
 from gpupool.store.port import Change, KeyValue, Snapshot, Store
-from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from . import states_told, wishes_told
+from . import wishes_told
 from .core.model import Cluster
 from .core.policy import Policy
+from .feed import Feed
 from .load import load
+from .records import TYPES, Ids, News, Record, Records, news_of, read
+from .told import EVENTS_KEPT, TELLING, Changed, Told, dated
 from .view import View
+
+__all__ = ["EVENTS_KEPT", "FINAL", "Arrival", "Mirror"]
 
 _log = logging.getLogger(__name__)
 
-EVENTS_KEPT = 10_000
+TURN = 200  # records between two looks at what else there is to do
 FINAL = frozenset((job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED))
-Ids = tuple[str, ...]
 Arrival = tuple[int, str]  # the revision at which a job was written, and its id: the same order on every replica
-Record = TypeVar("Record", bound=Message)
-
-_TYPES: dict[Kind, type[Message]] = {
-    Kind.SESSION: records_pb2.Session,
-    Kind.INVENTORY: inventory_pb2.Inventory,
-    Kind.VM: records_pb2.VmReport,
-    Kind.UNIT: records_pb2.UnitReport,
-    Kind.JOB_SPEC: records_pb2.JobRecord,
-    Kind.JOB_CANCEL: records_pb2.CancelRecord,
-    Kind.JOB_STATUS: job_pb2.JobStatus,
-    Kind.ALLOCATION: records_pb2.Allocation,
-    Kind.HOST: records_pb2.HostRecord,
-    Kind.HOST_INTENT: records_pb2.HostIntent,
-    Kind.JOB_INTENT: records_pb2.JobIntent,
-    Kind.CLUSTER_INTENT: records_pb2.ClusterIntent,
-    Kind.CLUSTER: records_pb2.ClusterRecord,
-    Kind.FAILOVER: records_pb2.FailoverRecord,
-    Kind.LEADER: records_pb2.Leader,
-    Kind.QUEUE: records_pb2.QueueIntent,
-    Kind.SHARES: records_pb2.Shares,
-}
+Listener = Callable[[Kind, Ids], None]
 
 
 class Mirror:
@@ -61,16 +45,16 @@ class Mirror:
 
     def __init__(self, store: Store, wall: Callable[[], float]) -> None:
         self.revision = 0
-        self.history: deque[scheduler_pb2.Event] = deque(maxlen=EVENTS_KEPT)
         self.synced = asyncio.Event()
         self._store = store
         self._wall = wall
-        self._records: dict[Kind, dict[Ids, Message]] = {kind: {} for kind in _TYPES}
-        self._raw: dict[str, KeyValue] = {}
+        self._records = Records()
         self._arrivals: list[Arrival] = []
-        self._listeners: list[Callable[[Kind, Ids], None]] = []
-        self._event_listeners: list[Callable[[scheduler_pb2.Event], None]] = []
+        self._listeners: dict[Kind, list[Listener]] = {kind: [] for kind in TYPES}
+        self._told = Told()
         self._moved = asyncio.Condition()
+        self._whole = False  # not while everything is read, anew or for the first time
+        self._feeds: list[Feed] = []
         self._view: View | None = None
         self.on_restored: Callable[[], None] = lambda: None  # called while what is forgotten can still be read here
 
@@ -86,18 +70,37 @@ class Mirror:
 
     # Reading
 
+    @property
+    def history(self) -> deque[scheduler_pb2.Event]:
+        """The newest events, the oldest first."""
+        return self._told.history
+
     def all(self, kind: Kind, of: type[Record]) -> dict[Ids, Record]:
-        """Every record of a kind, by its ids. Not to be changed."""
-        assert _TYPES[kind] is of
-        return self._records[kind]  # type: ignore[return-value]
+        """Every record of a kind, by its ids: a copy, which takes time in proportion to them."""
+        assert TYPES[kind] is of
+        return dict(self._records.all(kind, of))
+
+    def of_host(self, kind: Kind, of: type[Record], host: str) -> dict[Ids, Record]:
+        """Every unit, or allocation, of a host, by its ids."""
+        return self._records.of_host(kind, of, host)
 
     def ids(self, kind: Kind) -> list[Ids]:
         """The ids of every record of a kind."""
-        return list(self._records[kind])
+        return self._records.ids(kind)
 
     def get(self, kind: Kind, of: type[Record], *ids: str) -> Record | None:
-        """One record. Not to be changed."""
-        return self.all(kind, of).get(ids)
+        """One record: a copy."""
+        assert TYPES[kind] is of
+        return self._records.get(kind, of, ids)
+
+    def value(self, kind: Kind, *ids: str) -> bytes | None:
+        """One record as it is stored."""
+        kv = self._records.kv(kind, ids)
+        return kv.value if kv is not None else None
+
+    def has(self, kind: Kind, *ids: str) -> bool:
+        """Whether there is such a record."""
+        return self._records.kv(kind, ids) is not None
 
     def stored(self) -> dict[str, KeyValue]:
         """All that is stored now, by key: a copy, so that it stays as of `revision`."""
@@ -105,7 +108,7 @@ class Mirror:
 
     def session_id(self, host: str) -> int:
         """The id of the host's present session; 0 if it has none."""
-        kv = self._raw.get(keys.session(host))
+        kv = self._records.kv(Kind.SESSION, (host,))
         return kv.create_revision if kv is not None else 0
 
     def jobs(self, after: Arrival = (0, "")) -> list[str]:
@@ -114,7 +117,9 @@ class Mirror:
 
     def arrival(self, job_id: str) -> Arrival:
         """The place of a job that is known in the order of arrival."""
-        return self._raw[keys.job_spec(job_id)].create_revision, job_id
+        kv = self._records.kv(Kind.JOB_SPEC, (job_id,))
+        assert kv is not None
+        return kv.create_revision, job_id
 
     def job(self, job_id: str) -> job_pb2.Job | None:
         """The job as the API shows it; a job that no leader has seen yet is pending."""
@@ -129,8 +134,13 @@ class Mirror:
             shown.status.state = job_pb2.JOB_STATE_PENDING
             shown.status.submitted_s = record.submitted_s
             shown.status.message = "submitted"
-        shown.status.cancel_requested |= self.get(Kind.JOB_CANCEL, records_pb2.CancelRecord, job_id) is not None
+        shown.status.cancel_requested |= self.has(Kind.JOB_CANCEL, job_id)
         return shown
+
+    def state_of(self, job_id: str) -> job_pb2.JobState.ValueType:
+        """The state of a job that is known."""
+        value = self.value(Kind.JOB_STATUS, job_id)
+        return _state(value) if value is not None else job_pb2.JOB_STATE_PENDING
 
     def cluster(self, policy: Policy) -> Cluster:
         """The core's view of what is committed now, without finished jobs that matter to none.
@@ -139,16 +149,17 @@ class Mirror:
 
         Costs time in proportion to the jobs that are not finished and to all hosts.
         """
-        statuses = self.all(Kind.JOB_STATUS, job_pb2.JobStatus)
-        over = {keys.job_status(*ids) for ids, status in statuses.items() if status.state in FINAL}
-        over |= {keys.job_spec(*ids) for ids, status in statuses.items() if status.state in FINAL}
-        for (job_id,), record in self.all(Kind.JOB_SPEC, records_pb2.JobRecord).items():
-            if record.spec.dependencies and keys.job_spec(job_id) not in over:  # these others count, though finished
-                over -= {key(d.job) for d in record.spec.dependencies for key in (keys.job_spec, keys.job_status)}
-            if record.spec.array.id and keys.job_spec(job_id) not in over:
-                over -= {key(f"{record.spec.array.id}-0") for key in (keys.job_spec, keys.job_status)}
+        stored = self._records.stored()
+        over = {ids for ids, kv in stored[Kind.JOB_STATUS] if _state(kv.value) in FINAL}
+        for ids in [ids for ids in self.ids(Kind.JOB_SPEC) if ids not in over]:
+            record = self.get(Kind.JOB_SPEC, records_pb2.JobRecord, *ids)
+            if record is not None:  # these others count, though finished
+                over -= {(d.job,) for d in record.spec.dependencies}
+                over -= {(f"{record.spec.array.id}-0",)} if record.spec.array.id else set()
+        for kind in (Kind.JOB_SPEC, Kind.JOB_STATUS):
+            stored[kind] = [item for item in stored[kind] if item[0] not in over]
         cluster = Cluster(policy=policy)
-        load(cluster, (kv for key, kv in self._raw.items() if key not in over), self._wall())
+        load(cluster, stored, self._wall())
         return cluster
 
     def view(self, policy: Policy) -> View:
@@ -159,41 +170,99 @@ class Mirror:
 
     async def reached(self, revision: int, timeout_s: float = 5.0) -> None:
         """Return once what was written at `revision` can be read here, or after `timeout_s`."""
+        if self.revision >= revision:
+            return
         try:
             async with asyncio.timeout(timeout_s), self._moved:
                 await self._moved.wait_for(lambda: self.revision >= revision)
         except TimeoutError:
             _log.warning("the mirror is at revision %d, %d was wanted", self.revision, revision)
 
-    def listen(self, listener: Callable[[Kind, Ids], None]) -> Callable[[], None]:
-        """Call `listener` for each record that changes; returns how to stop that."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+    async def feed(self, revision: int, hear: Callable[[Sequence[News]], None]) -> Feed:
+        """Everything, as it is at `revision` or later, and from then on a call of `hear` for all that changes."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._whole and self.revision >= revision)
+            feed = Feed(self._records.stored(), self.revision, hear, self._feeds)
+            self._feeds.append(feed)
+            return feed
+
+    def listen(self, listener: Listener, *kinds: Kind) -> Callable[[], None]:
+        """Call `listener` for each record, of these kinds if any are given, that changes; returns how to stop that."""
+        for kind in kinds or TYPES:
+            self._listeners[kind].append(listener)
+
+        def stop() -> None:
+            for kind in kinds or TYPES:
+                self._listeners[kind].remove(listener)
+
+        return stop
+
+    @property
+    def listening(self) -> tuple[int, int]:
+        """How many want to hear of records, counted once for each kind, and of events."""
+        return sum(map(len, self._listeners.values())), self._told.listening
 
     def listen_events(self, listener: Callable[[scheduler_pb2.Event], None]) -> Callable[[], None]:
         """Call `listener` for each new event; returns how to stop that."""
-        self._event_listeners.append(listener)
-        return lambda: self._event_listeners.remove(listener)
+        return self._told.listen(listener)
 
     # Following
 
     def _restored(self) -> None:
+        for feed in list(self._feeds):
+            feed.end(forgotten=True)
         self.on_restored()
 
     async def _reset(self, snapshot: Snapshot) -> None:
-        fresh = {kv.key for kv in snapshot.items}
-        for key in [k for k in self._raw if k not in fresh]:
-            self._apply(Change(key, None, snapshot.revision))
-        for kv in sorted(snapshot.items, key=lambda kv: kv.create_revision):
-            known = self._raw.get(kv.key)
-            if known != kv:  # revisions come again in a store that was restored
-                self._apply(Change(kv.key, kv, kv.mod_revision), quiet=not self.synced.is_set())
+        """Everything is read, for the first time or anew. In a large cluster that takes seconds: others run between."""
+        for feed in list(self._feeds):
+            feed.end()
+        self._whole = False
+        await (self._renew if self.synced.is_set() else self._fill)(snapshot)
+        self._whole = True
         await self._advance(snapshot.revision)
         self.synced.set()
 
-    async def _changes(self, changes: Sequence[Change]) -> None:
-        for change in changes:
+    async def _fill(self, snapshot: Snapshot) -> None:
+        """For the first time: what was there before is no news."""
+        arrived: dict[int, list[str]] = {}
+        for number, kv in enumerate(snapshot.items):
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+            parsed = keys.parse(kv.key)
+            if parsed is None or parsed[0] not in TYPES:
+                continue
+            kind, ids = parsed
+            self._records.put(kind, ids, kv)
+            if kind is Kind.JOB_SPEC:
+                arrived.setdefault(kv.create_revision, []).append(ids[0])
+            for listener in self._listeners[kind]:
+                listener(kind, ids)
+        self._arrivals = [(revision, job) for revision in sorted(arrived) for job in sorted(arrived[revision])]
+
+    async def _renew(self, snapshot: Snapshot) -> None:
+        """What is not as it was known here. Revisions come again in a store that was restored."""
+        there: set[str] = set()
+        changed: list[KeyValue] = []
+        for number, kv in enumerate(snapshot.items):
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+            there.add(kv.key)
+            parsed = keys.parse(kv.key)
+            if parsed is not None and parsed[0] in TYPES and self._records.kv(*parsed) != kv:
+                changed.append(kv)
+        gone = [Change(kv.key, None, snapshot.revision) for kv in self._records.kvs() if kv.key not in there]
+        changed.sort(key=lambda kv: kv.create_revision)
+        for number, change in enumerate([*gone, *(Change(kv.key, kv, kv.mod_revision) for kv in changed)]):
+            if number % TURN == 0:
+                await asyncio.sleep(0)
             self._apply(change)
+
+    async def _changes(self, changes: Sequence[Change]) -> None:
+        news = [told for change in changes if (told := self._apply(change)) is not None]
+        self.revision = changes[-1].revision  # at once: a feed must not begin with what it is told of again
+        for feed in list(self._feeds):
+            feed.tell(news)
         await self._advance(changes[-1].revision)
 
     async def _advance(self, revision: int) -> None:
@@ -201,47 +270,28 @@ class Mirror:
             self.revision = revision
             self._moved.notify_all()
 
-    def _apply(self, change: Change, *, quiet: bool = False) -> None:
-        parsed = keys.parse(change.key)
-        if parsed is None or parsed[0] not in _TYPES:
-            return
-        kind, ids = parsed
-        before = self._records[kind].get(ids)
-        try:
-            after = _TYPES[kind].FromString(change.kv.value) if change.kv is not None else None
-        except DecodeError as exc:
-            _log.error("ignoring %s: unreadable value (%s)", change.key, exc)
-            return
-        old = self._raw.pop(change.key, None)
-        if change.kv is None or after is None:
-            self._records[kind].pop(ids, None)
-        else:
-            self._raw[change.key] = change.kv
-            self._records[kind][ids] = after
+    def _apply(self, change: Change) -> News | None:
+        """Take one change in; None: it is none of ours."""
+        news = news_of(change)
+        if news is None or news.unreadable:
+            return news
+        kind, ids, kv, revision, _ = news
+        before = self._records.put(kind, ids, kv)
         if kind is Kind.JOB_SPEC:
-            self._note_arrival(ids[0], old, change.kv)
-        if not quiet:
-            for event in self._happened(kind, ids, before, after):
-                event.at_s, event.revision = self._wall(), change.revision
-                self.history.append(event)
-                for tell in list(self._event_listeners):
-                    tell(event)
-        for listener in list(self._listeners):
+            self._note_arrival(ids[0], before, kv)
+        if kind in TELLING:
+            self._told.changed(Changed(kind, ids, before, kv, self._wall(), revision))
+        if (kind is Kind.ALLOCATION and kv is None) or kind is Kind.HOST_INTENT:
+            self._told.happened(dated(self._drained(ids[0], kind, before), self._wall(), revision))
+        for listener in list(self._listeners[kind]):
             listener(kind, ids)
+        return news
 
-    def _happened(
-        self, kind: Kind, ids: Ids, before: Message | None, after: Message | None
-    ) -> Iterator[scheduler_pb2.Event]:
-        yield from states_told.told(kind, ids, before, after)
-        yield from wishes_told.told(ids, before, after)
-        if (kind is Kind.ALLOCATION and after is None) or kind is Kind.HOST_INTENT:
-            yield from self._drained(ids[0], before)
-
-    def _drained(self, host: str, before: Message | None) -> Iterator[scheduler_pb2.Event]:
+    def _drained(self, host: str, kind: Kind, before: KeyValue | None) -> Iterator[scheduler_pb2.Event]:
         intent = self.get(Kind.HOST_INTENT, records_pb2.HostIntent, host)
-        if not _drains(intent) or _drains(before):
+        if not _drains(intent) or (kind is Kind.HOST_INTENT and before is not None and _drains(read(kind, before))):
             return
-        if not any(ids[0] == host for ids in self._records[Kind.ALLOCATION]):
+        if not self._records.any_of_host(Kind.ALLOCATION, host):
             yield wishes_told.drained(host)
 
     def _note_arrival(self, job_id: str, old: KeyValue | None, new: KeyValue | None) -> None:
@@ -253,3 +303,13 @@ class Mirror:
 
 def _drains(intent: Message | None) -> bool:
     return isinstance(intent, records_pb2.HostIntent) and intent.HasField("drain") and not intent.drain.paused
+
+
+def _state(status: bytes) -> job_pb2.JobState.ValueType:
+    """The state in a stored JobStatus. It is its first field: to read all of a hundred thousand takes a second."""
+    if len(status) > 1 and status[0] == _STATE_TAG and status[1] < _ONE_BYTE:
+        return status[1]  # type: ignore[return-value]
+    return job_pb2.JobStatus.FromString(status).state
+
+
+_STATE_TAG, _ONE_BYTE = 0x08, 0x80  # field 1, a varint; varints below this have one byte

@@ -6,6 +6,7 @@ let go whoever is in it (core/order.py). It decides nothing about jobs that are 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from gpupool.store.keys import Kind
 from gpupool.v1 import job_pb2, records_pb2
 
 SHOWN = 5  # names in a message
+TURN = 200  # jobs between two looks at what else there is to do
 
 
 class Records(Protocol):
@@ -22,31 +24,45 @@ class Records(Protocol):
         """One record."""
         ...
 
-    def listen(self, listener: Callable[[Kind, tuple[str, ...]], None]) -> Callable[[], None]:
-        """Tell of each change."""
+    def listen(self, listener: Callable[[Kind, tuple[str, ...]], None], *kinds: Kind) -> Callable[[], None]:
+        """Tell of each change of these kinds."""
         ...
 
 
 class NamedJobs:
-    """See the module docstring. To be made before the mirror is filled."""
+    """See the module docstring. To be made before the mirror is filled. `refresh` it before anything is asked."""
 
     def __init__(self, mirror: Records) -> None:
         self._mirror = mirror
         self._names: dict[str, str] = {}  # by job id
         self._after: dict[str, dict[str, tuple[str, ...]]] = {}  # what each job of a name names in turn, by job id
-        mirror.listen(self._noticed)
+        self._stale: dict[str, None] = {}  # jobs that have come or gone, and were not looked at
+        mirror.listen(self._noticed, Kind.JOB_SPEC)
 
     def _noticed(self, kind: Kind, ids: tuple[str, ...]) -> None:
-        if kind is not Kind.JOB_SPEC:
-            return
-        if name := self._names.pop(ids[0], ""):
-            self._after[name].pop(ids[0], None)
+        del kind
+        self._stale[ids[0]] = None
+
+    async def refresh(self, spec: job_pb2.JobSpec) -> None:
+        """Take in what has changed, as far as this spec needs it: most name no other job."""
+        done = 0
+        while self._stale and spec.restart.after:
+            job = next(iter(self._stale))
+            del self._stale[job]
+            self._look(job)
+            done += 1
+            if done % TURN == 0:
+                await asyncio.sleep(0)
+
+    def _look(self, job: str) -> None:
+        if name := self._names.pop(job, ""):
+            self._after[name].pop(job, None)
             if not self._after[name]:
                 del self._after[name]
-        record = self._mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, *ids)
+        record = self._mirror.get(Kind.JOB_SPEC, records_pb2.JobRecord, job)
         if record is not None and record.spec.name:
-            self._names[ids[0]] = record.spec.name
-            self._after.setdefault(record.spec.name, {})[ids[0]] = tuple(record.spec.restart.after)
+            self._names[job] = record.spec.name
+            self._after.setdefault(record.spec.name, {})[job] = tuple(record.spec.restart.after)
 
     def faults(self, spec: job_pb2.JobSpec, beside: Iterable[job_pb2.JobSpec] = ()) -> list[str]:
         """What can never be right about `restart.after`. `beside`: specs that are submitted together with it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable
+from operator import itemgetter
 
 import grpc
 
@@ -56,7 +57,7 @@ class OperationsApi:
         """A summary."""
         units = self.units("")
         hosts = self._mirror.all(Kind.HOST, records_pb2.HostRecord).values()
-        states = Counter(self._state_of(job_id) for job_id in self._mirror.jobs())
+        states = Counter(map(self._mirror.state_of, self._mirror.jobs()))
         return scheduler_pb2.Cluster(
             leader=self._mirror.get(Kind.LEADER, records_pb2.Leader),
             replica=self._replica,
@@ -65,17 +66,12 @@ class OperationsApi:
             hosts_ready=sum(h.state == records_pb2.HOST_STATE_READY for h in hosts),
             units=len(units),
             units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
-            jobs=dict(sorted(states.items())),
+            jobs=dict(sorted((_state_name(state), count) for state, count in states.items())),
             revision=self._mirror.revision,
             record=self._mirror.get(Kind.CLUSTER, records_pb2.ClusterRecord),
             intent=self._mirror.get(Kind.CLUSTER_INTENT, records_pb2.ClusterIntent),
             reservation=self.plans.reservation(),
         )
-
-    def _state_of(self, job_id: str) -> str:
-        status = self._mirror.get(Kind.JOB_STATUS, job_pb2.JobStatus, job_id)
-        state = status.state if status is not None else job_pb2.JOB_STATE_PENDING
-        return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
 
     # Hosts and units
 
@@ -88,7 +84,7 @@ class OperationsApi:
 
     def host(self, name: str) -> scheduler_pb2.Host:
         """One host. ApiError NOT_FOUND."""
-        return self._host(name, self._used())
+        return self._host(name, self._used(name))
 
     def _host(self, name: str, used: _Used) -> scheduler_pb2.Host:
         mirror = self._mirror
@@ -118,13 +114,16 @@ class OperationsApi:
 
     def units(self, host: str) -> list[scheduler_pb2.UnitView]:
         """Units of one host, or of all ("")."""
-        used = self._used()
+        used = self._used(host)
         hosts = [host] if host else sorted(ids[0] for ids in self._mirror.ids(Kind.INVENTORY))
         return [view for name in hosts for view in self._units(name, used)]
 
-    def _used(self) -> _Used:
+    def _used(self, host: str = "") -> _Used:
+        """Allocations by host: of one host, or of all ("")."""
+        of = records_pb2.Allocation
+        found = self._mirror.of_host(Kind.ALLOCATION, of, host) if host else self._mirror.all(Kind.ALLOCATION, of)
         used: _Used = defaultdict(list)
-        for allocation in self._mirror.all(Kind.ALLOCATION, records_pb2.Allocation).values():
+        for allocation in found.values():
             used[allocation.host].append(allocation)
         return used
 
@@ -137,11 +136,11 @@ class OperationsApi:
     def _absent(self, host: str, present: Iterable[inventory_pb2.Unit]) -> list[inventory_pb2.Unit]:
         """Units that are quarantined and not there now: their agent remembers them, in case they come back."""
         known = {unit.id for unit in present}
-        reports = self._mirror.all(Kind.UNIT, records_pb2.UnitReport)
+        reports = self._mirror.of_host(Kind.UNIT, records_pb2.UnitReport, host)
         return [
-            inventory_pb2.Unit(id=ids[1], identity=report.identity, numa_node=-1, unfit="it is not on this host now")
-            for ids, report in sorted(reports.items())
-            if ids[0] == host and ids[1] not in known and report.state == records_pb2.UNIT_STATE_QUARANTINED
+            inventory_pb2.Unit(id=unit, identity=report.identity, numa_node=-1, unfit="it is not on this host now")
+            for (_, unit), report in sorted(reports.items(), key=itemgetter(0))
+            if unit not in known and report.state == records_pb2.UNIT_STATE_QUARANTINED
         ]
 
     def _unit(self, host: str, unit: inventory_pb2.Unit, allocation: str) -> scheduler_pb2.UnitView:
@@ -217,3 +216,7 @@ class OperationsApi:
             async for _ in news:
                 while fresh:
                     yield fresh.popleft()
+
+
+def _state_name(state: job_pb2.JobState.ValueType) -> str:
+    return job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")

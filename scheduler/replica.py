@@ -79,8 +79,9 @@ class Replica:
             # Held as the leader: a replica that has just begun knows nothing of a restore, and would decide.
             await asyncio.sleep(max(0.0, self._hold_until - asyncio.get_running_loop().time()))
             self.leader = Leader(
-                self.store, term, wall=self.wall, policy=self.policy, power=self.power, seen=self.mirror.revision
-            )
+                self.store, term, wall=self.wall, policy=self.policy, power=self.power, seen=self.mirror.revision,
+                mirror=self.mirror,
+            )  # fmt: skip
             try:
                 await self.leader.run()
             finally:

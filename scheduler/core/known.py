@@ -22,6 +22,7 @@ from .tables import HostState
 
 ANSWERS_KEPT = 1024  # shapes; all are forgotten when one more comes
 Kind = tuple[object, ...]
+AtHand = tuple[frozenset[str], frozenset[str], frozenset[int]]  # GPU models, images, sizes of hugepages
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class _Alike:
 
     names: set[str]
     host: Host
+    kind: Kind
 
 
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ class Known:
     _kind_of: dict[str, Kind] = field(default_factory=dict)
     _alike: dict[Kind, _Alike] = field(default_factory=dict)
     _answers: dict[Request, Miss | None] = field(default_factory=dict)
+    _at_hand: AtHand | None = None
 
     def __bool__(self) -> bool:
         return bool(self._kind_of)
@@ -50,13 +53,14 @@ class Known:
             return
         if before != after:
             self._answers.clear()
+            self._at_hand = None
         if before is not None:
             self._leave(name, before)
         if fact is not None and after is not None:
-            self._kind_of[name] = after
             alike = self._alike.get(after)
             if alike is None:
-                alike = self._alike[after] = _Alike({name}, _empty(name, fact))
+                alike = self._alike[after] = _Alike({name}, _empty(name, fact), after)
+            self._kind_of[name] = alike.kind  # the same object for all of them
             alike.names.add(name)
             if name < alike.host.name:  # whoever speaks for them does not depend on who came first
                 alike.host = _called(alike.host, name)
@@ -69,6 +73,16 @@ class Known:
             del self._alike[kind]
         elif alike.host.name == name:
             alike.host = _called(alike.host, min(alike.names))
+
+    def at_hand(self) -> AtHand:
+        """What any host has."""
+        if self._at_hand is None:
+            facts = [alike.host.inventory for alike in self._alike.values() if alike.host.inventory is not None]
+            models = frozenset(unit.model for fact in facts for unit in fact.units)
+            images = frozenset(name for fact in facts for name in fact.images)
+            sizes = frozenset(pages.size_kib for fact in facts for pages in fact.hugepages if pages.total)
+            self._at_hand = models, images, sizes
+        return self._at_hand
 
     def impossible(self, request: Request) -> Miss | None:
         """What comes nearest, if no host could ever take it; None: one could, or none is known."""

@@ -33,8 +33,9 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
             put(keys.job_intent(job.id), records_pb2.JobIntent(**wanted))
     for allocation in cluster.allocations.values():
         host = cluster.hosts[allocation.host]
-        wire = encode.allocation(allocation, host, spec_of(cluster.jobs[allocation.job]))
-        put(keys.allocation(host.name, allocation.id), wire)
+        record = records_pb2.JobRecord(spec=spec_of(cluster.jobs[allocation.job]))
+        value = encode.allocation(allocation, host, record.SerializeToString())
+        items.append(KeyValue(keys.allocation(host.name, allocation.id), value, 1, 1))
     for host in cluster.hosts.values():
         put(keys.host(host.name), encode.host_record(host))
         put(keys.host_intent(host.name), _intent(host.intent))

@@ -315,14 +315,14 @@ async def test_watch_tells_what_is_and_what_changes_and_ends() -> None:
     async with serving(Pool()) as replica:
         job = (await replica.api.submit(Ask(spec=spec("a")))).id
         await replica.api.submit(Ask(spec=spec("b")))
-        before = len(replica.mirror._listeners)
+        before = replica.mirror.listening[0]
         request = scheduler_pb2.WatchJobsRequest(filter=scheduler_pb2.JobFilter(ids=[job]))
         async with aclosing(replica.api.watch(request)) as news:
             assert (await anext(news)).status.state == job_pb2.JOB_STATE_PENDING
             await replica.status(job, job_pb2.JOB_STATE_RUNNING)
             assert (await anext(news)).status.state == job_pb2.JOB_STATE_RUNNING
-            assert len(replica.mirror._listeners) == before + 1
-        assert len(replica.mirror._listeners) == before
+            assert replica.mirror.listening[0] == before + 3
+        assert replica.mirror.listening[0] == before
 
 
 @virtual_time

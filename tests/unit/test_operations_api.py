@@ -147,7 +147,7 @@ async def test_events_are_kept_then_followed() -> None:
             event = await anext(news)
             assert (getattr(event, "from"), event.to) == ("READY", "FENCING")
             assert event.reason == "no evidence yet that session 5 is dead"
-        assert not mirror._event_listeners
+        assert not mirror.listening[1]
         kept = [e async for e in api.events(scheduler_pb2.WatchEventsRequest(last=1))]
         assert [e.to for e in kept] == ["FENCING"]
 

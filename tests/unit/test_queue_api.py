@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from gpupool.store import keys
-from gpupool.store.port import Put
+from gpupool.store.port import Delete, Put
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.intents import ApiError
 from scheduler.validate import faults
@@ -44,8 +44,8 @@ async def test_a_submission_that_is_repeated_is_not_judged_again() -> None:
         first = await replica.api.submit(Ask(spec=spec("a")))
         request = Ask(spec=after(first.id), idempotency_key="k")
         second = await replica.api.submit(request)
-        gone = replica.mirror._records  # as if the first had been retired
-        gone[keys.Kind.JOB_SPEC].pop((first.id,))
+        gone = await replica.store.commit([], [Delete(keys.job_spec(first.id))])  # as if it had been retired
+        await replica.mirror.reached(gone.revision)
         assert (await replica.api.submit(request)).id == second.id
 
 

@@ -151,16 +151,16 @@ async def test_a_stream_is_told_that_the_store_is_away() -> None:
 async def test_a_watch_that_is_left_leaves_nothing_behind() -> None:
     async with serving() as served:
         await served.jobs.Submit(Ask(spec=spec()))
-        before = len(served.mirror._listeners)
+        before = served.mirror.listening[0]
         jobs = served.jobs.WatchJobs(scheduler_pb2.WatchJobsRequest())
         events = served.operations.WatchEvents(scheduler_pb2.WatchEventsRequest(follow=True))
         first: Any = await jobs.read()
         assert first.status.state == job_pb2.JOB_STATE_PENDING
-        await until(lambda: served.mirror._event_listeners, within_s=5)
-        assert len(served.mirror._listeners) == before + 1
+        await until(lambda: served.mirror.listening[1], within_s=5)
+        assert served.mirror.listening[0] == before + 3
         jobs.cancel()
         events.cancel()
-        await until(lambda: len(served.mirror._listeners) == before and not served.mirror._event_listeners, within_s=5)
+        await until(lambda: served.mirror.listening == (before, 0), within_s=5)
 
 
 async def test_logs_come_from_the_agent() -> None:
