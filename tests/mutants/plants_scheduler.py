@@ -64,20 +64,38 @@ SCHEDULER = (
     Mutant(
         "its own end unheard",
         "a leader with nothing to write does not hear that its term is over, and goes on acting",
-        [Edit(LEADER, "                self._still_mine(change)\n", "")],
+        [Edit(LEADER, "                self._still_mine(news)\n", "")],
         tests("unit/test_leader.py::test_a_leader_with_nothing_to_write_hears_of_its_end"),
     ),
     Mutant(
         "watch from one too far",
-        "the leader watches from the revision after the next, so one change is never seen",
+        "who follows the store watches from the revision after the next, so one change is never seen",
         [
             Edit(
-                LEADER,
-                "self._store.watch(keys.ROOT, after_revision=revision)",
-                "self._store.watch(keys.ROOT, after_revision=revision + 1)",
+                "gpupool/store/follow.py",
+                "store.watch(prefix, after_revision=revision)",
+                "store.watch(prefix, after_revision=revision + 1)",
             )
         ],
         tests("unit/test_leader.py::test_what_changes_between_its_reading_and_its_watching_is_seen"),
+    ),
+    Mutant(
+        "a leader on a mirror that is made anew",
+        "a leader goes on with what its replica's mirror has thrown away, and never hears of the changes in between",
+        [
+            Edit(
+                "scheduler/mirror.py",
+                "            feed.end()\n        self._whole",
+                "            pass\n        self._whole",
+            )
+        ],
+        tests("unit/test_feed.py"),
+    ),
+    Mutant(
+        "a leader takes over half a mirror",
+        "a leader begins while its replica's mirror is still being filled, and never hears of the rest",
+        [Edit("scheduler/mirror.py", "lambda: self._whole and self.revision", "lambda: self.revision")],
+        tests("unit/test_feed.py"),
     ),
     Mutant(
         "unknown fate is failure",
