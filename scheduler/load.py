@@ -167,6 +167,7 @@ def _load_job(cluster: model.Cluster, job_id: str, spec: KeyValue | None, status
     job = job_of(job_id, records_pb2.JobRecord.FromString(spec.value), spec.create_revision)
     restore_status(job, job_pb2.JobStatus.FromString(status.value))
     cluster.jobs[job.id] = job
+    cluster.books.on_record(job)
     cluster.enqueue(job)
 
 

@@ -16,7 +16,7 @@ from .shares import Shares
 from .timers import Timers
 
 if TYPE_CHECKING:
-    from .model import Job
+    from .model import Job, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,26 @@ class Books:
     preemptible: set[str] = field(default_factory=set)  # jobs that have a VM, and stop for others
     claims: dict[str, Claim] = field(default_factory=dict)  # places that are kept, by job; claims.py
     arrays: Arrays = field(default_factory=Arrays)
+    requests: Counter[Request] = field(default_factory=Counter)  # of the jobs on record
+    submitted: int = 0  # jobs that ever were on record
     _counted: set[str] = field(default_factory=set)
     unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
 
     def __post_init__(self) -> None:
         """Shares are of what the queues use."""
         self.shares.queues = self.queues
+
+    def on_record(self, job: Job) -> None:
+        """The job is known from now on."""
+        self.requests[job.request] += 1
+        self.submitted += 1
+
+    def off_record(self, job: Job) -> None:
+        """The job is kept no longer."""
+        self.arrays.forget(job)
+        self.requests[job.request] -= 1
+        if not self.requests[job.request]:
+            del self.requests[job.request]
 
     def note(self, job: Job, due_s: float | None) -> None:
         """Something about the job has changed; `due_s` is when time next changes it."""

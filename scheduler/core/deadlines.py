@@ -53,5 +53,5 @@ def _retire(cluster: Cluster, job: Job, now: float) -> None:
         return
     del cluster.jobs[job.id]
     cluster.stale_jobs.discard(job.id)
-    cluster.books.arrays.forget(job)
+    cluster.books.off_record(job)
     cluster.dirty.retired.add(job.id)

@@ -22,8 +22,9 @@ from .queue import Lane
 from .ranking import FreeUnits, Rank, Ranking
 from .retry import crashed_on
 from .tables import JobEvent
+from .valuation import Valuation
 
-SHAPES_KEPT = 64  # rankings; the one that was not asked for the longest goes
+ANSWERS_KEPT = 640_000  # of hosts to shapes; the ranking that was not asked for the longest goes
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Placer:
     admission: Admission = field(default_factory=Admission)
     own: Own = field(default_factory=Own)
     free: FreeUnits = field(default_factory=FreeUnits)
+    values: Valuation = field(default_factory=Valuation)
     barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
 
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
@@ -47,6 +49,7 @@ class Placer:
         upkeep.look(cluster, now)
         order.release(cluster)
         cluster.pending.due(now)
+        self.values.learn(cluster)
         if not cluster.policy.reservation.hosts:  # nobody looks
             cluster.stale_hosts.clear()
             cluster.stale_jobs.clear()
@@ -98,7 +101,7 @@ class Placer:
 
     def takers(self, cluster: Cluster, request: Request) -> Iterator[str]:
         """The hosts that have room for the shape now, the best first. Draw from it only while nothing changes."""
-        return (rank[3] for rank, _ in self._ranking(cluster, request).in_order())
+        return (rank[-1] for rank, _ in self._ranking(cluster, request).in_order())
 
     def _choose(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> Choice | None:
         """The best host for the job that may take it, with what it would take there."""
@@ -108,19 +111,20 @@ class Placer:
         left.barred = self.barred
         best = _in_turn(ranking, left, *_hosts_by_history(job))
         if cluster.policy.reservation.hosts:
-            tries = [(rank[3], found) for rank, found in islice(best, TRIES)]
+            tries = [(rank[-1], found) for rank, found in islice(best, TRIES)]
             return self.admission.choose(cluster, job, tries, left) if tries else None
         chosen = next(best, None)
-        return Choice(cluster.hosts[chosen[0][3]], chosen[1]) if chosen is not None else None
+        return Choice(cluster.hosts[chosen[0][-1]], chosen[1]) if chosen is not None else None
 
     def _ranking(self, cluster: Cluster, request: Request) -> Ranking:
         ranking = self.rankings.pop(request, None)
         if ranking is None:
-            ranking = Ranking()
-            if len(self.rankings) >= SHAPES_KEPT:
+            ranking = Ranking(self.values)
+            if len(self.rankings) * len(cluster.hosts) >= ANSWERS_KEPT:
                 del self.rankings[next(iter(self.rankings))]
         self.rankings[request] = ranking  # the last, as the one that was asked for last
         self.free.refresh(cluster)
+        self.values.refresh(cluster)
         ranking.refresh(cluster, request, self.free)
         return ranking
 
@@ -144,7 +148,7 @@ def _in_turn(ranking: Ranking, left: _Left, shun: set[str], want: set[str]) -> I
     """The hosts that are left in the order in which to try them, with what each would give."""
     yield from sorted((ranking.fits[name] for name in want if name in left), key=itemgetter(0))
     for found in ranking.in_order():
-        if (name := found[0][3]) not in shun and name not in want and name in left:
+        if (name := found[0][-1]) not in shun and name not in want and name in left:
             yield found
     yield from sorted((ranking.fits[name] for name in shun if name in left), key=itemgetter(0))
 

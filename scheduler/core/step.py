@@ -202,6 +202,7 @@ def _job_submitted(cluster: Cluster, event: JobSubmitted, now: float) -> None:
     if job.id in cluster.jobs:
         return
     cluster.jobs[job.id] = job
+    cluster.books.on_record(job)
     cluster.enqueue(job)
     cluster.dirty.jobs.add(job.id)
     if job.cancel_reason is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from copy import copy, deepcopy
 from operator import itemgetter
 
 from hypothesis import given, settings
@@ -21,17 +21,18 @@ from scheduler.core.events import (
 from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Job, Outcome, Request
+from scheduler.core.model import Cluster, Host, Job, Outcome, Request
 from scheduler.core.movers import KEPT, Movers
 from scheduler.core.own import Case
 from scheduler.core.place import Placer, retract
 from scheduler.core.ranking import FreeUnits, Rank, Ranking, answer, placeable
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState, JobState
+from scheduler.core.valuation import Valuation
 
 HOSTS = ("h1", "h2", "h3")
 UNITS = ("u0", "u1", "u2", "u3")
-SHAPES = (Request("img", 1, cpus=2), Request("img", 2, cpus=2), Request("img", 1, "h100"), Request("img", 0, cpus=3))
+SHAPES = (Request("img", 1, cpus=2), Request("img", 2, cpus=2), Request("img", 3, "h100"), Request("img", 0, cpus=3))
 
 ACTIONS = st.one_of(
     st.tuples(st.just("submit"), st.integers(0, 3), st.integers(0, 1)),
@@ -49,12 +50,28 @@ class Forgetful(Placer):
         del mine, now
         failed_on = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
         fits = [(host, fit(host, job.request, cluster.policy.starts_at_once)) for host in cluster.hosts.values()]
+        values = _made_anew(self.values, cluster)
         ranked = [
-            ((host.name in failed_on, found.gpu_memory_mib, len(found.nodes), found.leftover, host.name), host, found)
+            ((host.name in failed_on, *_priced(values, host, found, job.request)), host, found)
             for host, found in fits
             if isinstance(found, Fit) and placeable(cluster, host)
         ]
         return Choice(*min(ranked, key=itemgetter(0))[1:]) if ranked else None
+
+
+def _made_anew(values: Valuation, cluster: Cluster) -> Valuation:
+    """What counts what is free from nothing, with the same mix."""
+    anew = copy(values)
+    anew._free, anew._all = [0] * len(values._free), [0] * len(values._all)
+    anew._free_of, anew._states, anew._steps, anew._position = {}, {}, (), -1
+    anew.refresh(cluster)
+    return anew
+
+
+def _priced(values: Valuation, host: Host, found: Fit, request: Request) -> Rank:
+    spread, lost = values.cost(host, found, request)
+    lost += values.price(values.kind(host), request.gpus)
+    return spread, lost, found.gpu_memory_mib, len(found.nodes), found.leftover, host.name
 
 
 def fleet() -> Cluster:
@@ -93,10 +110,10 @@ def report(which: int, how: int) -> Event:
     return UnitReported(name, unit, said)
 
 
-@given(st.lists(st.tuples(ACTIONS, st.integers(0, 3)), min_size=8, max_size=40))
+@given(st.lists(st.tuples(ACTIONS, st.integers(0, 3)), min_size=8, max_size=40), st.sampled_from([10, 30, 1000]))
 @settings(max_examples=100, deadline=None)
-def test_memory_changes_no_decision(actions: list[tuple[tuple[str, int, int], int]]) -> None:
-    cluster, placer, now = fleet(), Placer(), 2.0
+def test_memory_changes_no_decision(actions: list[tuple[tuple[str, int, int], int]], enough: int) -> None:
+    cluster, placer, now = fleet(), Placer(values=Valuation(enough)), 2.0
     for n, ((what, which, how), limit) in enumerate(actions):
         now += 5.0
         events: list[Event] = []
@@ -115,7 +132,7 @@ def test_memory_changes_no_decision(actions: list[tuple[tuple[str, int, int], in
             step(cluster, event, now)
         if limit:
             wanted = deepcopy(cluster)
-            Forgetful().place(wanted, now, limit)
+            Forgetful(values=_made_anew(placer.values, wanted)).place(wanted, now, limit)
             placer.place(cluster, now, limit)
             assert cluster.allocations == wanted.allocations
         assert not violations(cluster)
@@ -125,21 +142,24 @@ def test_memory_changes_no_decision(actions: list[tuple[tuple[str, int, int], in
 def assert_rankings_are_as_made_anew(cluster: Cluster, placer: Placer) -> None:
     """What is kept up by what changed is what asking every host gives, and in order."""
     for request in SHAPES:
-        kept, anew, free = placer.rankings.get(request, Ranking()), Ranking(), FreeUnits()
+        placer.values.refresh(cluster)
+        kept = placer.rankings.get(request) or Ranking(placer.values)
+        anew, free = Ranking(placer.values), FreeUnits()
         placer.free.refresh(cluster)
         free.refresh(cluster)
         kept.refresh(cluster, request, placer.free)
         anew.refresh(cluster, request, free)
-        assert kept.fits == anew.fits == _asked_all(cluster, request)
-        order = sorted(kept.fits.values(), key=lambda found: found[0])
+        assert kept.fits == anew.fits == _asked_all(cluster, request, placer.values)
+        hosts, values = cluster.hosts, placer.values
+        order = sorted(kept.fits.values(), key=lambda found: _priced(values, hosts[found[0][-1]], found[1], request))
         assert list(kept.in_order()) == list(anew.in_order()) == order
         assert kept.best() == (order[0] if order else None)
         for count in range(len(UNITS) + 1):
             assert set(placer.free.at_least(count)) == set(free.at_least(count))
 
 
-def _asked_all(cluster: Cluster, request: Request) -> dict[str, tuple[Rank, Fit]]:
-    found = {name: answer(cluster, host, request) for name, host in cluster.hosts.items()}
+def _asked_all(cluster: Cluster, request: Request, values: Valuation) -> dict[str, tuple[Rank, Fit]]:
+    found = {name: answer(cluster, host, request, values) for name, host in cluster.hosts.items()}
     return {name: given for name, given in found.items() if given is not None}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from .index import Index
 from .mix import Mix
 from .pressure import STEPS, prices
-from .sizes import WHOLE, HostSize, Shape, Share, Taken
+from .sizes import WHOLE, HostSize, Shape, Share, Taken, Totals
 from .states import Node, State, States, empty_nodes, first_host
 from .worth import Worth
 
@@ -30,7 +30,7 @@ class Packer:
 
     def __init__(self, hosts: Iterable[HostSize], mix: Mix) -> None:
         ordered = sorted(hosts, key=lambda host: host.name)
-        worth = Worth(mix, ordered)
+        worth = Worth(mix, frozenset(host.model for host in ordered), _totals(ordered))
         self._states = States(worth)
         self._index = Index(self._states)
         self._hosts = [_Host(size) for size in ordered]
@@ -160,6 +160,13 @@ class Packer:
                 free = [step * total // STEPS for step, total in zip(steps, self._all, strict=True)]
                 self._prices = self._prices_at[steps] = prices(self._demands, free)
         return self._prices
+
+
+def _totals(hosts: Iterable[HostSize]) -> Totals:
+    nodes = [node for host in hosts for node in host.nodes]
+    return Totals(
+        sum(node.gpus for node in nodes) * WHOLE, sum(n.cpu_milli for n in nodes), sum(n.memory_mib for n in nodes)
+    )
 
 
 def _share(number: int, before: Node, after: Node, free: list[int], gpu_milli: int) -> Share:

@@ -29,6 +29,14 @@ class NodeSize(NamedTuple):
     gpus: int
 
 
+class Totals(NamedTuple):
+    """What all hosts of a fleet have together."""
+
+    gpu_milli: int
+    cpu_milli: int
+    memory_mib: int
+
+
 @dataclass(frozen=True, slots=True)
 class HostSize:
     """An empty host. A task has all from one of its `nodes`; one that no node could ever take, from all, evenly."""

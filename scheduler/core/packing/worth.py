@@ -14,12 +14,11 @@ Where cores or memory run short in the whole fleet, `_scarcity` asks for more to
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
 from itertools import accumulate
 
 from .gpus import Pattern
 from .mix import Mix
-from .sizes import WHOLE, HostSize
+from .sizes import WHOLE, Totals
 
 PLENTY = 0.8  # of a fleet's cores or memory, in use when all GPUs are: up to here, nothing is kept beyond the need
 EVER = float(1 << 60)
@@ -28,17 +27,16 @@ EVER = float(1 << 60)
 class Worth:
     """What is lost, by node. Belongs to one mix and one fleet."""
 
-    def __init__(self, mix: Mix, hosts: Iterable[HostSize]) -> None:
-        hosts = list(hosts)
+    def __init__(self, mix: Mix, models: frozenset[str], fleet: Totals) -> None:
         self._mix = mix
-        self.classes = mix.classes(frozenset(host.model for host in hosts))
+        self.classes = mix.classes(models)
         self.class_of = {model: i for i, models in enumerate(self.classes) for model in models}
         self._cells: dict[tuple[int, int, int], int] = {}
         self._chances: list[list[float]] = []  # by cell
         self._slices: list[list[float]] = []  # by cell, then by how many kinds of slices fit: the chance of one of them
         self._kinds_of_slices = bisect_left(mix.kinds, WHOLE)
         cpu, memory = mix.needs(all_tasks=False)
-        cpu_scarcity, memory_scarcity = _scarcity(mix, hosts)
+        cpu_scarcity, memory_scarcity = _scarcity(mix, fleet)
         self._a_core = 1 / (cpu * cpu_scarcity) if cpu else EVER  # thousandths of GPU for each of a core
         self._a_mib = 1 / (memory * memory_scarcity) if memory else EVER
 
@@ -93,14 +91,13 @@ class Worth:
         return pattern.total - usable
 
 
-def _scarcity(mix: Mix, hosts: list[HostSize]) -> tuple[float, float]:
+def _scarcity(mix: Mix, fleet: Totals) -> tuple[float, float]:
     """From 1, by how much more cores and memory are to be kept beside each GPU than tasks with GPUs need.
 
     Tasks without GPUs live on what others leave. If all are served and more than PLENTY is in use, they would take it
     from the GPUs.
     """
-    gpu = sum(host.gpus for host in hosts) * WHOLE
-    have = [sum(node[i] for host in hosts for node in host.nodes) for i in (0, 1)]
+    have = fleet.cpu_milli, fleet.memory_mib
     need = mix.needs(all_tasks=True)
-    cpu, memory = (max(1.0, n * gpu / h / PLENTY) if h else 1.0 for n, h in zip(need, have, strict=True))
+    cpu, memory = (max(1.0, n * fleet.gpu_milli / h / PLENTY) if h else 1.0 for n, h in zip(need, have, strict=True))
     return cpu, memory
