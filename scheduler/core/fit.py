@@ -181,6 +181,8 @@ def _take(request: Request, nodes: list[Node], units: list[UnitFact], free: int)
 
 def _cores(cpus: int, nodes: list[Node]) -> list[tuple[int, ...]]:
     """Whole cores with `cpus` logical CPUs or a few more, spread evenly over the nodes, the lowest of each first."""
+    if len(nodes) == 1:
+        return _first_cores(cpus, nodes[0])
     left = [sorted(node.free_cores, reverse=True) for node in nodes]
     taken = [0] * len(nodes)
     cores = []
@@ -189,6 +191,16 @@ def _cores(cpus: int, nodes: list[Node]) -> list[tuple[int, ...]]:
         core = left[index].pop()
         cores.append(core)
         taken[index] += len(core)
+    return cores
+
+
+def _first_cores(cpus: int, node: Node) -> list[tuple[int, ...]]:
+    cores = []
+    for core in sorted(node.free_cores):
+        if cpus <= 0:
+            break
+        cores.append(core)
+        cpus -= len(core)
     return cores
 
 
@@ -217,7 +229,7 @@ def _room(node: Node, request: Request, units: int) -> str | None:
 
 
 def _short(nodes: list[Node], request: Request) -> str | None:
-    cpus = sum(len(core) for n in nodes for core in n.free_cores)
+    cpus = sum(n.free_cpus for n in nodes)
     if cpus < request.cpus:
         return f"lacks {request.cpus - cpus} CPUs"
     memory_mib = _free_mib(nodes, request)
@@ -234,7 +246,7 @@ def _free_mib(nodes: list[Node], request: Request) -> int:
 
 def _capacity_refusal(nodes: list[Node], request: Request) -> Refusal | None:
     """A refusal if even the whole host has too little of CPUs or memory, now or ever."""
-    cpus, cpus_free = sum(len(c) for n in nodes for c in n.cores), sum(len(c) for n in nodes for c in n.free_cores)
+    cpus, cpus_free = sum(len(c) for n in nodes for c in n.cores), sum(n.free_cpus for n in nodes)
     if cpus < request.cpus:
         return Refusal(Reason.TOO_FEW_CPUS, f"needs {request.cpus} CPUs, it has {cpus}")
     if cpus_free < request.cpus:

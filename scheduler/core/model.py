@@ -218,6 +218,11 @@ class Node:
         """Logical CPUs of one physical core."""
         return len(self.cores[0]) if self.cores else 1
 
+    @property
+    def free_cpus(self) -> int:
+        """Logical CPUs of the free cores."""
+        return sum(map(len, self.free_cores))
+
     def free_mib(self, hugepage_size_kib: int) -> int:
         """Free memory of a kind; none where more is lent than an inventory now says there is."""
         if not hugepage_size_kib:

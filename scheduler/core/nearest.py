@@ -172,7 +172,7 @@ def _at(host: Host, request: Request, where: str, units: list[UnitFact], nodes: 
         units = [unit for unit in units if unit.node == nodes[0].id]
     yield from _units(host, request.gpus, units, on_node or where)
     cpus = sum(len(core) for node in nodes for core in node.cores)
-    cpus_free = sum(len(core) for node in nodes for core in node.free_cores)
+    cpus_free = sum(node.free_cpus for node in nodes)
     yield from _amount(request.cpus, cpus, cpus_free, "CPUs", on_node)
     size_kib = request.hugepage_size_kib
     total = sum(_total_mib(node, size_kib) for node in nodes)

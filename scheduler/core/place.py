@@ -1,9 +1,10 @@
 """Which pending job goes where: the only place that makes allocations.
 
 Jobs are taken by priority, then fair share, then arrival; one that does not fit lets later ones pass. Among hosts: one
-where this job has not failed to start (few tries, and what is wrong with a device stays wrong), then the least valuable
-GPU that will do, then one NUMA node before several, then the host where the fewest free units would stay (so that whole
-hosts stay free for large jobs), then the name.
+where this job has not failed to start (few tries, and what is wrong with a device stays wrong), then, once there are
+jobs enough on record to tell what is to come, one NUMA node before several, and where the least is lost for them
+(`valuation.py`); then the least valuable GPU that will do, then one NUMA node before several, then the host where the
+fewest free units would stay (so that whole hosts stay free for large jobs), then the name.
 """
 
 from __future__ import annotations

@@ -66,14 +66,23 @@ class Ranking:
 
     def refresh(self, cluster: Cluster, request: Request, free: FreeUnits) -> None:
         """Ask those hosts that have changed since the last time."""
-        known = self._position >= 0 and self._epoch == self.values.epoch
-        moved = cluster.movers.since(self._position) if known else None
+        moved = cluster.movers.since(self._position) if self._position >= 0 else None
         if moved is None:
             self._from_scratch(cluster, request, free.at_least(request.gpus))
         else:
             for name in moved:
                 self._ask(cluster, request, name)
+            if self._epoch != self.values.epoch:
+                self._revalue(cluster, request)
         self._position, self._epoch, self._gpus = cluster.movers.end, self.values.epoch, request.gpus
+
+    def _revalue(self, cluster: Cluster, request: Request) -> None:
+        """What fits is as it was, but costs something else."""
+        hosts = cluster.hosts
+        self.fits = {
+            name: (_rank(hosts[name], found, request, self.values), found) for name, (_, found) in self.fits.items()
+        }
+        self._order(cluster)
 
     def _from_scratch(self, cluster: Cluster, request: Request, names: Iterable[str]) -> None:
         self.fits.clear()
@@ -141,8 +150,12 @@ def answer(cluster: Cluster, host: Host, request: Request, values: Valuation) ->
     found = fit(host, request, cluster.policy.starts_at_once)
     if not isinstance(found, Fit):
         return None
+    return _rank(host, found, request, values), found
+
+
+def _rank(host: Host, found: Fit, request: Request, values: Valuation) -> Rank:
     cost = values.cost(host, found, request)
-    return (*cost, found.gpu_memory_mib, len(found.nodes), found.leftover, host.name), found
+    return (*cost, found.gpu_memory_mib, len(found.nodes), found.leftover, host.name)
 
 
 def placeable(cluster: Cluster, host: Host) -> bool:

@@ -109,8 +109,7 @@ class Valuation:
         memory = (0,) * len(found.nodes) if request.hugepage_size_kib else found.memory_mib
         for node_id, memory_mib in zip(found.nodes, memory, strict=True):
             cpu_milli, free_mib, gpus = nodes[node_id]
-            free_cores = host.nodes[node_id].free_cores
-            cpus = sum(len(core) for core in found.cores if core in free_cores)
+            cpus = sum(map(len, host.nodes[node_id].free_cores.intersection(found.cores)))
             nodes[node_id] = cpu_milli - 1000 * cpus, free_mib - memory_mib, gpus
         for unit in found.units:
             node_id = _node(host, host.units[unit])
@@ -149,6 +148,8 @@ class Valuation:
 
     def _note(self, host: Host) -> None:
         kind = self.kind(host)
+        if kind == NO_CLASS and host.units:  # of a model that came after the mix was learnt
+            self._due = 0
         now = (kind, len(host.units.keys() - host.held.keys()), len(host.units))
         before = self._free_of.get(host.name)
         if now == before:
@@ -202,8 +203,7 @@ def _will_do(request: Request, unit: UnitFact) -> bool:
 def _free(host: Host) -> dict[int, tuple[int, int, int]]:
     gpus = _gpus(host, host.held)
     return {
-        node.id: (1000 * sum(map(len, node.free_cores)), max(0, node.free_memory_mib), gpus[node.id])
-        for node in host.nodes.values()
+        node.id: (1000 * node.free_cpus, max(0, node.free_memory_mib), gpus[node.id]) for node in host.nodes.values()
     }
 
 

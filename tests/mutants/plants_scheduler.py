@@ -12,6 +12,8 @@ FENCE, STEP, MODEL, RANKING = (
     "scheduler/core/ranking.py",
 )
 
+VALUATION = "scheduler/core/valuation.py"
+
 SCHEDULER = (
     Mutant(
         "commits without a term",
@@ -139,6 +141,18 @@ SCHEDULER = (
         "rankings miss who was placed",
         "what a host has given away is not told to the rankings, so it is given away once more",
         [Edit(MODEL, "        self.movers.add(host.name)\n        self.stale_hosts", "        self.stale_hosts")],
+        tests("unit/test_place.py"),
+    ),
+    Mutant(
+        "prices forgotten",
+        "what a scarce model costs is not told to the rankings, so that jobs which need none take it",
+        [Edit(RANKING, "rank[1] + price", "rank[1]")],
+        tests("unit/test_place.py"),
+    ),
+    Mutant(
+        "what was lost there before",
+        "what is lost on a host is that of when it was first asked",
+        [Edit(VALUATION, "if found is None or found.version != host.version:", "if found is None:")],
         tests("unit/test_place.py"),
     ),
     Mutant(
