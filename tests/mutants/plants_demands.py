@@ -103,7 +103,7 @@ DEMANDS = (
     Mutant(
         "nearest counts what is taken as free",
         "what is said to be lacking is not what keeps the job out",
-        [Edit(NEAREST, "sum(node.free_cpus for node in nodes)", "sum(len(core) for node in nodes for core in node.cores)")],
+        [Edit(NEAREST, "cpus_free = sum(node.free_cpus for node in nodes)", "cpus_free = cpus")],
         tests(ORACLE, "golden/test_golden.py::test_scenario[nearest_miss]"),
     ),
 )  # fmt: skip
