@@ -104,7 +104,7 @@ class Mirror:
 
     def stored(self) -> dict[str, KeyValue]:
         """All that is stored now, by key: a copy, so that it stays as of `revision`."""
-        return dict(self._raw)
+        return {kv.key: kv for kv in self._records.kvs()}
 
     def session_id(self, host: str) -> int:
         """The id of the host's present session; 0 if it has none."""
