@@ -108,7 +108,14 @@ def _terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
         user=spec.user,
         preemptible=spec.preemptible,
         stop_grace_s=spec.stop_grace_s or terms.Terms().stop_grace_s,
+        member=member_of(spec.gang) if spec.gang.id else None,
     )
+
+
+def member_of(gang: job_pb2.Gang) -> terms.Member:
+    """What a job of a gang shares with the others."""
+    on_loss = terms.OnLoss(gang.on_member_loss or terms.OnLoss.RESTART_ALL.value)
+    return terms.Member(gang.id, gang.index, gang.count, on_loss, gang.spread_over, gang.pack_into)
 
 
 def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:

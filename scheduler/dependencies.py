@@ -11,7 +11,7 @@ from gpupool.store.port import Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from .mirror import Mirror
-from .submission import element_id, job_id_of
+from .submission import element_id, job_id_of, many
 
 
 async def unknown(store: Store, mirror: Mirror, request: scheduler_pb2.SubmitRequest) -> list[str]:
@@ -35,7 +35,7 @@ def _repeated(mirror: Mirror, key: str) -> bool:
 
 
 async def _expand(store: Store, mirror: Mirror, spec: job_pb2.JobSpec) -> None:
-    """Who depends on an array depends on each of its elements."""
+    """Who depends on an array or a gang depends on each of its elements, or members."""
     found: list[job_pb2.Dependency] = []
     for dependency in spec.dependencies:
         count = await _count(store, mirror, dependency.job)
@@ -46,7 +46,7 @@ async def _expand(store: Store, mirror: Mirror, spec: job_pb2.JobSpec) -> None:
 
 
 async def _count(store: Store, mirror: Mirror, array: str) -> int:
-    """How many elements the array has; 0: it is none."""
+    """How many elements the array has, or members the gang; 0: it is none."""
     try:
         key, first = keys.job_spec(element_id(array, 0)), element_id(array, 0)
     except ValueError:
@@ -55,7 +55,7 @@ async def _count(store: Store, mirror: Mirror, array: str) -> int:
     if record is None and not mirror.has(Kind.JOB_SPEC, array):
         kv = await store.get(key)
         record = records_pb2.JobRecord.FromString(kv.value) if kv is not None else None
-    return record.spec.array.count if record is not None else 0
+    return many(record.spec) if record is not None else 0
 
 
 async def _known(store: Store, mirror: Mirror, job: str) -> bool:

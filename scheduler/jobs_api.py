@@ -30,9 +30,10 @@ from .job_wishes import JobWishes, held
 from .known_hosts import KnownHosts
 from .mirror import FINAL, Arrival, Mirror
 from .named_jobs import NamedJobs
-from .submission import Submission, accepted, element_id, elements_of, job_id_of, packed
+from .submission import Submission, accepted, element_id, elements_of, job_id_of, many, packed
 from .subscribe import Subscription
 from .validate import faults
+from .validate_gang import gang_faults
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 UNSUBMITTED = "~"  # the id of a job that there is not; behind all others of its arrival
@@ -83,7 +84,7 @@ class JobsApi:
                 continue
             if request.validate_only:
                 result.ok.warnings.extend(submission.warnings)
-            elif request.spec.array.count:
+            elif many(request.spec):
                 result.CopyFrom(await self._result(submission))
             else:
                 good.append((len(results) - 1, submission))
@@ -111,8 +112,8 @@ class JobsApi:
         return result
 
     async def _write_any(self, submission: Submission) -> scheduler_pb2.SubmitResponse:
-        """Write one job, or all elements of an array, the first one last: where that is, the others are."""
-        if not submission.record.spec.array.count:
+        """Write one job, or all elements of an array or a gang, the first one last: where that is, the others are."""
+        if not many(submission.record.spec):
             return await self._write(submission)
         elements = elements_of(submission)
         if not self._mirror.has(Kind.JOB_SPEC, elements[0].job_id):
@@ -141,6 +142,7 @@ class JobsApi:
             *faults(request.spec),
             *unknown,
             *queue_rules.faults(self._mirror, request.spec),
+            *gang_faults(request.spec, self._store.max_ops),
             *self._named.faults(request.spec, beside),
         ]
         missing = self._known.impossible(request.spec) if not wrong else self._known.missing(request.spec)
@@ -228,13 +230,14 @@ class JobsApi:
     async def explain_spec(self, spec: job_pb2.JobSpec) -> scheduler_pb2.Explanation:
         """How a job of this spec would fare if it were submitted now. ApiError INVALID_ARGUMENT for its faults."""
         await self._named.refresh(spec)
-        if wrong := [*faults(spec), *self._named.faults(spec)]:
+        if wrong := [*faults(spec), *gang_faults(spec, self._store.max_ops), *self._named.faults(spec)]:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
         await self._known.refresh()
         cluster, now = self._mirror.cluster(self._policy), self._wall()
-        record = records_pb2.JobRecord(spec=spec, submitted_s=now)
-        job = job_of(UNSUBMITTED, record, self._mirror.revision + 1)
-        step(cluster, JobSubmitted(job), now)
+        whole = Submission(UNSUBMITTED, records_pb2.JobRecord(spec=spec, submitted_s=now))
+        for one in reversed(elements_of(whole) if spec.gang.count else [whole]):
+            job = job_of(one.job_id, one.record, self._mirror.revision + 1)
+            step(cluster, JobSubmitted(job), now)
         shape = explained(explain(cluster, job, now))
         shape.state = job_pb2.JOB_STATE_PENDING
         shape.impossible.extend(self._known.impossible(spec))
@@ -294,7 +297,7 @@ def matches(job: job_pb2.Job, wanted: scheduler_pb2.JobFilter) -> bool:
     return (
         (not wanted.states or job.status.state in wanted.states)
         and (not wanted.ids or job.id in wanted.ids)
-        and (not wanted.array or job.spec.array.id == wanted.array)
+        and (not wanted.array or wanted.array in (job.spec.array.id, job.spec.gang.id))
         and (not wanted.name or fnmatch.fnmatchcase(job.spec.name, wanted.name))
         and (not wanted.host or (bool(attempts) and attempts[-1].host == wanted.host))
         and all(job.spec.labels.get(key) == value for key, value in wanted.labels.items())

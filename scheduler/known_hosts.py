@@ -13,7 +13,8 @@ from gpupool.v1 import inventory_pb2, job_pb2
 
 from .core.hugepages import size_name
 from .core.known import Known
-from .decode import inventory_of, request_of
+from .core.model import party_of
+from .decode import inventory_of, member_of, request_of
 from .decode_rules import models_of
 from .mirror import Mirror
 
@@ -52,8 +53,13 @@ class KnownHosts:
         missing = self.missing(spec)
         if missing:
             return missing
-        miss = self._known.impossible(request_of(spec))
-        return [f"no known host could ever take it, even if it were empty: {miss}"] if miss is not None else []
+        request = request_of(spec)
+        miss = self._known.impossible(request)
+        if miss is not None:
+            return [f"no known host could ever take it, even if it were empty: {miss}"]
+        party = party_of(request, member_of(spec.gang))
+        short = self._known.too_large(party, request) if spec.gang.count else ""
+        return [f"the gang is larger than all known hosts, even if they were empty: {short}"] if short else []
 
     def missing(self, spec: job_pb2.JobSpec) -> list[str]:
         """What the spec names that no host has that was looked at. With none known, nothing can be said."""

@@ -16,6 +16,7 @@ from gpupool.store import keys
 from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreError
 
 from . import encode
+from .core import together
 from .core.drain import drain
 from .core.invariants import violations
 from .core.model import Allocation, Cluster, Dirty
@@ -133,6 +134,7 @@ class Leader:
             await asyncio.sleep(0)  # after much work the lease may be due; nothing else touches the cluster
             drain(self.cluster, self._placer, now)
             self._preempter.preempt(self.cluster, now)
+            together.look(self.cluster, now)
             self._log_transitions()
             await self._commit(now)
             self._act(now)
@@ -223,18 +225,21 @@ class Leader:
 
     def _job_groups(self, dirty: Dirty) -> list[_Group]:
         groups: dict[str, _Group] = {}
+        together_with = together.as_one(self.cluster, dirty)
         for job_id in sorted(dirty.retired):
             self._specs.pop(job_id, None)
             groups[job_id] = _Group([Delete(key) for key in keys.of_job(job_id)])
         for job_id in sorted(dirty.jobs - dirty.retired):
             job = self.cluster.jobs[job_id]
             status = encode.status(job).SerializeToString()
-            groups[job_id] = _Group([Put(keys.job_status(job_id), status)])
+            group = groups.setdefault(together_with.get(job_id, job_id), _Group())
+            group.ops.append(Put(keys.job_status(job_id), status))
         for allocation_id in sorted(dirty.allocations):
             allocation = self.cluster.allocations.get(allocation_id)
             if allocation is None:  # made and ended before it was ever written
                 continue
-            group = groups.setdefault(allocation.job, _Group())
+            name = together_with.get(allocation.job, allocation.job)
+            group = groups.setdefault(name if allocation_id in dirty.created else allocation.job, _Group())
             host = self.cluster.hosts[allocation.host]
             value = encode.allocation(allocation, host, self._specs[allocation.job])
             group.ops.append(Put(keys.allocation(host.name, allocation_id), value))
@@ -282,7 +287,8 @@ class Leader:
             await self._still_known()
             self.cluster.dirty.deleted.update(group.deleted)
             for allocation in group.created:
-                retract(self.cluster, allocation, now, f"session {allocation.session} of {allocation.host} ended")
+                why = f"session {allocation.session} of {allocation.host} ended"
+                retract(self.cluster, allocation, now, why if len(group.created) == 1 else "a host of its gang ended")
             await asyncio.sleep(CONFLICT_S)  # the news of that session is on its way
 
     async def _try(self, batch: list[_Group]) -> bool:

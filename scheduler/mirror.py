@@ -151,11 +151,15 @@ class Mirror:
         """
         stored = self._records.stored()
         over = {ids for ids, kv in stored[Kind.JOB_STATUS] if _state(kv.value) in FINAL}
+        gangs: dict[str, int] = {}  # that are not finished, and how many members they have
         for ids in [ids for ids in self.ids(Kind.JOB_SPEC) if ids not in over]:
             record = self.get(Kind.JOB_SPEC, records_pb2.JobRecord, *ids)
             if record is not None:  # these others count, though finished
                 over -= {(d.job,) for d in record.spec.dependencies}
                 over -= {(f"{record.spec.array.id}-0",)} if record.spec.array.id else set()
+                if (gang := record.spec.gang).id:
+                    gangs[gang.id] = gang.count
+        over -= {(f"{gang}-{n}",) for gang, count in gangs.items() for n in range(count)}  # all of a gang counts
         for kind in (Kind.JOB_SPEC, Kind.JOB_STATUS):
             stored[kind] = [item for item in stored[kind] if item[0] not in over]
         cluster = Cluster(policy=policy)

@@ -27,6 +27,8 @@ def faults(mirror: Mirror, spec: job_pb2.JobSpec) -> Iterator[str]:
     yield from _beyond(spec, wanted.user_limit, f"in queue {name!r} one user may use")
     if wanted.HasField("user_jobs") and not wanted.user_jobs:
         yield f"queue {name!r} lets no user run a job (user_jobs is 0)"
+    elif wanted.HasField("user_jobs") and spec.gang.count > wanted.user_jobs:
+        yield f"gang.count is {spec.gang.count}: in queue {name!r} one user may run {wanted.user_jobs} jobs"
     if (wanted.HasField("user_limit") or wanted.HasField("user_jobs")) and not spec.user:
         yield f"user is missing: queue {name!r} has limits for each user"
 
@@ -47,9 +49,10 @@ def settings(mirror: Mirror, name: str) -> records_pb2.QueueIntent | None:
 
 
 def _beyond(spec: job_pb2.JobSpec, limit: records_pb2.Amounts, who: str) -> Iterator[str]:
-    if limit.HasField("gpus") and spec.gpus.count > limit.gpus:
-        yield f"gpus.count is {spec.gpus.count}: {who} {limit.gpus or 'no'} GPUs"
-    if limit.HasField("cpus") and spec.cpus > limit.cpus:
-        yield f"cpus is {spec.cpus}: {who} {limit.cpus or 'no'} CPUs"
-    if limit.HasField("memory_mib") and spec.memory_mib > limit.memory_mib:
-        yield f"memory_mib is {spec.memory_mib}: {who} {limit.memory_mib or 'no'} MiB"
+    members, each = spec.gang.count or 1, f" for each of {spec.gang.count} members" if spec.gang.count else ""
+    if limit.HasField("gpus") and spec.gpus.count * members > limit.gpus:
+        yield f"gpus.count is {spec.gpus.count}{each}: {who} {limit.gpus or 'no'} GPUs"
+    if limit.HasField("cpus") and spec.cpus * members > limit.cpus:
+        yield f"cpus is {spec.cpus}{each}: {who} {limit.cpus or 'no'} CPUs"
+    if limit.HasField("memory_mib") and spec.memory_mib * members > limit.memory_mib:
+        yield f"memory_mib is {spec.memory_mib}{each}: {who} {limit.memory_mib or 'no'} MiB"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from gpupool.store import keys
 from gpupool.store.port import Created, Put
-from gpupool.v1 import records_pb2, scheduler_pb2
+from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 SUBMIT_BATCH = 100  # specs written in one transaction
 SUBMIT_BYTES = 1024 * 1024  # of specs in one transaction: etcd takes 1.5 MiB by default
@@ -34,22 +34,28 @@ class Submission:
         return Put(keys.job_spec(self.job_id), self.record.SerializeToString(deterministic=True))
 
 
+def many(spec: job_pb2.JobSpec) -> int:
+    """How many jobs it makes, if it is of an array or a gang; 0: it is of one job."""
+    return spec.array.count or spec.gang.count
+
+
 def elements_of(submission: Submission) -> list[Submission]:
-    """The elements of an array, by index: the same for the same submission."""
+    """The elements of an array, or the members of a gang, by index: the same for the same submission."""
     made = []
-    for index in range(submission.record.spec.array.count):
+    for index in range(many(submission.record.spec)):
         record = records_pb2.JobRecord()
         record.CopyFrom(submission.record)
-        record.spec.array.id, record.spec.array.index = submission.job_id, index
-        record.spec.env["GPUPOOL_ARRAY_ID"] = submission.job_id
-        record.spec.env["GPUPOOL_ARRAY_INDEX"] = str(index)
-        record.spec.env["GPUPOOL_ARRAY_COUNT"] = str(record.spec.array.count)
+        kind, part = ("ARRAY", record.spec.array) if record.spec.array.count else ("GANG", record.spec.gang)
+        part.id, part.index = submission.job_id, index
+        record.spec.env[f"GPUPOOL_{kind}_ID"] = submission.job_id
+        record.spec.env[f"GPUPOOL_{kind}_INDEX"] = str(index)
+        record.spec.env[f"GPUPOOL_{kind}_COUNT"] = str(part.count)
         made.append(Submission(element_id(submission.job_id, index), record, submission.warnings))
     return made
 
 
 def element_id(array: str, index: int) -> str:
-    """The id of an array's element."""
+    """The id of an array's element, or a gang's member."""
     return f"{array}-{index}"
 
 

@@ -20,6 +20,7 @@ _WAITS = {
     scheduler_pb2.JOB_WAIT_QUOTA: "jobs of its queue to end: it uses as much as it may",
     scheduler_pb2.JOB_WAIT_USER_LIMIT: "jobs of its user to end: they use as much as they may",
     scheduler_pb2.JOB_WAIT_ARRAY: "others of its array",
+    scheduler_pb2.JOB_WAIT_GANG: "others of its gang",
     scheduler_pb2.JOB_WAIT_DEPENDENCY: "the end of a job that it depends on",
 }
 

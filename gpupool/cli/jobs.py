@@ -36,11 +36,11 @@ def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...])
 @click.option("--name", default="", metavar="GLOB", help='Such as "train-*".')
 @click.option("--host", default="", shell_complete=complete_host, help="Of the current or last attempt.")
 @click.option("-l", "--label", "labels", multiple=True, callback=parse_labels, metavar="KEY=VALUE", help="Repeatable.")
-@click.option("--elements", is_flag=True, help="One line for each element of an array, too.")
+@click.option("--elements", is_flag=True, help="One line for each element of an array or member of a gang, too.")
 @output_option("table", "wide", "json", "yaml")
 @connection_options
 def jobs(*, states: tuple[str, ...], name: str, host: str, labels: dict[str, str], elements: bool, output: str) -> None:
-    """List jobs by order of arrival; an array in one line, with how many of its elements are in which state."""
+    """List jobs by order of arrival; an array or a gang in one line, with how many of it are in which state."""
     with connect() as client:
         found = list(client.list(select(states=states, name=name, host=host, labels=labels)))
     if output in {"json", "yaml"}:
@@ -109,7 +109,7 @@ def explain(job: str, output: str) -> None:
     job is submitted.
     """
     with connect() as client:
-        found = client.explain(job_id(client, job))
+        found = client.explain(job_ids(client, job)[0])
     if output in {"json", "yaml"}:
         emit(output, found)
         return

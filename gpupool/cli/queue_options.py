@@ -31,6 +31,9 @@ class Terms:
     end_within: int | None = None
     keep: int | None = None
     array: tuple[int, int] | None = None
+    gang: int | None = None
+    spread_over: str | None = None
+    pack_into: str | None = None
     queue: str | None = None
     preemptible: bool = False
 
@@ -50,6 +53,11 @@ class Terms:
         spec.user = spec.user or user()
         if self.array is not None:
             spec.array.count, spec.array.parallel = self.array
+        if self.gang is not None:
+            spec.gang.count = self.gang
+        for name in ("spread_over", "pack_into"):
+            if (kind := getattr(self, name)) is not None:
+                setattr(spec.gang, name, "pcie_root" if kind == "pcie-root" else kind)
         for name in ("time_limit", "start_within", "end_within", "keep"):
             if (seconds := getattr(self, name)) is not None:
                 setattr(spec, f"{name}_s", seconds)
@@ -57,7 +65,7 @@ class Terms:
 
 def jobs_of(submitted: str, spec: JobSpec) -> list[str]:
     """The ids of the jobs that a submission has made."""
-    return [f"{submitted}-{index}" for index in range(spec.array.count)] or [submitted]
+    return [f"{submitted}-{index}" for index in range(spec.array.count or spec.gang.count)] or [submitted]
 
 
 def parse_array(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -95,6 +103,13 @@ _TIMES = {
 }
 
 
+_GANG = (
+    ("pack-into", "KIND", "All of the gang on one host, pcie-root, or value of a label of hosts, such as rack."),
+    ("spread-over", "KIND", "Each of the gang on another host, pcie-root, or value of a label of hosts, such as rack."),
+    ("gang", "COUNT", "So many VMs of it, which start all together or not at all."),
+)
+
+
 def queue_options(command: F) -> F:
     """Adds the options; the command gets them as `terms`."""
 
@@ -116,6 +131,9 @@ def queue_options(command: F) -> F:
     with_terms = click.option(
         "--array", callback=parse_array, metavar="COUNT[%PARALLEL]", help="So many jobs of it, PARALLEL at once."
     )(with_terms)
+    for name, metavar, words in _GANG:
+        kind = click.IntRange(min=0) if name == "gang" else None
+        with_terms = click.option(f"--{name}", metavar=metavar, type=kind, help=words)(with_terms)
     for time, words in _TIMES.items():
         with_terms = click.option(f"--{time}", type=Duration(), metavar="TIME", help=words)(with_terms)
     for end, words in ends:

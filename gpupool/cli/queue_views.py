@@ -13,23 +13,29 @@ from . import views
 
 
 def jobs(found: Iterable[job_pb2.Job], now_s: float, *, wide: bool = False) -> views.View:
-    """As `views.jobs`, with all elements of an array in one row, where its first one is."""
+    """As `views.jobs`, with all elements of an array, or members of a gang, in one row, where its first one is."""
     listed = list(found)
     header, rows = views.jobs(listed, now_s, wide=wide)
     shown: dict[str, tuple[list[str], list[job_pb2.Job]]] = {}
     for job, row in zip(listed, rows, strict=True):
-        shown.setdefault(job.spec.array.id or job.id, (row, []))[1].append(job)
-    return header, [_array(header, row, jobs) if jobs[0].spec.array.id else row for row, jobs in shown.values()]
+        shown.setdefault(of_many(job.spec) or job.id, (row, []))[1].append(job)
+    return header, [_array(header, row, jobs) if of_many(jobs[0].spec) else row for row, jobs in shown.values()]
+
+
+def of_many(spec: job_pb2.JobSpec) -> str:
+    """The array or the gang that it is of; "": none."""
+    return spec.array.id or spec.gang.id
 
 
 def _array(header: Sequence[str], row: list[str], jobs: list[job_pb2.Job]) -> list[str]:
-    """The row of an array's first element, made into that of all that were found."""
-    array = jobs[0].spec.array
+    """The row of the first of an array or a gang, made into that of all that were found."""
+    array, gang = jobs[0].spec.array, jobs[0].spec.gang
     states = Counter(job.status.state for job in jobs)
     told = ", ".join(f"{count} {state_name(state)}" for state, count in sorted(states.items()))
     at_once = f", {array.parallel} at once" if array.parallel else ""
     blank = [text if column in views.SHARED else "" for column, text in zip(header, row, strict=True)]
-    blank[0], blank[2], blank[-1] = array.id, told, f"array of {array.count}{at_once}"
+    what = f"array of {array.count}{at_once}" if array.id else f"gang of {gang.count}"
+    blank[0], blank[2], blank[-1] = of_many(jobs[0].spec), told, what
     return blank
 
 
@@ -41,8 +47,9 @@ def job_facts(job: job_pb2.Job) -> list[tuple[str, str]]:
         ("start within", spec.start_within_s),
         ("end within", spec.end_within_s),
     )
-    array = spec.array
+    array, gang = spec.array, spec.gang
     return [
+        ("gang", f"{gang.id}, member {gang.index} of {gang.count}{_gang(gang)}" if gang.id else ""),
         ("array", f"{array.id}, element {array.index} of {array.count}" if array.id else ""),
         ("queue", spec.queue + (f", for {spec.user}" if spec.user else "")),
         ("preemptible", "yes" if spec.preemptible else ""),
@@ -50,6 +57,15 @@ def job_facts(job: job_pb2.Job) -> list[tuple[str, str]]:
         *((what, f"{seconds} s" if seconds else "") for what, seconds in times),
         ("ending", job.status.ending if not job.status.finished_s else ""),
     ]
+
+
+def _gang(gang: job_pb2.Gang) -> str:
+    said = (
+        f"spread over {gang.spread_over}" if gang.spread_over else "",
+        f"on one {gang.pack_into}" if gang.pack_into else "",
+        "a lost member starts again alone" if gang.on_member_loss == job_pb2.Gang.RESTART_MEMBER else "",
+    )
+    return "".join(f"; {text}" for text in said if text)
 
 
 def _when(dependency: job_pb2.Dependency) -> str:

@@ -133,12 +133,13 @@ def job_id(client: Client, text: str) -> str:
 
 
 def job_ids(client: Client, text: str) -> list[str]:
-    """The job that `text` is, or is the beginning of; or, of an array that it names, every element, by index."""
+    """The job that `text` is, or is the beginning of; or, of an array or a gang that it names, every job, by index."""
     try:
         return [job_id(client, text)]
     except InvalidSpec:
         found = list(client.list(scheduler_pb2.JobFilter(array=text)))
-        elements = sorted((job.spec.array.index, job.id) for job in found if job.spec.array.id == text)
+        parts = [(part, job.id) for job in found for part in (job.spec.array, job.spec.gang)]
+        elements = sorted((part.index, job) for part, job in parts if part.id == text)
         if not elements:
             raise
         return [element for _, element in elements]

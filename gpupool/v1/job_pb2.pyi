@@ -620,6 +620,71 @@ class Array(_message.Message):
 Global___Array: _TypeAlias = Array  # noqa: Y015
 
 @_typing.final
+class Gang(_message.Message):
+    """Many VMs of one spec that are placed all or not at all. As an array's elements, its members are jobs; their ids are
+    those of the gang with "-<index>".
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _OnLoss:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OnLossEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Gang._OnLoss.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ON_LOSS_UNSPECIFIED: Gang._OnLoss.ValueType  # 0
+        """as RESTART_ALL"""
+        RESTART_ALL: Gang._OnLoss.ValueType  # 1
+        """the others are stopped, and all start again together"""
+        RESTART_MEMBER: Gang._OnLoss.ValueType  # 2
+        """it starts again alone"""
+
+    class OnLoss(_OnLoss, metaclass=_OnLossEnumTypeWrapper): ...
+    ON_LOSS_UNSPECIFIED: Gang.OnLoss.ValueType  # 0
+    """as RESTART_ALL"""
+    RESTART_ALL: Gang.OnLoss.ValueType  # 1
+    """the others are stopped, and all start again together"""
+    RESTART_MEMBER: Gang.OnLoss.ValueType  # 2
+    """it starts again alone"""
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    ON_MEMBER_LOSS_FIELD_NUMBER: _builtins.int
+    SPREAD_OVER_FIELD_NUMBER: _builtins.int
+    PACK_INTO_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """members, with indexes from 0; at most 64"""
+    on_member_loss: Global___Gang.OnLoss.ValueType
+    """what follows when the attempt of one did not start, crashed, was lost or was stopped"""
+    spread_over: _builtins.str
+    """no two members on one "host", "pcie_root", or value of this label of hosts; empty: any"""
+    pack_into: _builtins.str
+    """all members on one "host", "pcie_root", or value of this label of hosts; empty: any"""
+    id: _builtins.str
+    """set by the scheduler in each member: the gang's id"""
+    index: _builtins.int
+    """set by the scheduler in each member"""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        on_member_loss: Global___Gang.OnLoss.ValueType = ...,
+        spread_over: _builtins.str = ...,
+        pack_into: _builtins.str = ...,
+        id: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "id", b"id", "index", b"index", "on_member_loss", b"on_member_loss", "pack_into", b"pack_into", "spread_over", b"spread_over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gang: _TypeAlias = Gang  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -687,6 +752,7 @@ class JobSpec(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     PREEMPTIBLE_FIELD_NUMBER: _builtins.int
     KEEP_S_FIELD_NUMBER: _builtins.int
+    GANG_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """for people; need not be unique"""
@@ -748,6 +814,10 @@ class JobSpec(_message.Message):
         """its elements know GPUPOOL_ARRAY_ID, _INDEX and _COUNT from their environment"""
 
     @_builtins.property
+    def gang(self) -> Global___Gang:
+        """its members know GPUPOOL_GANG_ID, _INDEX and _COUNT from their environment"""
+
+    @_builtins.property
     def placement(self) -> Global___Placement: ...
     def __init__(
         self,
@@ -776,11 +846,12 @@ class JobSpec(_message.Message):
         user: _builtins.str = ...,
         preemptible: _builtins.bool = ...,
         keep_s: _builtins.int = ...,
+        gang: Global___Gang | None = ...,
         placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "gpus", b"gpus", "placement", b"placement", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "gang", b"gang", "gpus", b"gpus", "placement", b"placement", "restart", b"restart", "vm", b"vm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "placement", b"placement", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "user", b"user", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "command", b"command", "cpus", b"cpus", "dependencies", b"dependencies", "end_within_s", b"end_within_s", "env", b"env", "gang", b"gang", "gpus", b"gpus", "hold", b"hold", "image", b"image", "keep_s", b"keep_s", "labels", b"labels", "memory_mib", b"memory_mib", "name", b"name", "numa", b"numa", "placement", b"placement", "preemptible", b"preemptible", "priority", b"priority", "queue", b"queue", "restart", b"restart", "start_within_s", b"start_within_s", "stop_grace_s", b"stop_grace_s", "time_limit_s", b"time_limit_s", "user", b"user", "vm", b"vm", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_HOST_IN_MAINTENANCE: _Reason.ValueType  # 19
     REASON_HOST_STARTS_ENOUGH: _Reason.ValueType  # 20
     """as many VMs start there as may at once"""
+    REASON_GANG_SPREAD: _Reason.ValueType  # 61
+    """another member of its gang is there, and they are to be spread"""
+    REASON_GANG_PACK: _Reason.ValueType  # 62
+    """its gang is to be together, and comes nearer to that elsewhere"""
     REASON_KEPT_FOR_ANOTHER: _Reason.ValueType  # 60
     """its room is kept for a job that others stopped for, or that waits for them"""
     REASON_RESERVED_FOR_FAILOVER: _Reason.ValueType  # 21
@@ -99,6 +103,10 @@ REASON_HOST_DRAINING: Reason.ValueType  # 18
 REASON_HOST_IN_MAINTENANCE: Reason.ValueType  # 19
 REASON_HOST_STARTS_ENOUGH: Reason.ValueType  # 20
 """as many VMs start there as may at once"""
+REASON_GANG_SPREAD: Reason.ValueType  # 61
+"""another member of its gang is there, and they are to be spread"""
+REASON_GANG_PACK: Reason.ValueType  # 62
+"""its gang is to be together, and comes nearer to that elsewhere"""
 REASON_KEPT_FOR_ANOTHER: Reason.ValueType  # 60
 """its room is kept for a job that others stopped for, or that waits for them"""
 REASON_RESERVED_FOR_FAILOVER: Reason.ValueType  # 21
@@ -149,6 +157,8 @@ class _JobWaitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobWait.Value
     """its user's jobs in the queue use as much as they may"""
     JOB_WAIT_ARRAY: _JobWait.ValueType  # 7
     """as many of its array run as may, or it is not submitted completely"""
+    JOB_WAIT_GANG: _JobWait.ValueType  # 11
+    """others of its gang cannot start yet, or are to be stopped first"""
 
 class JobWait(_JobWait, metaclass=_JobWaitEnumTypeWrapper):
     """What keeps a job from being placed, whatever hosts there are."""
@@ -174,6 +184,8 @@ JOB_WAIT_USER_LIMIT: JobWait.ValueType  # 10
 """its user's jobs in the queue use as much as they may"""
 JOB_WAIT_ARRAY: JobWait.ValueType  # 7
 """as many of its array run as may, or it is not submitted completely"""
+JOB_WAIT_GANG: JobWait.ValueType  # 11
+"""others of its gang cannot start yet, or are to be stopped first"""
 Global___JobWait: _TypeAlias = JobWait  # noqa: Y015
 
 @_typing.final
@@ -216,7 +228,7 @@ class SubmitResponse(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """of the job, or of the array"""
+    """of the job, or of the array or gang"""
     created: _builtins.bool
     """false: the key was known with the same spec"""
     @_builtins.property
@@ -345,7 +357,7 @@ class JobFilter(_message.Message):
     host: _builtins.str
     """of the current or last attempt"""
     array: _builtins.str
-    """an array's id: all of its elements"""
+    """an array's or a gang's id: all of its elements, or members"""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_job_pb2.JobState.ValueType]: ...
     @_builtins.property

@@ -21,6 +21,10 @@ class Amounts(NamedTuple):
         """What is left."""
         return Amounts(self[0] - other[0], self[1] - other[1], self[2] - other[2])
 
+    def times(self, count: int) -> Amounts:
+        """So many times as much."""
+        return Amounts(self[0] * count, self[1] * count, self[2] * count)
+
     def within(self, limit: Amounts) -> bool:
         """Whether no part is beyond the limit."""
         return self[0] <= limit[0] and self[1] <= limit[1] and self[2] <= limit[2]

@@ -11,8 +11,9 @@ It keeps places (`claims.py`), and starts and stops nothing.
 
 from __future__ import annotations
 
+from . import gang_backfill
 from .books import Claim
-from .claims import fits_without, gone_by, turn
+from .claims import ends, fits_without, owner, turn
 from .fit import closed
 from .model import Allocation, Cluster, Host, Job
 
@@ -21,23 +22,29 @@ _NEVER = float("inf")
 
 
 def reserve(cluster: Cluster, job: Job, now: float) -> None:
-    """The job fits nowhere now: keep it a place, if it is among the first that wait."""
+    """The job, or its gang, fits nowhere now: keep it a place, if it is among the first that wait."""
     allowed, claims = cluster.policy.backfill.reservations, cluster.books.claims
-    if not allowed or not cluster.books.limited or job.id in claims:
+    mine, owners = owner(cluster, job.id), {owner(cluster, other): other for other in sorted(claims)}
+    if not allowed or not cluster.books.limited or mine in owners:
         return
-    waiting = sorted((other for other in claims if claims[other].at_s), key=lambda o: turn(cluster, cluster.jobs[o]))
+    timed = [other for other in owners.values() if claims[other].at_s]
+    waiting = sorted(timed, key=lambda other: turn(cluster, cluster.jobs[other]))
     ahead = [other for other in waiting if turn(cluster, cluster.jobs[other]) < turn(cluster, job)]
     if len(ahead) >= allowed:
         return
-    for other in waiting[allowed - 1 :]:  # it comes before these
+    over = {owner(cluster, other) for other in waiting[allowed - 1 :]}  # it comes before these
+    for other in [other for other in claims if owner(cluster, other) in over]:
         del claims[other]
-    found = estimate(cluster, job, now)
-    if found is not None:
+    if job.terms.member is not None:
+        claims.update(gang_backfill.places(cluster, job, now))
+    elif (found := estimate(cluster, job, now)) is not None:
         claims[job.id] = Claim(found[1], found[0])
 
 
 def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None:
     """When a host can take the job at the latest, by declared limits, and which; None: nobody knows."""
+    if job.terms.member is not None:
+        return gang_backfill.estimate(cluster, job, now)
     taken = {claim.host for other, claim in cluster.books.claims.items() if other != job.id}
     hosts = [host for name, host in sorted(cluster.hosts.items()) if name not in taken and closed(host) is None]
     soonest = sorted((_enough_gpus_s(cluster, host, job, now), host.name) for host in hosts)
@@ -51,26 +58,12 @@ def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None
     return best
 
 
-def _ends(cluster: Cluster, host: Host, now: float) -> list[tuple[float, Allocation]]:
-    """Who leaves the host when, the first first; who was asked to stop leaves within a grace from then."""
-    ends = []
-    for allocation_id in sorted(host.allocations):
-        allocation = cluster.allocations[allocation_id]
-        at_s = gone_by(cluster, allocation)
-        if allocation.stop_reason and allocation.job in cluster.jobs:
-            grace_s = allocation.stop_grace_s or cluster.jobs[allocation.job].terms.stop_grace_s
-            at_s = min(at_s, allocation.stop_requested_s + grace_s)
-        if at_s < _NEVER:
-            ends.append((max(at_s, now), allocation))
-    return sorted(ends, key=lambda end: (end[0], end[1].id))
-
-
 def _enough_gpus_s(cluster: Cluster, host: Host, job: Job, now: float) -> float:
     """When it may have GPUs enough at the earliest, whatever else it lacks."""
     free = len(host.units.keys() - host.held.keys())
     if free >= job.request.gpus:
         return now
-    for at_s, allocation in _ends(cluster, host, now):
+    for at_s, allocation in ends(cluster, host, now):
         free += len(allocation.units)
         if free >= job.request.gpus:
             return at_s
@@ -79,13 +72,13 @@ def _enough_gpus_s(cluster: Cluster, host: Host, job: Job, now: float) -> float:
 
 def _free_s(cluster: Cluster, host: Host, job: Job, now: float) -> float | None:
     """When it can take the job; None: not when all have left that are known to leave."""
-    ends = _ends(cluster, host, now)
+    leave = ends(cluster, host, now)
     gone: list[Allocation] = []
-    if not fits_without(cluster, host, job, [allocation for _, allocation in ends]):
+    if not fits_without(cluster, host, job, [allocation for _, allocation in leave]):
         return None
     if fits_without(cluster, host, job, ()):
         return now
-    for at_s, allocation in ends:
+    for at_s, allocation in leave:
         gone.append(allocation)
         if fits_without(cluster, host, job, gone):
             return at_s

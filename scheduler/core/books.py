@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .arrays import Arrays
+from .gangs import Gangs
 from .queues import Queues
 from .shares import Shares
 from .timers import Timers
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 class Claim:
     """A place on a host that is kept for a job: what it needs, once those have left who are about to leave.
 
-    Those are all that were asked to stop; with `at_s` also all that are gone by then by their limits of time.
+    Those are all that were asked to stop; with `at_s` also all that are gone by then by their limits of time. `count`:
+    it is for so many of a gang, of which the job is one.
     """
 
     host: str
     at_s: float = 0.0
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -45,6 +48,7 @@ class Books:
     arrays: Arrays = field(default_factory=Arrays)
     requests: Counter[Request] = field(default_factory=Counter)  # of the jobs on record
     submitted: int = 0  # jobs that ever were on record
+    gangs: Gangs = field(default_factory=Gangs)
     _counted: set[str] = field(default_factory=set)
     unjudged: set[str] = field(default_factory=set)  # jobs that depend on others, and may be met or lost by now
 
@@ -60,6 +64,7 @@ class Books:
     def off_record(self, job: Job) -> None:
         """The job is kept no longer."""
         self.arrays.forget(job)
+        self.gangs.forget(job)
         self.requests[job.request] -= 1
         if not self.requests[job.request]:
             del self.requests[job.request]

@@ -3,7 +3,8 @@
 A claim names a host and no units: what counts is that the job fits there once those have left who are about to leave.
 Another job may have what is free there as long as that stays true, or, where the claim is for a time, if it is gone by
 then itself. So nothing idles for a claim that the claim does not need. A claim is given up once its job waits no more,
-or its host can no longer take it, and whoever has one is placed before all others.
+or its host can no longer take it, and whoever has one is placed before all others. A gang has a claim on each host that
+it needs (each under the name of one of its members there), and loses all of them together.
 
 Nothing of it is stored but what allocations say they stop for (`preempted_for`).
 """
@@ -11,53 +12,66 @@ Nothing of it is stored but what allocations say they stop for (`preempted_for`)
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
 from math import inf
 
 from . import limits, own
+from .arrange import seats, shuns
 from .books import Claim
-from .facts import UnitReport, UnitState
 from .fit import Fit, closed, fit
-from .model import Allocation, Cluster, Host, Job, Node
+from .gang_ask import ask_of
+from .model import Allocation, Cluster, Host, Job
 from .own import asked, case
 from .reasons import Reason, Refusal
-from .rules import Labels, Rules
+from .scratch import join, without
 from .tables import AllocationState, JobState
 
 _OVER = (AllocationState.ENDED, AllocationState.LOST)
 
 
-@dataclass(frozen=True, slots=True)
-class _Guest:
-    """A job that might be on a host, as its neighbours mind it."""
-
-    id: str
-    labels: Labels
-    apart: Labels
-    whole_host: bool
-
-
 def look(cluster: Cluster, now: float) -> list[str]:
-    """Give up the claims that mean nothing any more; returns who has one, in the order of the queue."""
-    for job_id in sorted(cluster.books.claims):
-        job, claim = cluster.jobs.get(job_id), cluster.books.claims[job_id]
+    """Give up the claims that mean nothing any more; returns who has one, in the order of the queue: of a gang one."""
+    held, lost = cluster.books.claims, set()
+    leads: dict[str, str] = {}
+    for job_id in sorted(held):
+        job, claim = cluster.jobs.get(job_id), held[job_id]
         host = cluster.hosts.get(claim.host)
-        waits = job is not None and job.state is JobState.PENDING and not cluster.pending.parked(job_id)
+        lead = cluster.books.gangs.lead(job) if job is not None else ""
+        waits = job is not None and job.state is JobState.PENDING and lead and not cluster.pending.parked(lead)
         if not waits or job is None or host is None or not _holds(cluster, host, job, claim, now):
-            del cluster.books.claims[job_id]
-    return sorted(cluster.books.claims, key=lambda job_id: turn(cluster, cluster.jobs[job_id]))
+            lost.add(owner(cluster, job_id))
+        leads[job_id] = lead
+    for job_id in [job_id for job_id in held if owner(cluster, job_id) in lost]:
+        del held[job_id]
+    return sorted({leads[job_id] for job_id in held}, key=lambda lead: turn(cluster, cluster.jobs[lead]))
+
+
+def owner(cluster: Cluster, job_id: str) -> str:
+    """Whose claim it is: a job's, or its gang's."""
+    job = cluster.jobs.get(job_id)
+    return job.terms.member.gang if job is not None and job.terms.member is not None else job_id
 
 
 def turn(cluster: Cluster, job: Job) -> tuple[bool, int, int, float, int, str]:
     """Its place in the order of the queue."""
-    first = -job.restart_priority if job.lost else 0
-    return not job.lost, first, -job.priority, cluster.share(job.lane), job.arrival, job.id
+    lost = cluster.books.gangs.first(job)
+    first = -job.restart_priority if lost else 0
+    return not lost, first, -job.priority, cluster.share(job.lane), job.arrival, job.id
 
 
 def _holds(cluster: Cluster, host: Host, job: Job, claim: Claim, now: float) -> bool:
     if claim.at_s and claim.at_s < now:
         return False  # somebody did not leave when he should have: look anew
-    return closed(host) is None and fits_without(cluster, host, job, leaving(cluster, host, claim))
+    if closed(host) is not None:
+        return False
+    return _room(cluster, without(host, leaving(cluster, host, claim)), job, claim.count)
+
+
+def _room(cluster: Cluster, host: Host, job: Job, count: int) -> bool:
+    """Whether this copy of a host has room for so many like the job."""
+    if job.terms.member is None:
+        return takes(cluster, host, job) is not None
+    ask = ask_of(cluster, [job])
+    return not shuns(ask, host) and len(seats(ask, host, count)) >= count
 
 
 def leaving(cluster: Cluster, host: Host, claim: Claim) -> list[Allocation]:
@@ -73,11 +87,25 @@ def gone_by(cluster: Cluster, allocation: Allocation) -> float:
     return inf if known is None else known
 
 
+def ends(cluster: Cluster, host: Host, now: float) -> list[tuple[float, Allocation]]:
+    """Who leaves the host when, the first first; who was asked to stop leaves within a grace from then."""
+    found = []
+    for allocation_id in sorted(host.allocations):
+        allocation = cluster.allocations[allocation_id]
+        at_s = gone_by(cluster, allocation)
+        if allocation.stop_reason and allocation.job in cluster.jobs:
+            grace_s = allocation.stop_grace_s or cluster.jobs[allocation.job].terms.stop_grace_s
+            at_s = min(at_s, allocation.stop_requested_s + grace_s)
+        if at_s < inf:
+            found.append((max(at_s, now), allocation))
+    return sorted(found, key=lambda end: (end[0], end[1].id))
+
+
 def barred(cluster: Cluster, job: Job, names: Collection[str], now: float) -> set[str]:
     """Those of these hosts that fit the job, where it would take a place that is kept for another."""
-    found = set()
+    found, mine_id = set(), owner(cluster, job.id)
     for other_id, claim in sorted(cluster.books.claims.items()):
-        if other_id == job.id or claim.host not in names or claim.host in found:
+        if claim.host not in names or claim.host in found or owner(cluster, other_id) == mine_id:
             continue
         if _before(cluster, job, cluster.jobs[other_id], claim):
             continue  # of two with places on one host, the first waits for the other least of all
@@ -88,7 +116,11 @@ def barred(cluster: Cluster, job: Job, names: Collection[str], now: float) -> se
         host, other = cluster.hosts[claim.host], cluster.jobs[other_id]
         mine = takes(cluster, host, job)
         left = without(host, leaving(cluster, host, claim))
-        if mine is None or takes(cluster, _with(left, mine, job), other) is None:
+        if (
+            job.terms.member is not None
+            or mine is None
+            or not _room(cluster, join(left, mine, job.id, job.request, job.labels), other, claim.count)
+        ):
             found.add(claim.host)
     return found | _crowded(cluster, job, {*names} - found)
 
@@ -103,8 +135,8 @@ def _crowded(cluster: Cluster, job: Job, names: Collection[str]) -> set[str]:
     """Hosts where several have places that were made for them, and the job fits beside each, but not beside all."""
     kept: dict[str, list[Job]] = {}
     for other_id, claim in sorted(cluster.books.claims.items()):
-        other = cluster.jobs[other_id]
-        if other_id != job.id and claim.host in names and not claim.at_s and not _before(cluster, job, other, claim):
+        other, mine = cluster.jobs[other_id], owner(cluster, other_id) == owner(cluster, job.id)
+        if not mine and claim.host in names and not claim.at_s and not _before(cluster, job, other, claim):
             kept.setdefault(claim.host, []).append(other)
     return {name for name, others in kept.items() if len(others) > 1 and not _beside(cluster, job, name, others)}
 
@@ -116,13 +148,13 @@ def _beside(cluster: Cluster, job: Job, name: str, others: Iterable[Job]) -> boo
         mine = takes(cluster, host if one is job else left, one)
         if mine is None:
             return False
-        left = _with(left, mine, one)
+        left = join(left, mine, one.id, one.request, one.labels)
     return True
 
 
 def told(cluster: Cluster, job: Job, names: Collection[str], now: float) -> dict[str, Refusal]:
     """Why those of these hosts that fit the job are none for it."""
-    whose = {claim.host: other for other, claim in sorted(cluster.books.claims.items()) if other != job.id}
+    whose = {claim.host: owner(cluster, other) for other, claim in sorted(cluster.books.claims.items())}
     return {
         name: Refusal(Reason.KEPT_FOR_ANOTHER, f"its room is kept for job {whose[name]}")
         for name in sorted(barred(cluster, job, names, now))
@@ -131,6 +163,10 @@ def told(cluster: Cluster, job: Job, names: Collection[str], now: float) -> dict
 
 def in_words(cluster: Cluster, job: Job) -> str:
     """What is said of a place that is kept for the job; "": there is none."""
+    if job.terms.member is not None:
+        mine = [c for other, c in cluster.books.claims.items() if owner(cluster, other) == job.terms.member.gang]
+        kept = ", ".join(f"{c.host} ({c.count})" if c.count > 1 else c.host for c in sorted(mine, key=lambda c: c.host))
+        return f"; places are kept for its gang on {kept}" if mine else ""
     claim = cluster.books.claims.get(job.id)
     if claim is None or claim.host not in cluster.hosts:
         return ""
@@ -151,46 +187,3 @@ def takes(cluster: Cluster, host: Host, job: Job) -> Fit | None:
 def fits_without(cluster: Cluster, host: Host, job: Job, gone: Iterable[Allocation]) -> bool:
     """Whether the host could take the job if these had left, and their units were clean."""
     return takes(cluster, without(host, gone), job) is not None
-
-
-def without(host: Host, gone: Iterable[Allocation]) -> Host:
-    """A copy of the host, as far as `fit` looks at it, on which these have left and their units are clean."""
-    nodes = {n.id: Node(n.id, n.cores, n.memory_mib, set(n.free_cores), n.free_memory_mib) for n in host.nodes.values()}
-    for node in nodes.values():
-        node.hugepages = {size: replace(pool) for size, pool in host.nodes[node.id].hugepages.items()}
-    held, reports, company, there = dict(host.held), dict(host.reports), host.company.copy(), set(host.allocations)
-    for allocation in gone:
-        company.leave(allocation)
-        there.discard(allocation.id)
-        for unit in allocation.units:
-            if held.get(unit) != allocation.id:
-                continue
-            del held[unit]
-            if unit not in reports or reports[unit].state is not UnitState.QUARANTINED:
-                reports[unit] = UnitReport(UnitState.FREE, host.session, allocation.id)
-        for node_id, memory_mib in zip(allocation.nodes, allocation.memory_mib, strict=True):
-            if (found := nodes.get(node_id)) is not None:
-                _change(found, allocation.hugepage_size_kib, -memory_mib)
-                found.free_cores |= set(allocation.cores).intersection(found.cores)
-    return replace(host, nodes=nodes, held=held, reports=reports, company=company, allocations=there)
-
-
-def _with(host: Host, found: Fit, job: Job) -> Host:
-    """The copy, once it has given this to the job."""
-    rules = job.request.rules or Rules()
-    host.company.join(_Guest(job.id, job.labels, rules.apart, rules.whole_host))
-    host.allocations.add(job.id)
-    for unit in found.units:
-        host.held[unit] = "-"
-    for node_id, memory_mib in zip(found.nodes, found.memory_mib, strict=True):
-        node = host.nodes[node_id]
-        _change(node, 0, memory_mib)
-        node.free_cores -= set(found.cores)
-    return host
-
-
-def _change(node: Node, hugepage_size_kib: int, memory_mib: int) -> None:
-    if not hugepage_size_kib:
-        node.free_memory_mib -= memory_mib
-    elif (pool := node.hugepages.get(hugepage_size_kib)) is not None:
-        pool.lend(memory_mib, seen=False)

@@ -8,8 +8,8 @@ another depends on it, or while anything of it still holds units.
 from __future__ import annotations
 
 from . import limits
+from .ends import give_up
 from .model import Cluster, Job
-from .tables import JobEvent, JobState
 
 AT_ONCE = 1000  # in one turn
 AGAIN_S = 60.0  # when to look again at a finished job that is still needed
@@ -24,28 +24,15 @@ def enforce(cluster: Cluster, now: float) -> None:
         if job.final:
             _retire(cluster, job, now)
         elif why := limits.expired(job, now):
-            _end(cluster, job, why, now)
+            give_up(cluster, job, why, now)
         else:
             cluster.enqueue(job)  # it was another time's, which is over: note the next
-
-
-def _end(cluster: Cluster, job: Job, why: str, now: float) -> None:
-    if job.state is JobState.PENDING:
-        cluster.change_job(job, JobEvent.EXPIRED, now, why)
-        return
-    job.ending = why
-    cluster.dirty.jobs.add(job.id)
-    cluster.stale_jobs.add(job.id)  # no room need be kept for it any more
-    cluster.capacity_epoch += 1
-    allocation = cluster.allocations[job.allocation_id or ""]
-    allocation.stop_reason = allocation.stop_reason or why
-    allocation.stop_requested_s = allocation.stop_requested_s or now  # a drain may have asked before
-    cluster.dirty.allocations.add(allocation.id)
 
 
 def _retire(cluster: Cluster, job: Job, now: float) -> None:
     """Forget a finished job, here and in the store, once nobody needs it."""
     needed = bool(cluster.books.dependents.get(job.id)) or cluster.books.arrays.needs(job)
+    needed = needed or cluster.books.gangs.needs(job)
     held = any(f"{job.id}.{a.number}" in cluster.allocations for a in job.attempts)
     unseen = bool(cluster.policy.reservation.hosts) and job.id in cluster.stale_jobs  # the reservation looks at it yet
     if needed or held or unseen or job.id in cluster.dirty.jobs:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import backfill, claims, limits
+from . import backfill, claims, gang_explain, limits
 from .admission import kept_out
 from .fit import Fit, fit
 from .model import Cluster, Job
@@ -40,20 +40,16 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     if job.state is not JobState.PENDING:
         told = f"{job.message or 'nothing to add'}{limits.in_words(job, now)}{_lost(cluster, job, now)}"
         return Explanation(f"{job.state.value}: {told}", 0, (), ())
-    at_once = cluster.policy.starts_at_once
-    request, mine = asked(cluster, job), case(cluster, job)
-    outcomes = [(name, fit(cluster.hosts[name], request, at_once)) for name in sorted(cluster.hosts)]
-    if mine is not None:
-        outcomes = [
-            (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes
-        ]
-    kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
-    kept |= claims.told(cluster, job, [name for name, found in outcomes if isinstance(found, Fit)], now)
-    verdicts = [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]
+    waits = wait(cluster, job, now)
+    request, hosts, words = asked(cluster, job), cluster.hosts, ""
+    if job.terms.member is not None and cluster.books.gangs.lead(job):
+        judged = gang_explain.judge(cluster, job, now)
+        verdicts, hosts, words = judged.verdicts, judged.hosts, judged.words
+    else:
+        verdicts = _verdicts(cluster, job, now, reserve)
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
-    waits = wait(cluster, job, now)
-    summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts)
+    summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts, words)
     if waits and job.message and waits[0] is not JobWait.HELD:
         summary += f" ({job.message})"
     start = None if waits else backfill.estimate(cluster, job, now)
@@ -64,9 +60,24 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
         + limits.in_words(job, now)
     )
     position = cluster.pending.position(job.id, cluster.share)
-    near = nearest([(cluster.hosts[name], refusal) for name, refusal in verdicts], request, at_once)
+    near = nearest([(hosts[name], refusal) for name, refusal in verdicts], request, cluster.policy.starts_at_once)
     start_s = start[0] if start else 0.0
     return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near, start_s)
+
+
+def _verdicts(
+    cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None
+) -> list[tuple[str, Refusal | None]]:
+    """Each host's answer to the job."""
+    request, mine, at_once = asked(cluster, job), case(cluster, job), cluster.policy.starts_at_once
+    outcomes = [(name, fit(cluster.hosts[name], request, at_once)) for name in sorted(cluster.hosts)]
+    if mine is not None:
+        outcomes = [
+            (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes
+        ]
+    kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
+    kept |= claims.told(cluster, job, [name for name, found in outcomes if isinstance(found, Fit)], now)
+    return [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]
 
 
 def _lost(cluster: Cluster, job: Job, now: float) -> str:
@@ -87,6 +98,7 @@ def _summary(
     job: Job,
     counts: tuple[tuple[Reason, int], ...],
     verdicts: list[tuple[str, Refusal | None]],
+    words: str,
 ) -> str:
     if not verdicts:
         return "no host has ever joined"
@@ -94,6 +106,6 @@ def _summary(
     fitting = [name for name, refusal in verdicts if refusal is None]
     if fitting:
         place = f"{cluster.pending.position(job.id, cluster.share)} of {len(cluster.pending)}"
-        return f"fits on {fitting[0]}; waits for its turn, {place}{before}"
+        return f"{words or f'fits on {fitting[0]}'}; waits for its turn, {place}{before}"
     why = ", ".join(f"{count} {reason.name}" for reason, count in counts)
-    return f"fits on none of {len(verdicts)} hosts: {why}{before}"
+    return f"{words}fits on none of {len(verdicts)} hosts: {why}{before}"

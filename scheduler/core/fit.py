@@ -26,6 +26,11 @@ class Fit:
     leftover: int
     gpu_memory_mib: int
 
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """What comes first of several, whatever the mix: the least GPU, the fewest nodes, the fullest host."""
+        return self.gpu_memory_mib, len(self.nodes), self.leftover
+
 
 def fit(host: Host, request: Request, starts_at_once: int = 0) -> Fit | Refusal:
     """A Fit, or the first reason against it. Deterministic: ties go to lower ids.

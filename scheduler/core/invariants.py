@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from .model import STARTING, Allocation, Cluster, Host
 from .rules import means
 from .tables import JobState
+from .terms import OnLoss
 
 
 def violations(cluster: Cluster) -> list[str]:
     """Every broken invariant, in words with values, in a fixed order."""
-    return [*_allocations(cluster), *_jobs(cluster), *_quotas(cluster), *_held_up(cluster), *_hosts(cluster)]
+    return [
+        *_allocations(cluster),
+        *_jobs(cluster),
+        *_quotas(cluster),
+        *_held_up(cluster),
+        *_gangs(cluster),
+        *_hosts(cluster),
+    ]
 
 
 def _allocations(cluster: Cluster) -> Iterator[str]:
@@ -69,6 +77,25 @@ def _held_up(cluster: Cluster) -> Iterator[str]:
             yield f"job {job_id}: {job.state.value} though it is held"
         if job.state is JobState.PENDING and cluster.held_up(job) and not cluster.pending.parked(job_id):
             yield f"job {job_id}: offered to hosts though it is held up"
+
+
+def _gangs(cluster: Cluster) -> Iterator[str]:
+    """What starts together starts all or not at all, and not before all of it that ran is dead."""
+    made: dict[str, list[str]] = {}
+    for allocation_id in sorted(cluster.dirty.created):
+        allocation = cluster.allocations.get(allocation_id)
+        job = cluster.jobs.get(allocation.job) if allocation is not None else None
+        member = job.terms.member if job is not None else None
+        if allocation is None or member is None:
+            continue
+        if allocation.attempt == 1 or member.on_loss is OnLoss.RESTART_ALL:
+            made.setdefault(member.gang, []).append(allocation_id)
+    for gang, created in sorted(made.items()):
+        for job_id in cluster.books.gangs.unfinished(gang):
+            mine = cluster.jobs[job_id].allocation_id
+            if mine not in created:
+                now = f"{cluster.jobs[job_id].state.value} in {mine}" if mine else "not"
+                yield f"gang {gang}: {created[0]} is made now, and {job_id} {now}"
 
 
 def _hosts(cluster: Cluster) -> Iterator[str]:

@@ -14,7 +14,8 @@ from fnmatch import fnmatchcase
 from .events import InventoryChanged
 from .facts import InventoryFact, UnitReport, UnitState
 from .fit import Fit, fit
-from .model import Cluster, Host, Request
+from .known_gangs import too_large
+from .model import Cluster, Host, Party, Request
 from .nearest import Miss, nearest
 from .rules import HOST
 from .step import step
@@ -42,6 +43,7 @@ class Known:
     _alike: dict[Kind, _Alike] = field(default_factory=dict)
     _answers: dict[Request, Miss | None] = field(default_factory=dict)
     _at_hand: AtHand | None = None
+    _of_gangs: dict[Party, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self._kind_of)
@@ -54,6 +56,7 @@ class Known:
         if before != after:
             self._answers.clear()
             self._at_hand = None
+            self._of_gangs.clear()
         if before is not None:
             self._leave(name, before)
         if fact is not None and after is not None:
@@ -92,6 +95,23 @@ class Known:
             self._answers[request] = self._ask(request)
         return self._answers[request]
 
+    def too_large(self, party: Party, request: Request) -> str:
+        """What comes nearest, if all known hosts together could never take a gang of this shape; "": they could.
+
+        Each of its members alone, `request`, is one that some host could take.
+        """
+        if party not in self._of_gangs:
+            if len(self._of_gangs) >= ANSWERS_KEPT:
+                self._of_gangs.clear()
+            self._of_gangs[party] = too_large(party, request, self._kinds(request)) if self._alike else ""
+        return self._of_gangs[party]
+
+    def _kinds(self, request: Request) -> list[tuple[Host, int]]:
+        """One host of each kind, by name, and how many of them the request may mean."""
+        wanted, unwanted = _named(request)
+        found = [(a.host, sum(_meant(n, wanted, unwanted) for n in a.names)) for a in self._alike.values()]
+        return sorted(found, key=lambda one: one[0].name)
+
     def _ask(self, request: Request) -> Miss | None:
         if (rules := request.rules) is not None and rules.near:  # whoever it is to be near may come yet
             request = replace(request, rules=replace(rules, near=()))
@@ -105,9 +125,7 @@ class Known:
 
     def _hosts(self, request: Request) -> list[Host]:
         """One of each kind, by name: one that the request may mean, if it names hosts."""
-        rules = request.rules
-        wanted = [value for name, value in rules.hosts if name == HOST] if rules is not None else []
-        unwanted = [value for name, value in rules.not_hosts if name == HOST] if rules is not None else []
+        wanted, unwanted = _named(request)
         found = []
         for alike in self._alike.values():
             host = alike.host
@@ -116,6 +134,14 @@ class Known:
                 host = _called(host, min(meant, default=host.name))
             found.append(host)
         return sorted(found, key=lambda host: host.name)
+
+
+def _named(request: Request) -> tuple[list[str], list[str]]:
+    """Names of hosts that it may mean, and that it does not."""
+    rules = request.rules
+    if rules is None:
+        return [], []
+    return [v for name, v in rules.hosts if name == HOST], [v for name, v in rules.not_hosts if name == HOST]
 
 
 def _meant(name: str, wanted: list[str], unwanted: list[str]) -> bool:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .books import Claim
-from .claims import leaving, turn, without
+from .claims import leaving, owner, turn
 from .model import Allocation, Cluster, Host, Job
 from .room import Take, standing
+from .scratch import without
 from .tables import AllocationState
 
 GRACE_S = 30  # of what was lent; a job's own grace, if that is shorter
@@ -44,8 +45,11 @@ def look(cluster: Cluster, known: Callable[[], Promises], now: float) -> int:
     """Ask for what is needed of what is lent; returns how many were asked. Call it once placement has placed."""
     if cluster.brake is not None or not cluster.books.preemptible:
         return 0
-    asked, spoken_for = 0, {job_id for job_id, claim in cluster.books.claims.items() if not claim.at_s}
+    spoken_for = {job_id for job_id, claim in cluster.books.claims.items() if not claim.at_s}
+    avoid = {claim.host for claim in cluster.books.claims.values()}
     used: list[Take] = []
+    wanted: list[tuple[Job, Take]] = []
+    short: set[str] = set()  # gangs of which not all have room
     promises = known()
     for job in _due(cluster, promises.owed(), now):
         take = _next(promises.meant_for(job), job, cluster.books.claims.get(job.id), used)
@@ -53,15 +57,19 @@ def look(cluster: Cluster, known: Callable[[], Promises], now: float) -> int:
             used.append(take)
         if job.id in spoken_for:
             continue
-        take = take or promises.anywhere(job, {claim.host for claim in cluster.books.claims.values()})
+        take = take or promises.anywhere(job, avoid)
         if take is not None:
-            asked += _call_in(cluster, job, take, now)
-    return asked
+            avoid.add(take.host)
+            wanted.append((job, take))
+        elif job.terms.member is not None:
+            short.add(owner(cluster, job.id))
+    return sum(_call_in(cluster, job, take, now) for job, take in wanted if owner(cluster, job.id) not in short)
 
 
 def _due(cluster: Cluster, owed: list[Job], now: float) -> list[Job]:
     """Those that could start now, in the order of the queue."""
-    waits = [job for job in owed if job.not_before_s <= now and not cluster.pending.parked(job.id)]
+    leads = ((job, cluster.books.gangs.lead(job)) for job in owed if job.not_before_s <= now)
+    waits = [job for job, lead in leads if lead and not cluster.pending.parked(lead)]
     may = [job for job in waits if not cluster.books.queues.refusal(job)]
     return sorted(may, key=lambda job: turn(cluster, job))[:MOST]
 

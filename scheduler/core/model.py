@@ -5,9 +5,10 @@ Mutable and indexed for speed; changed only by `step` and `place`. Sorted where 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from math import inf
+from typing import Any
 
 from . import limits
 from .books import Books
@@ -43,7 +44,7 @@ from .tables import (
     Transition,
     next_state,
 )
-from .terms import Terms
+from .terms import Member, Terms
 
 ATTEMPTS_KEPT = 16  # the newest; the count goes on
 STARTING = frozenset({AllocationState.BOUND, AllocationState.PREPARING})
@@ -80,6 +81,22 @@ class Request:
     numa: NumaPolicy = NumaPolicy.PREFERRED
     hugepage_size_kib: int = 0  # 0: ordinary memory
     rules: Rules | None = None  # None: it demands nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class Party(Request):
+    """The shape of those of a gang that are placed together. `of` names the gang if others of it run already."""
+
+    count: int = 1
+    spread: str = ""
+    pack: str = ""
+    of: str = ""
+
+
+def party_of(request: Request, member: Member) -> Party:
+    """The shape of a whole gang."""
+    plain: dict[str, Any] = {one.name: getattr(request, one.name) for one in fields(Request)}
+    return Party(**plain, count=member.count, spread=member.spread, pack=member.pack)
 
 
 @dataclass(slots=True)
@@ -393,6 +410,13 @@ class Cluster:
         self.stale_jobs.add(job.id)
         if job.request.rules is not None:
             self.sought.update(job.request.rules.near)
+        if job.terms.member is not None:
+            free = job.state is JobState.PENDING and not self._kept(job)
+            for other in self.books.gangs.note(job, free=free):
+                self._enqueue(self.jobs[other])
+        self._enqueue(job)
+
+    def _enqueue(self, job: Job) -> None:
         if job.state is not JobState.PENDING:
             self.pending.discard(job.id)
             self.ordered.discard(job.id)
@@ -404,22 +428,33 @@ class Cluster:
 
     def queue(self, job: Job, *, parked: bool) -> None:
         """What lost its host goes first, by its restart priority; then priority; then fair share; then arrival."""
-        first = (0, -job.restart_priority) if job.lost else (1, 0)
+        lost, shape, not_before_s = job.lost, job.request, job.not_before_s
+        if job.terms.member is not None:
+            gangs = self.books.gangs
+            lost, not_before_s = gangs.first(job), gangs.not_before_s(job)
+            shape = self._party(job, job.terms.member)
+        first = (0, -job.restart_priority) if lost else (1, 0)
         key = (*first, -job.priority, job.arrival, job.id)
-        self.pending.add(job.id, job.request, key, inf if parked else job.not_before_s, job.lane)
+        self.pending.add(job.id, shape, key, inf if parked else not_before_s, job.lane)
+
+    def _party(self, job: Job, member: Member) -> Party:
+        """What is asked of hosts when the job is offered."""
+        count = len(self.books.gangs.party(job))
+        others = len(self.books.gangs.unfinished(member.gang)) > count
+        return replace(party_of(job.request, member), count=count, of=member.gang if others else "")
 
     def share(self, lane: Lane) -> float:
         """What the tenant of a lane has used, as the queue's order minds it."""
         return self.books.shares.of(self.books.queues.tenant(lane[0]))
 
     def held_up(self, job: Job) -> bool:
-        """Whether an operator, a job that it depends on, its array, or the brake keeps it from starting."""
-        return (
-            bool(job.hold)
-            or job.depends
-            or self.books.arrays.gated(job)
-            or (job.lost and (self.brake is not None or self.intent.disarmed))
-        )
+        """Whether an operator, a job that it depends on, its array, its gang, or the brake keeps it from starting."""
+        return self._kept(job) or self.books.arrays.gated(job) or self.books.gangs.gated(job)
+
+    def _kept(self, job: Job) -> bool:
+        """The same, of what is its own affair."""
+        withheld = job.lost and (self.brake is not None or self.intent.disarmed)
+        return bool(job.hold) or job.depends or withheld
 
     def requeue_lost(self) -> None:
         """What keeps jobs that lost their host from starting has changed."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from .model import Cluster, Host, Job, Outcome, Request
 from .reasons import Reason, Refusal
-from .rules import Labels, means, shown
+from .rules import Label, Labels, means, shown
 
 FAILED = frozenset({Outcome.START_FAILED, Outcome.CRASHED, Outcome.HOST_LOST})
 Case = tuple[Request, frozenset[str], Labels]  # jobs of one case are alike in all that matters to hosts
@@ -37,6 +37,11 @@ def case(cluster: Cluster, job: Job) -> Case | None:
     if job.labels and (shunned := cluster.company.shunned):
         mine = tuple(label for label in job.labels if any(means(pattern, label) for pattern in shunned))
     return (request, failed, mine) if failed or mine or request is not job.request else None
+
+
+def shunned(cluster: Cluster, label: Label) -> bool:
+    """Whether anybody anywhere is to be apart from jobs with the label."""
+    return any(means(pattern, label) for pattern in cluster.company.shunned)
 
 
 def failed_on(job: Job) -> frozenset[str]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
 
-from . import backfill, brake, claims, failovers, hold, lent, order, own, upkeep
+from . import backfill, brake, claims, failovers, gang_place, hold, lent, order, own, upkeep
 from .admission import TRIES, Admission, Choice
 from .fit import Fit
-from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Request
+from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Party, Request
 from .own import Case, Own, case
 from .queue import Lane
 from .ranking import FreeUnits, Rank, Ranking
@@ -62,27 +62,30 @@ class Placer:
         first = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
         if len(first) < kept:
             self.hopeless.clear()  # somebody else may have what was kept, or need it kept anew
-        placed = sum(self._place(cluster, job, case(cluster, job), now) for job in first)
+        placed = sum(self._try(cluster, job, case(cluster, job), now) for job in first)
         full: set[tuple[Request, Lane]] = set()  # shapes for which a queue, or one of its users, has no room left
         for job_id, request in cluster.pending.offers(self.hopeless, cluster.share, full):
             job = cluster.jobs[job_id]
-            if cluster.books.queues.refusal(job):
+            if cluster.books.queues.refusal(job, request.count if isinstance(request, Party) else 1):
                 full.add((request, job.lane))
                 continue
             mine = case(cluster, job)
             if self.admission.out(cluster, job) or self.own.out(cluster, mine):
                 continue
-            if not self._place(cluster, job, mine, now):
+            done = self._try(cluster, job, mine, now)
+            placed += done
+            if not done:
                 backfill.reserve(cluster, job, now)
                 if self.barred:  # until a claim ends, which is told by nobody
                     full.update({(request, job.lane)} if mine is None else ())
+                elif isinstance(request, Party):
+                    self._gang_waits(cluster, job, request)
                 elif mine is not None:  # others of its shape may be luckier
                     self.own.hopeless.add(mine)
                     self.admission.own_affair(job)
                 elif not self.admission.out(cluster, job):
                     self.hopeless.add(request)
                 continue
-            placed += 1
             if placed >= limit:
                 break
         failovers.look(cluster, now)
@@ -90,15 +93,39 @@ class Placer:
             lent.look(cluster, lambda: self.admission.known(cluster), now)
         return placed
 
+    def _try(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> int:
+        """Place one job, or all of its gang that are placed with it; returns how many."""
+        if job.terms.member is not None:
+            return gang_place.place(self, cluster, job, now)
+        return int(self._place(cluster, job, mine, now))
+
+    def _gang_waits(self, cluster: Cluster, job: Job, shape: Party) -> None:
+        """Gangs just like it need not be asked until something is set free."""
+        members = [cluster.jobs[job_id] for job_id in cluster.books.gangs.party(job)]
+        if all(case(cluster, member) is None for member in members) and not cluster.policy.reservation.hosts:
+            self.hopeless.add(shape)
+
     def _place(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> bool:
         """Place one job, if any host may take it."""
         choice = None if cluster.books.queues.refusal(job) else self._choose(cluster, job, mine, now)
         if choice is None:
             return False
-        _bind(cluster, job, choice.host, choice.fit, now)
+        self.bind(cluster, job, choice, now)
         cluster.books.claims.pop(job.id, None)
-        self.admission.placed(job, choice)
         return True
+
+    def bind(self, cluster: Cluster, job: Job, choice: Choice, now: float) -> None:
+        """Place the job there."""
+        _bind(cluster, job, choice.host, choice.fit, now)
+        self.admission.placed(job, choice)
+
+    def unbind(self, cluster: Cluster, job: Job, now: float) -> None:
+        """As if it had not been placed in this turn."""
+        retract(cluster, cluster.allocations[job.allocation_id or ""], now, "")
+
+    def ranked(self, cluster: Cluster, request: Request) -> Ranking:
+        """The hosts that can take one job of the shape now."""
+        return self._ranking(cluster, request)
 
     def takers(self, cluster: Cluster, request: Request) -> Iterator[str]:
         """The hosts that have room for the shape now, the best first. Draw from it only while nothing changes."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import median
 
+from . import together
 from .events import ClusterIntentChanged, HostIntentChanged, PowerFenced, SessionChanged, UnitReported, VmReported
 from .explain import explain
 from .facts import UnitReport, UnitState
@@ -114,7 +115,8 @@ class _Play:
     def _note(self) -> None:
         for allocation_id in sorted(self.cluster.allocations):
             asked = self.cluster.allocations[allocation_id]
-            if asked.preempted_for and asked.state is not AllocationState.ENDED and allocation_id not in self.leaving:
+            leaves = asked.preempted_for or asked.stop_reason.startswith(together.AGAIN)
+            if leaves and asked.state is not AllocationState.ENDED and allocation_id not in self.leaving:
                 grace_s = asked.stop_grace_s or self.cluster.jobs[asked.job].terms.stop_grace_s
                 self.leaving[allocation_id] = self.now + grace_s
             if self.cluster.allocations[allocation_id].state in _STARTING and allocation_id not in self.started:

@@ -20,7 +20,7 @@ from .amounts import NOTHING, Amounts
 from .books import Claim
 from .claims import fits_without, leaving
 from .fit import closed
-from .model import Allocation, Cluster, Host, Job, Request
+from .model import Allocation, Cluster, Host, Job, Party, Request
 from .queue import Lane
 from .queues import asked_for
 from .tables import AllocationState
@@ -61,6 +61,8 @@ class Preempter:
         for job_id, request in cluster.pending.offers(set(), cluster.share, shut):
             job = cluster.jobs[job_id]
             shut.add((request, job.lane))
+            if isinstance(request, Party):
+                continue  # nobody is stopped for a gang
             kind = (request, job.priority, job.terms.queue)
             if _waits_for_leavers(cluster, job_id) or kind in self.hopeless or cluster.books.queues.refusal(job):
                 continue
@@ -126,10 +128,16 @@ def choose(cluster: Cluster, job: Job) -> tuple[str, Victims] | None:
             return host.name, ()
     free = [host for host in hosts if not _kept(cluster, host, job)]
     if _entitled(cluster, job):
-        borrowed = _search(cluster, job, free, lambda victim: _borrows(cluster, job, victim))
+        borrowed = _fewest(cluster, job, free, lambda victim: _borrows(cluster, job, victim))
         if borrowed is not None:
             return borrowed
-    return _search(cluster, job, free, lambda victim: _lower(cluster, job, victim) or _borrows(cluster, job, victim))
+    return _fewest(cluster, job, free, lambda victim: _lower(cluster, job, victim) or _borrows(cluster, job, victim))
+
+
+def _fewest(cluster: Cluster, job: Job, hosts: Sequence[Host], eligible: Eligible) -> tuple[str, Victims] | None:
+    """Members of gangs only where nobody else will do: others of the gang stop with them."""
+    found = _search(cluster, job, hosts, lambda victim: victim.terms.member is None and eligible(victim))
+    return _search(cluster, job, hosts, eligible) if found is None and cluster.books.gangs else found
 
 
 def _fits_now(cluster: Cluster, host: Host, job: Job) -> bool:

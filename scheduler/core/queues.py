@@ -83,21 +83,23 @@ class Queues:
         if not self.jobs[lane]:
             del self.jobs[lane], self.by_user[lane]
 
-    def refusal(self, job: Job) -> tuple[Closed, str] | None:
-        """Why nothing like the job of its queue and user may start now; None: it may."""
+    def refusal(self, job: Job, count: int = 1) -> tuple[Closed, str] | None:
+        """Why nothing like the job of its queue and user may start now, so many together; None: it may."""
         queue, user = lane = job.lane[:2]
         wanted = self.known.get(queue)
         if wanted is None:
             return Closed.QUEUE, f"its queue {queue!r} does not exist any more; `gpupool queue create` makes it"
         if wanted.suspended:
             return Closed.QUEUE, f"its queue {queue!r} is suspended {wanted.suspended}"
-        asked = asked_for(job)
+        asked = asked_for(job).times(count)
         if why := self.used.get(queue, NOTHING).plus(asked).beyond(wanted.limit):
             return Closed.QUOTA, f"with it queue {queue!r} would use {why}"
         if why := self.by_user.get(lane, NOTHING).plus(asked).beyond(wanted.user_limit):
             return Closed.USER_LIMIT, f"with it user {user!r} would use, in queue {queue!r}, {why}"
-        if self.jobs[lane] >= wanted.user_jobs:
+        if self.jobs[lane] + count > wanted.user_jobs:
             limit = f"{self.jobs[lane]} jobs of user {user!r}, which is the limit"
+            if count > 1:
+                limit = f"{self.jobs[lane]} jobs of user {user!r}, and at most {wanted.user_jobs:.0f} may"
             return Closed.USER_LIMIT, f"in queue {queue!r} run {limit}"
         return None
 

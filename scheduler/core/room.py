@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 
-from .claims import without
 from .facts import UnitState
 from .fit import Fit, closed, fit
 from .hugepages import Pool
 from .model import Cluster, Host, Node, Request
 from .ruled import host_refusal
+from .scratch import without
 
 ANY = ""  # the model of a request that takes any
 _TRIED = "?"  # holds units of a copy

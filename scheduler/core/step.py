@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import hold
+from .ends import cancel
 from .events import (
     ClusterIntentChanged,
     Event,
@@ -211,16 +212,5 @@ def _job_submitted(cluster: Cluster, event: JobSubmitted, now: float) -> None:
 
 def _cancel_requested(cluster: Cluster, event: JobCancelRequested, now: float) -> None:
     job = cluster.jobs.get(event.job)
-    if job is None or job.final or job.cancel_reason is not None:
-        return
-    job.cancel_reason = event.reason or "cancelled"
-    cluster.dirty.jobs.add(job.id)
-    allocation = cluster.allocations.get(job.allocation_id or "")
-    if allocation is None:
-        cluster.change_job(job, JobEvent.CANCELLED, now, job.cancel_reason)
-        return
-    cluster.stale_jobs.add(job.id)  # no room need be kept for it any more
-    cluster.capacity_epoch += 1
-    allocation.stop_reason = job.cancel_reason
-    allocation.stop_requested_s = allocation.stop_requested_s or now  # a drain may have asked before
-    cluster.dirty.allocations.add(allocation.id)
+    if job is not None:
+        cancel(cluster, job, event.reason or "cancelled", now)

@@ -33,6 +33,25 @@ class Element:
     parallel: int = 0
 
 
+class OnLoss(Enum):
+    """What follows when a gang has lost one member's VM. The values are those of gpupool.v1.Gang.OnLoss."""
+
+    RESTART_ALL = 1
+    RESTART_MEMBER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One of a gang's jobs. `spread`, `pack`: "host", "pcie_root" or a label of hosts; "": anywhere."""
+
+    gang: str
+    index: int
+    count: int
+    on_loss: OnLoss = OnLoss.RESTART_ALL
+    spread: str = ""
+    pack: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """See the module docstring."""
@@ -47,3 +66,4 @@ class Terms:
     queue: str = DEFAULT_QUEUE
     user: str = ""
     preemptible: bool = False  # stops for any job of a higher priority
+    member: Member | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import deadlines, depend, shares
+from . import deadlines, depend, shares, together
 from .model import Cluster
 
 
@@ -10,6 +10,7 @@ def look(cluster: Cluster, now: float) -> None:
     """Bring all jobs up to date at `now`."""
     shares.look(cluster, now)
     deadlines.enforce(cluster, now)
+    together.look(cluster, now)
     depend.release(cluster, now)
     for job_id in cluster.books.arrays.let_in():
         cluster.enqueue(cluster.jobs[job_id])

@@ -26,6 +26,7 @@ class JobWait(Enum):
     QUEUE = 8
     QUOTA = 9
     USER_LIMIT = 10
+    GANG = 11
 
 
 def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
@@ -45,10 +46,35 @@ def wait(cluster: Cluster, job: Job, now: float) -> tuple[JobWait, str] | None:
         return JobWait.BRAKE, f"lost its host, and {in_words(cluster.brake, now)}"
     if others := awaited(cluster, job):
         return JobWait.AFTER, f"restarts after {_names(others)}, which must run first"
-    if job.not_before_s > now:
-        return JobWait.BACKOFF, f"waits {job.not_before_s - now:.0f} s before its next attempt"
-    refused = cluster.books.queues.refusal(job)
+    if why := _gang(cluster, job):
+        return JobWait.GANG, why
+    not_before_s = cluster.books.gangs.not_before_s(job)
+    if not_before_s > now:
+        return JobWait.BACKOFF, f"waits {not_before_s - now:.0f} s before its next attempt"
+    refused = cluster.books.queues.refusal(job, len(cluster.books.gangs.party(job)))
     return (JobWait[refused[0].name], refused[1]) if refused else None
+
+
+def _gang(cluster: Cluster, job: Job) -> str:
+    """Why its gang keeps it; "": it does not."""
+    gangs = cluster.books.gangs
+    if job.terms.member is None or gangs.lead(job):
+        return ""
+    live, held, unknown = gangs.kept(job)
+    gang = f"its gang {job.terms.member.gang}, which starts together"
+    if unknown:
+        return f"waits for {gang}: of {job.terms.member.count} members {unknown} are not known; submit it again"
+    if live:
+        stops = _listed(cluster, live)
+        return f"waits for {gang}: its VMs must be gone before it starts again ({stops})"
+    return (
+        f"waits for {gang}: something keeps {_listed(cluster, held)}; see `gpupool explain {held[0]}`" if held else ""
+    )
+
+
+def _listed(cluster: Cluster, jobs: list[str]) -> str:
+    shown = [f"{job_id} {cluster.jobs[job_id].state.value}" for job_id in jobs[:SHOWN]]
+    return ", ".join(shown + ([f"{len(jobs) - SHOWN} others"] if len(jobs) > SHOWN else []))
 
 
 def ignored(cluster: Cluster, job: Job) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.core import events
+from scheduler.core import events, together
 from scheduler.core.drain import drain, stopping
 from scheduler.core.facts import Drain
 from scheduler.core.model import Cluster
@@ -47,6 +47,7 @@ class Planned:
         """What the leader does after placing."""
         drain(self.cluster, self.placer, self.now)
         Preempter().preempt(self.cluster, self.now)
+        together.look(self.cluster, self.now)
         for allocation_id in sorted(self.cluster.allocations):
             a = self.cluster.allocations[allocation_id]
             if a.stop_reason and a.stop_requested_s == self.now:

@@ -12,7 +12,7 @@ from scheduler.core import events
 from scheduler.core.amounts import Amounts
 from scheduler.core.facts import JobIntent, QueueIntent
 from scheduler.core.model import Cluster
-from scheduler.core.terms import Dependency, Element, Terms, When
+from scheduler.core.terms import Dependency, Element, Member, OnLoss, Terms, When
 
 
 def wire_terms(terms: Terms) -> dict[str, Any]:
@@ -30,6 +30,7 @@ def wire_terms(terms: Terms) -> dict[str, Any]:
         "array": job_pb2.Array(id=e.array, index=e.index, parallel=e.parallel, count=9)
         if (e := terms.element)
         else None,
+        "gang": _wire_member(terms.member) if terms.member else None,
     }
 
 
@@ -43,6 +44,23 @@ def _element(text: str) -> Element | None:
         return None
     name, index, parallel = text.split(".")
     return Element(name, int(index), int(parallel))
+
+
+def _member(text: str) -> Member | None:
+    """`name.index.count`, then `alone`, `spread:rack`, `pack:host`, with dots."""
+    if not text:
+        return None
+    name, index, count, *how = text.split(".")
+    said = dict(word.partition(":")[::2] for word in how)
+    on_loss = OnLoss.RESTART_MEMBER if "alone" in said else OnLoss.RESTART_ALL
+    return Member(name, int(index), int(count), on_loss, said.get("spread", ""), said.get("pack", ""))
+
+
+def _wire_member(member: Member) -> job_pb2.Gang:
+    return job_pb2.Gang(
+        id=member.gang, index=member.index, count=member.count, spread_over=member.spread, pack_into=member.pack,
+        on_member_loss=job_pb2.Gang.OnLoss.Value(member.on_loss.name),
+    )  # fmt: skip
 
 
 def wire_queue(intent: QueueIntent) -> records_pb2.QueueIntent:
@@ -73,7 +91,7 @@ class Queued:
     def queued(
         self, *, ok: str = "", any: str = "", not_ok: str = "", held: str = "", limit: str = "0",  # noqa: A002
         start: str = "0", end: str = "0", keep: str = "0", grace: str = "15", array: str = "",
-        queue: str = "default", user: str = "", preemptible: str = "",
+        queue: str = "default", user: str = "", preemptible: str = "", gang: str = "",
     ) -> dict[str, Any]:  # fmt: skip
         """Fields of a job: `ok=a,b` waits for jobs to succeed, `held=yes` is submitted on hold; times in seconds."""
         pairs = ((ok, When.OK), (any, When.ANY), (not_ok, When.NOT_OK))
@@ -90,6 +108,7 @@ class Queued:
                 queue,
                 user,
                 bool(preemptible),
+                _member(gang),
             )
         }
         if held:
@@ -147,6 +166,13 @@ class Queued:
         if allocation in self.cluster.allocations:
             self.do_clean(allocation)
 
+    def do_gang(self, name: str, count: str, how: str = "", **more: str) -> None:
+        """Submit a gang of so many: `gang g 3 spread:rack.alone gpus=2`; the first member comes last."""
+        for index in reversed(range(int(count))):
+            member = ".".join(filter(None, (name, str(index), count, how)))
+            self.do_submit(f"{name}-{index}", gang=member, **more)
+
+    do_submit: Callable[..., None]
     do_report: Callable[..., None]
     do_clean: Callable[..., None]
 

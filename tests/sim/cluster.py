@@ -217,12 +217,13 @@ class Cluster:
         queued(Random(f"{self.world.seed}/{key}/queue"), spec, sorted(self.jobs.values()))
         if self.keeps_room:
             spec.preemptible = Random(f"{self.world.seed}/{key}/lent").random() < 0.3
+        ganged(Random(f"{self.world.seed}/{key}/gang"), spec, {len(m.units) for m in self.machines.values()})
         request = scheduler_pb2.SubmitRequest(spec=spec, idempotency_key=key, allow_unavailable=True)
         answer = await self._insist(lambda api: api.submit(request))
         self.jobs[key] = answer.id
-        if spec.array.count:
-            self.wanted += spec.array.count - 1
-            self.jobs |= {f"{key}-{n}": f"{answer.id}-{n}" for n in range(spec.array.count)}
+        if count := spec.array.count or spec.gang.count:
+            self.wanted += count - 1
+            self.jobs |= {f"{key}-{n}": f"{answer.id}-{n}" for n in range(count)}
             del self.jobs[key]
         self.world.trace(f"acknowledged {key} as {answer.id}")
         await self._wishes(Random(f"{self.world.seed}/{key}/wishes"), self.jobs.get(key, f"{answer.id}-0"))
@@ -324,6 +325,21 @@ def queued(rng: Random, spec: job_pb2.JobSpec, others: Sequence[str]) -> None:
         spec.start_within_s = rng.randint(10, 100)
     if rng.random() < 0.3:
         spec.keep_s = rng.randint(1, 300)
+
+
+def ganged(rng: Random, spec: job_pb2.JobSpec, gpus: set[int]) -> None:
+    """Some are gangs, as large as any site here can take; the queue with limits takes none."""
+    if spec.array.count or rng.random() >= 0.2:
+        return
+    spec.queue = spec.user = ""
+    spec.gang.count = rng.randint(2, 3)
+    where = rng.choice(["", "spread", "pack"])
+    if where == "spread":
+        spec.gang.count, spec.gang.spread_over = 2, "host"
+    elif where == "pack" and min(gpus) > 1:
+        spec.gang.count, spec.gang.pack_into = 2, "host"
+    if rng.random() < 0.25:
+        spec.gang.on_member_loss = job_pb2.Gang.RESTART_MEMBER
 
 
 def possible(cluster: Cluster, plan: Sequence[Fault]) -> list[Fault]:

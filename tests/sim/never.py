@@ -120,6 +120,8 @@ class Never:
             yield f"{wanted.id} restarts although fencing is disarmed"
 
         yield from self._queued(wanted)
+        if wanted.spec.gang.id:
+            yield from self._ganged(wanted)
 
     def _queued(self, wanted: records_pb2.Allocation) -> Iterator[str]:
         """What the queue may not let start."""
@@ -150,6 +152,24 @@ class Never:
             }
             if not met[dependency.when or job_pb2.Dependency.OK]:
                 yield f"{wanted.id} starts although {dependency.job} is {state}"
+
+    def _ganged(self, wanted: records_pb2.Allocation) -> Iterator[str]:
+        """A gang starts as a whole, in one revision, and not while any VM of it lives."""
+        gang = wanted.spec.gang
+        if wanted.attempt > 1 and gang.on_member_loss == job_pb2.Gang.RESTART_MEMBER:
+            return
+        made = {
+            kv.key.rpartition("/")[2]: kv.create_revision for kv in self._world.backend.list(keys.ALLOCATIONS).items
+        }
+        for job in (f"{gang.id}-{n}" for n in range(gang.count)):
+            status = self._world.backend.get(keys.job_status(job))
+            found = job_pb2.JobStatus.FromString(status.value) if status is not None else job_pb2.JobStatus()
+            if found.state not in FINAL and made.get(f"{job}.{found.attempt_count}") != made[wanted.id]:
+                yield f"{wanted.id} starts without {job} of its gang"
+        alive = sorted(spec.allocation for m in self._machines.values() for spec in m.alive())
+        mine = [name for name in alive if name.rpartition(".")[0].rpartition("-")[0] == gang.id]
+        if mine:
+            yield f"{wanted.id} starts while {mine} of its gang live"
 
     def _retired(self, job: str) -> Iterator[str]:
         if keys.job_status(job) not in self.finished:
