@@ -34,10 +34,10 @@ class Domain(NamedTuple):
 def restartable(job: Job) -> bool:
     """Whether it would be started again if its host died, and room can be kept for that.
 
-    None can for one that is to be near others: nobody can say where these will be then. None is for a preemptible one:
-    it may use the room of others meanwhile (lent.py).
+    None can for one that is to be near others, or spread or packed with a gang: nobody can say where these will be
+    then. None is for a preemptible one: it may use the room of others meanwhile (lent.py).
     """
-    if job.terms.preemptible:
+    if job.terms.preemptible or (job.terms.member is not None and (job.terms.member.spread or job.terms.member.pack)):
         return False
     if job.request.rules is not None and job.request.rules.near:
         return False

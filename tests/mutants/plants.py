@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.plants_agent import AGENT
 from tests.mutants.plants_demands import DEMANDS
 from tests.mutants.plants_drain import DRAIN
+from tests.mutants.plants_gangs import GANGS
 from tests.mutants.plants_guard import GUARD
 from tests.mutants.plants_lent import LENT
 from tests.mutants.plants_policies import POLICIES
@@ -16,5 +17,5 @@ from tests.mutants.plants_store import STORE
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT,
+    *DEMANDS, *LENT, *GANGS,
 )  # fmt: skip

@@ -19,7 +19,7 @@ LENT = (
     Mutant(
         "whoever has lent room stays",
         "a preemptible job is not asked to leave the room that a restart needs",
-        [Edit(LENDING, "            asked += _call_in(cluster, job, take, now)\n", "            asked += 0\n")],
+        [Edit(LENDING, "sum(_call_in(cluster, job, take, now) for", "sum(0 for")],
         RESTARTS,
         fast=True,
     ),

@@ -83,8 +83,8 @@ POLICIES = (
         [
             Edit(
                 "scheduler/core/model.py",
-                "            or (job.lost and (self.brake is not None or self.intent.disarmed))",
-                "            or (job.lost and self.brake is not None)",
+                "        withheld = job.lost and (self.brake is not None or self.intent.disarmed)",
+                "        withheld = job.lost and self.brake is not None",
             )
         ],
         scenario("disarm_host_back_meanwhile"),
@@ -191,8 +191,8 @@ POLICIES = (
         [
             Edit(
                 "scheduler/core/model.py",
-                "first = (0, -job.restart_priority) if job.lost",
-                "first = (0, 0) if job.lost",
+                "first = (0, -job.restart_priority) if lost",
+                "first = (0, 0) if lost",
             )
         ],
         scenario("restart_priority"),

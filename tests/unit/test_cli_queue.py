@@ -112,6 +112,25 @@ def test_an_array_is_one_line_and_takes_commands_as_one(fake: FakeScheduler, gpu
     assert "no such" not in gpupool("submit", file, "--array", "x")[2]
 
 
+def test_a_gang_is_one_line_and_takes_commands_as_one(fake: FakeScheduler, gpupool: Run, file: str) -> None:
+    options = ("--gang", "4", "--spread-over", "pcie-root", "--pack-into", "rack")
+    assert gpupool("submit", file, *options)[0] == 0
+    asked = fake.asked[-1].spec.gang
+    assert (asked.count, asked.spread_over, asked.pack_into) == (4, "pcie_root", "rack")
+    for index in range(3):
+        member = job(f"g-{index}")
+        member.spec.gang.CopyFrom(job_pb2.Gang(id="g", index=index, count=3, spread_over="host"))
+        member.status.state = job_pb2.JOB_STATE_PENDING
+        fake.jobs[f"g-{index}"] = member
+    _, out, _ = gpupool("jobs")
+    assert "3 PENDING" in out
+    assert "gang of 3" in out
+    assert "g-1" in gpupool("jobs", "--elements")[1]
+    assert "g, member 1 of 3; spread over host" in gpupool("show", "g-1")[1]
+    code, out, _ = gpupool("hold", "g")
+    assert (code, out.count("is held")) == (0, 3)
+
+
 def test_a_queue_is_made_and_changed(fake: FakeScheduler, gpupool: Run) -> None:
     code, out, _ = gpupool(
         "queue", "create", "vision", "--guaranteed-gpus", "8", "--max-gpus", "16", "--max-memory-gib", "64",

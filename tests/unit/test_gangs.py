@@ -270,6 +270,17 @@ def test_members_change_places_if_that_helps() -> None:
         assert len(found) == 3
 
 
+def test_a_gang_that_is_refused_leaves_nothing_behind() -> None:
+    """As another turn sees it: else it would ask everybody anew, turn after turn, and write what nobody changed."""
+    player = Player()
+    player.play("policy reservation.hosts=1\nhost h1 2xa100\nhost h2 2xa100\ngang g 3")
+    player.play("place")
+    epoch, log = player.cluster.capacity_epoch, len(player.log)
+    player.placer.place(player.cluster, player.now)
+    assert (player.cluster.capacity_epoch, bool(player.cluster.dirty), player.cluster.log) == (epoch, False, [])
+    assert "STARTING" not in "\n".join(player.log[log:])
+
+
 # Backfill
 
 SUBMITS = st.lists(

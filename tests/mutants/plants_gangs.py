@@ -1,0 +1,156 @@
+"""Mutants of gangs: what starts together, when it starts again, and who follows whom."""
+
+from __future__ import annotations
+
+from tests.mutants.model import Edit, Mutant, Sim, Suite, tests
+
+API = "unit/test_gangs_api.py"
+
+
+def scenario(name: str) -> Suite:
+    """The golden scenario that must differ."""
+    return tests(f"golden/test_golden.py::test_scenario[{name}]")
+
+
+GANGS = (
+    Mutant(
+        "a gang in parts",
+        "members' allocations are written each by itself, so some may be on record and others not",
+        [
+            Edit(
+                "scheduler/leader.py",
+                "        together_with = together.as_one(self.cluster, dirty)\n",
+                "        together_with: dict[str, str] = {}\n",
+            )
+        ],
+        tests(
+            f"{API}::test_where_one_cannot_be_written_none_is", f"{API}::test_a_gang_is_committed_in_one_transaction"
+        ),
+        fast=True,
+    ),
+    Mutant(
+        "again while others live",
+        "a gang's lost member starts again before the VMs of the others are dead",
+        [
+            Edit(
+                "scheduler/core/gangs.py",
+                "            return frozenset(self.free) if self.alone else frozenset()\n",
+                "            return frozenset(self.free)\n",
+            )
+        ],
+        scenario("gang_restarts_as_one"),
+        fast=True,
+    ),
+    Mutant(
+        "again while others live, seen from outside",
+        "the same, with machines that fail",
+        [
+            Edit(
+                "scheduler/core/gangs.py",
+                "            return frozenset(self.free) if self.alone else frozenset()\n",
+                "            return frozenset(self.free)\n",
+            ),
+            Edit("scheduler/core/invariants.py", "        *_gangs(cluster),\n", ""),
+        ],
+        Sim("all", "of its gang"),
+    ),
+    Mutant(
+        "a member left bound",
+        "when room for restarts forbids one member, not all that were bound before are taken back",
+        [
+            Edit(
+                "scheduler/core/gang_place.py",
+                "            for other in reversed(bound):\n",
+                "            for other in reversed(bound[1:]):\n",
+            )
+        ],
+        scenario("gang_room_for_restarts"),
+    ),
+    Mutant(
+        "nothing has happened, and yet",
+        "a gang that was taken back leaves the impression that something was set free",
+        [
+            Edit(
+                "scheduler/core/gang_place.py",
+                "        cluster.capacity_epoch = self.epoch\n        del cluster.log[self.log :]\n",
+                "        del cluster.log[self.log :]\n",
+            )
+        ],
+        tests("unit/test_gangs.py::test_a_gang_that_is_refused_leaves_nothing_behind"),
+    ),
+    Mutant(
+        "others go on",
+        "the others of a gang are not asked to stop when one has lost its VM",
+        [Edit("scheduler/core/together.py", "    if not gone and not stops:\n", "    if True:\n")],
+        scenario("gang_restarts_as_one"),
+    ),
+    Mutant(
+        "others go on under another leader",
+        "a new leader looks only at what it sees change",
+        [Edit("scheduler/core/gangs.py", "        self.touched.add(member.gang)\n", "        pass\n")],
+        tests(f"{API}::test_what_of_a_gang_is_left_is_done_by_another_leader"),
+    ),
+    Mutant(
+        "stopped under the brake",
+        "the others of a gang are stopped while too much is lost to start them again",
+        [
+            Edit(
+                "scheduler/core/together.py",
+                "    if cluster.brake is not None or cluster.intent.disarmed:\n        cluster.books",
+                "    if cluster.intent.disarmed:\n        cluster.books",
+            )
+        ],
+        scenario("gang_under_the_brake"),
+    ),
+    Mutant(
+        "a quota for one",
+        "of a gang one member is counted before it starts",
+        [
+            Edit(
+                "scheduler/core/gang_place.py",
+                "    if cluster.books.queues.refusal(job, len(members)):\n",
+                "    if cluster.books.queues.refusal(job):\n",
+            ),
+            Edit(
+                "scheduler/core/place.py",
+                "refusal(job, request.count if isinstance(request, Party) else 1)",
+                "refusal(job)",
+            ),
+        ],
+        scenario("gang_and_quota"),
+    ),
+    Mutant(
+        "a gang's places for one",
+        "of what a gang needs on a host room for one member is kept",
+        [
+            Edit(
+                "scheduler/core/claims.py",
+                "    return not shuns(ask, host) and len(seats(ask, host, count)) >= count\n",
+                "    return not shuns(ask, host) and len(seats(ask, host, 1)) >= 1\n",
+            )
+        ],
+        tests("unit/test_gangs.py::test_a_gang_starts_by_when_its_places_are_free"),
+    ),
+    Mutant(
+        "first come, first seated",
+        "a member that may not use a host does not change its seat with another",
+        [
+            Edit(
+                "scheduler/core/arrange.py",
+                "        if _give(taken[member], options, members, taken, seen):\n",
+                "        if False:\n",
+            )
+        ],
+        tests("unit/test_gangs.py::test_members_change_places_if_that_helps"),
+    ),
+    Mutant(
+        "spread over what peers have",
+        "a member that starts again alone does not mind where the others are",
+        [
+            Edit(
+                "scheduler/core/arrange.py", "            if cell and cell not in ask.used:\n", "            if cell:\n"
+            )
+        ],
+        scenario("gang_member_restarts_alone"),
+    ),
+)
