@@ -6,8 +6,10 @@ A value that does not parse is logged and passed over: one bad record must not s
 from __future__ import annotations
 
 import logging
+from enum import Enum
 from functools import lru_cache
 from math import inf
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -18,8 +20,9 @@ from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from .core import events, facts, losses, model, terms
 from .core.amounts import Amounts
 from .core.hugepages import HugepagesFact
+from .core.rules import Rules
 from .core.tables import AllocationState, HostState, JobState
-from .decode_rules import labels_of, models_of, root_of, rules_of, vendor_of
+from .decode_rules import labels_of, models_of, rules_of, vendor_named
 from .interned import same
 from .records import TYPES, Ids
 
@@ -32,83 +35,117 @@ UNREADABLE = (DecodeError, KeyError, ValueError)
 WARNING_CHARS = 300  # of one warning, kept with the attempt
 
 
-def _names(wire: type, prefix: str) -> dict[int, str]:
-    return {value: name.removeprefix(prefix) for name, value in wire.items()}  # type: ignore[attr-defined]
+_Member = TypeVar("_Member", bound=Enum)
 
 
-_JOB_STATE = _names(job_pb2.JobState, "JOB_STATE_")
-_OUTCOME = _names(job_pb2.Outcome, "OUTCOME_")
-_EVIDENCE = _names(job_pb2.Evidence, "EVIDENCE_")
-_NUMA = _names(job_pb2.NumaPolicy, "NUMA_POLICY_")
-_GUARD = _names(records_pb2.GuardKind, "GUARD_KIND_")
-_UNIT_STATE = _names(records_pb2.UnitState, "UNIT_STATE_")
-_ALLOCATION_STATE = _names(records_pb2.AllocationState, "ALLOCATION_STATE_")
-_HOST_STATE = _names(records_pb2.HostState, "HOST_STATE_")
+def _members(of: type[_Member], wire: type, prefix: str) -> dict[int, _Member]:
+    """Our names by the numbers on the wire, as far as we know them."""
+    numbers = wire.items()  # type: ignore[attr-defined]
+    known = of.__members__
+    return {number: known[name.removeprefix(prefix)] for name, number in numbers if name.removeprefix(prefix) in known}
+
+
+_JOB_STATE = _members(JobState, job_pb2.JobState, "JOB_STATE_")
+_OUTCOME = _members(model.Outcome, job_pb2.Outcome, "OUTCOME_")
+_EVIDENCE = _members(losses.Evidence, job_pb2.Evidence, "EVIDENCE_")
+_NUMA = _members(model.NumaPolicy, job_pb2.NumaPolicy, "NUMA_POLICY_")
+_NUMA[job_pb2.NUMA_POLICY_UNSPECIFIED] = model.NumaPolicy.PREFERRED
+_GUARD = _members(facts.GuardKind, records_pb2.GuardKind, "GUARD_KIND_")
+_UNIT_STATE = _members(facts.UnitState, records_pb2.UnitState, "UNIT_STATE_")
+_ALLOCATION_STATE = _members(AllocationState, records_pb2.AllocationState, "ALLOCATION_STATE_")
+_HOST_STATE = _members(HostState, records_pb2.HostState, "HOST_STATE_")
 
 
 def request_of(spec: job_pb2.JobSpec) -> model.Request:
     """The shape of a job, as placement sees it."""
-    numa = _NUMA[spec.numa]
-    models = models_of(spec.gpus)
-    return same(
-        model.Request(
-            image=spec.image,
-            gpus=spec.gpus.count,
-            model=models[0] if len(models) == 1 else "",
-            gpu_memory_mib=spec.gpus.memory_mib,
-            cpus=spec.cpus,
-            memory_mib=spec.memory_mib,
-            numa=model.NumaPolicy[numa if numa != "UNSPECIFIED" else "PREFERRED"],
-            hugepage_size_kib=spec.vm.hugepage_size_kib,
-            rules=rules_of(spec),
-        )
+    gpus = spec.gpus
+    models = models_of(gpus)
+    return _request(
+        spec.image,
+        gpus.count,
+        models[0] if len(models) == 1 else "",
+        gpus.memory_mib,
+        spec.cpus,
+        spec.memory_mib,
+        _NUMA[spec.numa],
+        spec.vm.hugepage_size_kib if spec.HasField("vm") else 0,
+        rules_of(spec),
     )
+
+
+@lru_cache(maxsize=4096)  # as few shapes have many jobs
+def _request(  # noqa: PLR0917 - by name they would be a dict, made each time
+    image: str, gpus: int, gpu: str, gpu_mib: int, cpus: int, mib: int, numa: model.NumaPolicy,
+    pages_kib: int, rules: Rules | None,
+) -> model.Request:  # fmt: skip
+    return same(model.Request(image, gpus, gpu, gpu_mib, cpus, mib, numa, pages_kib, rules))
 
 
 def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> model.Job:
     """A fresh job from its spec; `arrival` is the revision at which it was written."""
     spec = record.spec
-    restart = spec.restart
-    return model.Job(
+    job = model.Job(
         id=job_id,
         request=request_of(spec),
         arrival=arrival,
         submitted_s=record.submitted_s,
         priority=spec.priority,
-        max_restarts=restart.max_restarts if restart.HasField("max_restarts") else 10,
-        max_start_failures=restart.max_start_failures if restart.HasField("max_start_failures") else 3,
         name=spec.name,
-        restart_priority=restart.priority,
-        after=tuple(restart.after),
-        max_host_deaths=restart.max_host_deaths if restart.HasField("max_host_deaths") else 3,
-        hold="it was submitted on hold" if spec.hold else "",
-        held_s=record.submitted_s if spec.hold else 0.0,
         terms=terms_of(spec),
         labels=same(labels_of(spec.labels)),
-        max_failures_per_host=spec.placement.max_failures_per_host,
     )
+    if spec.hold:
+        job.hold, job.held_s = "it was submitted on hold", record.submitted_s
+    if spec.HasField("restart"):
+        restart = spec.restart
+        job.restart_priority, job.after = restart.priority, tuple(restart.after)
+        if restart.HasField("max_restarts"):
+            job.max_restarts = restart.max_restarts
+        if restart.HasField("max_start_failures"):
+            job.max_start_failures = restart.max_start_failures
+        if restart.HasField("max_host_deaths"):
+            job.max_host_deaths = restart.max_host_deaths
+    if spec.HasField("placement"):
+        job.max_failures_per_host = spec.placement.max_failures_per_host
+    return job
 
 
 def terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
     """What the job asks of the queue."""
-    return same(_terms_of(spec))
+    array = spec.array if spec.HasField("array") else None
+    return _terms(
+        tuple([(d.job, d.when) for d in spec.dependencies]),
+        spec.time_limit_s,
+        spec.start_within_s,
+        spec.end_within_s,
+        spec.keep_s,
+        (array.id, array.index, array.parallel) if array is not None and array.id else None,
+        spec.queue,
+        spec.user,
+        spec.preemptible,
+        spec.stop_grace_s,
+        member_of(spec.gang) if spec.HasField("gang") and spec.gang.id else None,
+    )
 
 
-def _terms_of(spec: job_pb2.JobSpec) -> terms.Terms:
+@lru_cache(maxsize=4096)
+def _terms(  # noqa: PLR0917 - as above
+    others: tuple[tuple[str, int], ...], limit_s: int, start_s: int, end_s: int, keep_s: int,
+    element: tuple[str, int, int] | None, queue: str, user: str, preemptible: bool, grace_s: int,
+    member: terms.Member | None,
+) -> terms.Terms:  # fmt: skip
     return terms.Terms(
-        dependencies=tuple(
-            terms.Dependency(d.job, terms.When(d.when or terms.When.OK.value)) for d in spec.dependencies
-        ),
-        time_limit_s=spec.time_limit_s,
-        start_within_s=spec.start_within_s,
-        end_within_s=spec.end_within_s,
-        keep_s=spec.keep_s,
-        element=terms.Element(spec.array.id, spec.array.index, spec.array.parallel) if spec.array.id else None,
-        queue=spec.queue or terms.DEFAULT_QUEUE,
-        user=spec.user,
-        preemptible=spec.preemptible,
-        stop_grace_s=spec.stop_grace_s or terms.Terms().stop_grace_s,
-        member=member_of(spec.gang) if spec.gang.id else None,
+        dependencies=tuple(terms.Dependency(job, terms.When(when or terms.When.OK.value)) for job, when in others),
+        time_limit_s=limit_s,
+        start_within_s=start_s,
+        end_within_s=end_s,
+        keep_s=keep_s,
+        element=terms.Element(*element) if element is not None else None,
+        queue=queue or terms.DEFAULT_QUEUE,
+        user=user,
+        preemptible=preemptible,
+        stop_grace_s=grace_s or terms.Terms().stop_grace_s,
+        member=member,
     )
 
 
@@ -120,7 +157,7 @@ def member_of(gang: job_pb2.Gang) -> terms.Member:
 
 def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:
     """Give a job the state that the leader last recorded for it."""
-    job.state = JobState[_JOB_STATE[status.state]]
+    job.state = _JOB_STATE[status.state]
     job.attempts = [_attempt(a) for a in status.attempts]
     job.attempt_count = status.attempt_count
     job.restarts, job.start_failures = status.restarts, status.start_failures
@@ -140,7 +177,7 @@ def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
         created_s=wire.created_s,
         started_s=wire.started_s,
         ended_s=wire.ended_s,
-        outcome=model.Outcome[_OUTCOME[wire.outcome]] if wire.outcome else None,
+        outcome=_OUTCOME[outcome] if (outcome := wire.outcome) else None,
         exit_code=wire.exit_code if wire.HasField("exit_code") else None,
         message=wire.message,
         evidence=_evidence(wire.evidence),
@@ -149,12 +186,12 @@ def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
 
 
 def _evidence(value: int) -> losses.Evidence | None:
-    return losses.Evidence[_EVIDENCE[value]] if value else None
+    return _EVIDENCE[value] if value else None
 
 
 def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
     """Give a host the state that the leader last recorded for it."""
-    host.state = HostState[_HOST_STATE[record.state]]
+    host.state = _HOST_STATE[record.state]
     host.session, host.boot_id, host.simulated = record.session, record.boot_id, record.simulated
     host.guard = _guard(record.guard)
     host.since_s, host.boot_s = record.since_s, record.boot_s
@@ -195,12 +232,13 @@ def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -
 
 
 def _guard(value: int) -> facts.GuardKind:
-    return facts.GuardKind[_GUARD[value]] if value else facts.GuardKind.NONE
+    return _GUARD[value] if value else facts.GuardKind.NONE
 
 
 def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
     """An allocation as decided; its state starts at BOUND until a report says more."""
-    return model.Allocation(
+    spec = wire.spec
+    made = model.Allocation(
         id=wire.id,
         job=wire.job,
         attempt=wire.attempt,
@@ -208,20 +246,28 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         session=wire.session,
         units=same(tuple(wire.units)),
         nodes=same(tuple(wire.numa_nodes)),
-        cores=same(tuple([same(tuple(core.threads)) for core in wire.cores])),
+        cores=same(tuple([_core_of(core.SerializeToString()) for core in wire.cores])),
         memory_mib=same(tuple(wire.memory_mib_per_node)),
         created_s=wire.created_s,
-        hugepage_size_kib=wire.spec.vm.hugepage_size_kib,
         unit_identities=tuple(wire.unit_identities),
         stop_reason=(wire.stop_reason or "stop") if wire.desired == records_pb2.DESIRED_STOP else "",
         stop_requested_s=wire.stop_requested_s,
-        session_nonce=wire.session_nonce,
+        session_nonce=same(wire.session_nonce),
         stop_grace_s=wire.stop_grace_s,
-        labels=same(labels_of(wire.spec.labels)),
-        apart=same(labels_of(wire.spec.placement.apart)) if wire.spec.HasField("placement") else (),
-        whole_host=wire.spec.HasField("placement") and wire.spec.placement.whole_host,
+        labels=same(labels_of(spec.labels)),
         preempted_for=wire.preempted_for,
     )
+    if spec.HasField("vm"):
+        made.hugepage_size_kib = spec.vm.hugepage_size_kib
+    if spec.HasField("placement"):
+        made.apart, made.whole_host = labels_of(spec.placement.apart), spec.placement.whole_host
+    return made
+
+
+@lru_cache(maxsize=8192)
+def _core_of(value: bytes) -> tuple[int, ...]:
+    """A physical core; there are few different ones."""
+    return same(tuple(inventory_pb2.CpuCore.FromString(value).threads))
 
 
 def session_of(wire: records_pb2.Session, create_revision: int) -> facts.SessionFact:
@@ -264,16 +310,22 @@ def _node_of(value: bytes) -> tuple[int, tuple[tuple[int, ...], ...], int]:
 
 
 def _unit_of(unit: inventory_pb2.Unit) -> facts.UnitFact:
+    name, vendor_id, root, addresses = unit.id, 0, "", []
+    for function in reversed(unit.functions):
+        address = function.address
+        addresses.append(address)
+        if address == name:  # the GPU itself; the first, if there are two
+            vendor_id, root = function.vendor_id, function.root_bus
     return facts.UnitFact(
-        id=same(unit.id),
+        id=same(name),
         model=same(unit.model),
         memory_mib=unit.gpu_memory_mib,
         node=unit.numa_node,
-        functions=same(tuple(sorted([f.address for f in unit.functions]))),
+        functions=same(tuple(sorted(addresses))),
         unfit=unit.unfit,
         identity=unit.identity,
-        vendor=vendor_of(unit),
-        root=same(root_of(unit)),
+        vendor=vendor_named(vendor_id),
+        root=same(root),
     )
 
 
@@ -285,25 +337,25 @@ def _unit_reported(value: bytes) -> facts.UnitReport:
 
 def unit_report_of(wire: records_pb2.UnitReport) -> facts.UnitReport:
     """The agent's word on a unit."""
-    state = facts.UnitState[_UNIT_STATE[wire.state]]
+    state = _UNIT_STATE[wire.state]
     return facts.UnitReport(state, wire.session, wire.allocation, wire.reason, wire.sick)
 
 
 def vm_reported(host: str, allocation: str, wire: records_pb2.VmReport) -> events.VmReported:
     """The agent's word on an allocation. ValueError for a state that is not the agent's to report."""
     if wire.state in (records_pb2.ALLOCATION_STATE_BOUND, records_pb2.ALLOCATION_STATE_LOST):
-        raise ValueError(f"an agent cannot report {_ALLOCATION_STATE[wire.state]}")
+        raise ValueError(f"an agent cannot report {_ALLOCATION_STATE[wire.state].value}")
     return events.VmReported(
         host=host,
         allocation=allocation,
         session=wire.session,
-        state=AllocationState[_ALLOCATION_STATE[wire.state]],
-        outcome=model.Outcome[_OUTCOME[wire.outcome]] if wire.outcome else None,
+        state=_ALLOCATION_STATE[wire.state],
+        outcome=_OUTCOME[outcome] if (outcome := wire.outcome) else None,
         exit_code=wire.exit_code if wire.HasField("exit_code") else None,
         message=wire.message,
         started_s=wire.started_s,
         ended_s=wire.ended_s,
-        warnings=tuple(warning[:WARNING_CHARS] for warning in wire.warnings),
+        warnings=tuple([warning[:WARNING_CHARS] for warning in wire.warnings]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpupool.v1 import inventory_pb2, job_pb2
+from gpupool.v1 import job_pb2
 
 from .core.rules import Labels, Rules, Within, meant
 
@@ -18,12 +18,15 @@ NAMED = frozenset(_VENDORS.values())
 
 def labels_of(wire: Mapping[str, str]) -> Labels:
     """Labels, by name."""
-    return tuple(sorted(wire.items()))
+    return tuple(sorted([(name, wire[name]) for name in wire])) if wire else ()
 
 
 def models_of(gpus: job_pb2.GpuRequest) -> tuple[str, ...]:
     """Every model that will do, by name; empty: any."""
-    return tuple(sorted({*gpus.models, *([gpus.model] if gpus.model else [])}))
+    model, models = gpus.model, gpus.models
+    if not models:
+        return (model,) if model else ()
+    return tuple(sorted({*models, *([model] if model else [])}))
 
 
 def rules_of(spec: job_pb2.JobSpec) -> Rules | None:
@@ -48,12 +51,6 @@ def rules_of(spec: job_pb2.JobSpec) -> Rules | None:
     return rules if rules != Rules() else None
 
 
-def vendor_of(unit: inventory_pb2.Unit) -> str:
-    """Who made the unit's GPU; "": unknown."""
-    vendor_id = next((f.vendor_id for f in unit.functions if f.address == unit.id), 0)
-    return _VENDORS.get(vendor_id, f"{vendor_id:04x}" if vendor_id else "")
-
-
-def root_of(unit: inventory_pb2.Unit) -> str:
-    """The PCIe host bridge that the unit's GPU sits below; "": unknown."""
-    return next((f.root_bus for f in unit.functions if f.address == unit.id), "")
+def vendor_named(vendor_id: int) -> str:
+    """A maker of GPUs by name, another by his PCI id; "": 0, unknown."""
+    return _VENDORS.get(vendor_id) or (f"{vendor_id:04x}" if vendor_id else "")

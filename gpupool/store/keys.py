@@ -49,6 +49,8 @@ class Kind(Enum):
     FAILOVER = "failovers/{host}/{session}"
     LEADER = "leader"
 
+    __hash__ = object.__hash__  # each is one object, and looked up for every key: Enum's own hash is a call in Python
+
 
 def check_name(value: str, what: str) -> str:
     """Return `value` if it may name a `what` ("host", "job", "unit", "queue" ..); else ValueError with value and rule.

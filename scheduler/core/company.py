@@ -48,8 +48,9 @@ class Company:
         self.members.add(member.id)
         if member.whole_host:
             self.whole.add(member.id)
-        self.labels.update(member.labels)
-        self.shunned.update(member.apart)
+        for counts, labels in ((self.labels, member.labels), (self.shunned, member.apart)):
+            for label in labels:  # not `update`, which takes ten times as long for one
+                counts[label] += 1
         return True
 
     def leave(self, member: Member) -> None:

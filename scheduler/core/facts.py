@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from math import inf
 
 from .amounts import NO_LIMIT, NOTHING, Amounts
 from .hugepages import HugepagesFact
+from .quick import QuickEnum
 
 
-class GuardKind(Enum):
+class GuardKind(QuickEnum):
     """What kills a host's VMs when its session cannot be renewed."""
 
     NONE = "NONE"
@@ -18,7 +18,7 @@ class GuardKind(Enum):
     HARDWARE = "HARDWARE"  # behind an armed watchdog
 
 
-class UnitState(Enum):
+class UnitState(QuickEnum):
     """As the unit's agent reports it."""
 
     FREE = "FREE"

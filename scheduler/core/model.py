@@ -6,7 +6,6 @@ Mutable and indexed for speed; changed only by `step` and `place`. Sorted where 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from math import inf
 from typing import Any
 
@@ -29,6 +28,7 @@ from .losses import Brake, Evidence, Failover, FenceRecord, PowerFencing
 from .movers import Movers
 from .policy import Policy
 from .queue import Lane, PendingQueue
+from .quick import QuickEnum
 from .rules import Label, Labels, Rules, means
 from .tables import (
     ALLOCATION,
@@ -47,10 +47,11 @@ from .tables import (
 from .terms import Member, Terms
 
 ATTEMPTS_KEPT = 16  # the newest; the count goes on
+_NO_TERMS, _NO_WORD, _NO_WISH = Terms(), JobIntent(), HostIntent()  # of most: one object for all of them
 STARTING = frozenset({AllocationState.BOUND, AllocationState.PREPARING})
 
 
-class NumaPolicy(Enum):
+class NumaPolicy(QuickEnum):
     """How strictly a VM's resources share a NUMA node."""
 
     REQUIRED = "REQUIRED"
@@ -58,7 +59,7 @@ class NumaPolicy(Enum):
     NONE = "NONE"
 
 
-class Outcome(Enum):
+class Outcome(QuickEnum):
     """How an attempt ended."""
 
     EXITED = "EXITED"
@@ -146,8 +147,8 @@ class Job:
     held_s: float = 0.0
     labels: Labels = ()
     max_failures_per_host: int = 0  # a host where so many attempts failed is not used again; 0: it is used last
-    terms: Terms = field(default_factory=Terms)
-    intent: JobIntent = field(default_factory=JobIntent)
+    terms: Terms = _NO_TERMS
+    intent: JobIntent = _NO_WORD
     ending: str = ""  # why its time is up: it ends for good
     freed: bool = False  # what it depends on has come about; found anew by each leader
 
@@ -267,7 +268,7 @@ class Host:
     boot_s: float = 0.0  # when `boot_id` was first seen
     fact: SessionFact | None = None
     inventory: InventoryFact | None = None
-    intent: HostIntent = field(default_factory=HostIntent)
+    intent: HostIntent = _NO_WISH
     units: dict[str, UnitFact] = field(default_factory=dict)
     reports: dict[str, UnitReport] = field(default_factory=dict)
     sick: set[str] = field(default_factory=set)  # units that a report calls so, and that are not quarantined for it yet
@@ -496,7 +497,7 @@ class Cluster:
         host.company.join(allocation)
         if self.company.join(allocation) and any(means(p, label) for p in self.sought for label in allocation.labels):
             self.capacity_epoch += 1  # somebody may have waited to be near it
-        self._account(host, allocation, taken=True)
+        self.account(host, allocation, taken=True)
 
     def release(self, allocation: Allocation) -> None:
         """Give an allocation's resources back and forget it."""
@@ -510,7 +511,7 @@ class Cluster:
                 del host.held[unit]
         host.company.leave(allocation)
         self.company.leave(allocation)
-        self._account(host, allocation, taken=False)
+        self.account(host, allocation, taken=False)
         self.touch(host)
 
     def pages_returned(self, allocation: Allocation) -> None:
@@ -527,7 +528,8 @@ class Cluster:
         self.touch(host)
 
     @staticmethod
-    def _account(host: Host, allocation: Allocation, *, taken: bool) -> None:
+    def account(host: Host, allocation: Allocation, *, taken: bool) -> None:
+        """Count cores and memory of an allocation as taken, or as free again."""
         cores = set(allocation.cores)
         sign = 1 if taken else -1
         for node_id, memory_mib in zip(allocation.nodes, allocation.memory_mib, strict=True):

@@ -80,5 +80,5 @@ def capacity_of(fact: InventoryFact | None) -> Amounts:
     """What a host has."""
     if fact is None:
         return NOTHING
-    cpus = sum(len(core) for _, cores, _ in fact.nodes for core in cores)
+    cpus = sum(sum(map(len, cores)) for _, cores, _ in fact.nodes)
     return Amounts(len(fact.units), cpus, sum(memory_mib for _, _, memory_mib in fact.nodes))

@@ -101,7 +101,7 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
     for allocation_id in sorted(host.allocations):
         allocation = cluster.allocations[allocation_id]
         allocation.pages_seen = bool(allocation.hugepage_size_kib) and allocation.state in MAY_HAVE_PAGES
-        cluster.reserve(allocation)
+        cluster.account(host, allocation, taken=True)  # all else about it stands
     for allocation_id in sorted(host.allocations):
         _release_if_clean(cluster, host, cluster.allocations[allocation_id])
     cluster.touch(host)

@@ -6,12 +6,12 @@ in the agent, which owns those states.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+from .quick import QuickEnum
 
 
-class HostState(Enum):
+class HostState(QuickEnum):
     """JOINING: has a session but no inventory of it. SUSPECT: the session is gone. FENCED: its VMs are known dead."""
 
     JOINING = "JOINING"
@@ -21,7 +21,7 @@ class HostState(Enum):
     FENCED = "FENCED"
 
 
-class HostEvent(Enum):
+class HostEvent(QuickEnum):
     """What can happen to a host."""
 
     INVENTORY = "inventory"
@@ -31,7 +31,7 @@ class HostEvent(Enum):
     SESSION_BEGAN = "session began"
 
 
-class AllocationState(Enum):
+class AllocationState(QuickEnum):
     """BOUND: decided, not yet reported on. ENDED: no VM exists. LOST: its host is fenced."""
 
     BOUND = "BOUND"
@@ -42,7 +42,7 @@ class AllocationState(Enum):
     LOST = "LOST"
 
 
-class AllocationEvent(Enum):
+class AllocationEvent(QuickEnum):
     """What the agent reports of an allocation, and its host's loss."""
 
     PREPARING = "preparing"
@@ -52,7 +52,7 @@ class AllocationEvent(Enum):
     HOST_FENCED = "host fenced"
 
 
-class JobState(Enum):
+class JobState(QuickEnum):
     """PENDING waits for a place. The last three are final."""
 
     PENDING = "PENDING"
@@ -63,7 +63,7 @@ class JobState(Enum):
     CANCELLED = "CANCELLED"
 
 
-class JobEvent(Enum):
+class JobEvent(QuickEnum):
     """What can happen to a job."""
 
     PLACED = "placed"
@@ -136,8 +136,7 @@ class IllegalTransitionError(Exception):
     """A state was asked to change by an event that its table does not know."""
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):
     """One line of the history, e.g. `host n1: READY -> SUSPECT (session 17 lost)`."""
 
     kind: str
