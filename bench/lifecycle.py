@@ -42,6 +42,7 @@ JOBS, ROUNDS = 2000, 3
 WARM_UP = HOSTS * GPUS
 OPS, PIPELINED = 100, 4
 PATIENCE_S = 300.0
+TMPFS = "/dev/shm" if Path("/dev/shm").is_dir() else None  # agents' state: in production it lies in /run
 PROFILE = "GPUPOOL_BENCH_PROFILE"  # a folder: the agents leave their profiles there
 
 Agents = list[subprocess.Popen[bytes]]
@@ -60,10 +61,10 @@ class Found:
 
 async def run(tell: Callable[[str], None]) -> list[Row]:
     """See the module docstring."""
-    folder = Path(tempfile.mkdtemp(prefix="gpupool-bench-"))
+    folder, state = (Path(tempfile.mkdtemp(prefix="gpupool-bench-", dir=where)) for where in (None, TMPFS))
     found = Found()
     try:
-        async with _cluster(folder) as (cluster, agents), AsyncClient(cluster.server) as client:
+        async with _cluster(folder, state) as (cluster, agents), AsyncClient(cluster.server) as client:
             store = EtcdStore([cluster.etcd.endpoint])
             await _ready(store, agents)
             await _lives(store, client, WARM_UP)
@@ -73,6 +74,7 @@ async def run(tell: Callable[[str], None]) -> list[Row]:
             await store.close()
     finally:
         remove_tree(folder)
+        remove_tree(state)
     return _rows(found)
 
 
@@ -89,7 +91,7 @@ def _rows(found: Found) -> list[Row]:
 
 
 @asynccontextmanager
-async def _cluster(folder: Path):  # type: ignore[no-untyped-def] # noqa: ANN202 - an iterator of a pair
+async def _cluster(folder: Path, state: Path):  # type: ignore[no-untyped-def] # noqa: ANN202 - an iterator of a pair
     image = folder / "images" / IMAGE
     image.mkdir(parents=True)
     for name in ("vmlinuz", "initrd.img", "root.img"):
@@ -99,7 +101,7 @@ async def _cluster(folder: Path):  # type: ignore[no-untyped-def] # noqa: ANN202
     agents: Agents = []
     try:
         await cluster.start()
-        agents += _start_agents(folder, cluster.etcd.endpoint)
+        agents += _start_agents(folder, state, cluster.etcd.endpoint)
         yield cluster, agents
     finally:
         for process in agents:
@@ -109,10 +111,10 @@ async def _cluster(folder: Path):  # type: ignore[no-untyped-def] # noqa: ANN202
         await cluster.stop()
 
 
-def _start_agents(folder: Path, etcd: str) -> Iterator[subprocess.Popen[bytes]]:
+def _start_agents(folder: Path, state: Path, etcd: str) -> Iterator[subprocess.Popen[bytes]]:
     each = HOSTS // PROCESSES
     for number in range(PROCESSES):
-        words = ["--etcd", etcd, "--folder", str(folder / "hosts"), "--images", str(folder / "images")]
+        words = ["--etcd", etcd, "--folder", str(state), "--images", str(folder / "images")]
         words += ["--first", str(number * each), "--hosts", str(each), "--gpus", f"{GPUS}x{MODEL}"]
         if profiles := os.environ.get(PROFILE):
             words += ["--profile", f"{profiles}/agents{number}.prof"]

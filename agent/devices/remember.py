@@ -7,13 +7,13 @@ inventory is read for all other functions' sake, so it must not touch that one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 from ..inventory.pci import DEVICES
 from ..ports import Sysfs
 
 _T = TypeVar("_T")
+_BELOW = f"{DEVICES}/"
 # What the kernel knows of the function without asking it or locking it: these may always be read.
 HARMLESS = frozenset(
     {"vendor", "device", "class", "subsystem_vendor", "subsystem_device", "resource", "numa_node", "boot_vga"}
@@ -69,9 +69,9 @@ class _Remembering:
 
         If there is no memory, `otherwise`; without that (directories and links wait for nothing) ask all the same.
         """
-        parts = PurePosixPath(path).parts
-        if not path.startswith(f"{DEVICES}/"):
+        if not path.startswith(_BELOW):
             return ask()
+        parts = path.split("/")  # a Path would cost more than the reading
         answers = self._memory.answers.setdefault(parts[3], {})
         key = (kind, path)
         if parts[3] not in self._aside:

@@ -16,7 +16,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Collection, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..inventory.pci import DEVICES, KERNELS_CHOICE
 from ..inventory.sysfs import RealSysfs
@@ -44,7 +44,7 @@ class SimulatedSysfs(RealSysfs):
     def write(self, path: str, text: str) -> None:
         """Write to an attribute, with its effect. Raises OSError as the kernel would."""
         value = text.strip()
-        match PurePosixPath(path).parts:
+        match tuple(path.split("/")):
             case ("bus", "pci", "drivers_probe"):
                 self._probe(value)
             case ("bus", "pci", "drivers", driver, "bind"):
@@ -236,10 +236,10 @@ class SimulatedSysfs(RealSysfs):
 
     def _device(self, address: str) -> Path:
         """The function's directory. Raises ENODEV if there is none."""
-        home = self.root / DEVICES / address
-        if "/" in address or not (home / "config").is_file():
+        home = f"{self.root}/{DEVICES}/{address}"
+        if "/" in address or not os.path.isfile(f"{home}/config"):  # noqa: PTH113 - asked at each write
             raise _error(errno.ENODEV, address)
-        return home.resolve()
+        return Path(os.path.realpath(home))
 
     def _refuse(self, path: str) -> None:
         """Raise what the kernel would for an attribute that is missing, or that takes no writes."""

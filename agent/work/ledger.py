@@ -6,7 +6,7 @@ The reports to the scheduler are computed from it, never sent on an event, so no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from gpupool.store import keys
@@ -274,14 +274,14 @@ class Ledger:
         self._save_unit(unit)
 
     def _save_unit(self, unit: UnitRecord) -> None:
-        self._records.save("units", unit.unit, asdict(unit))
+        self._records.save("units", unit.unit, _dict(unit))
 
     def _vm_change(self, record: VmRecord, event: VmHappened, reason: str) -> None:
         record.state = change(VMS, f"vm {record.allocation}", record.state, event, reason)
 
     def _save_vm(self, record: VmRecord) -> None:
         self.vms[record.allocation] = record
-        self._records.save("vms", record.allocation, asdict(record))
+        self._records.save("vms", record.allocation, _dict(record))
 
 
 def outcome_of(record: VmRecord, reason: str) -> tuple[Outcome.ValueType, str]:
@@ -347,6 +347,14 @@ def _quarantined_if_sick(report: UnitReport) -> UnitReport:
 def sick_reason(sick: str) -> str:
     """Why a unit is quarantined that was sick while in use."""
     return f"it was sick while in use: {sick}"
+
+
+def _dict(record: VmRecord | UnitRecord) -> dict[str, Any]:
+    """Its fields, for JSON: none of them holds a record, so nothing is copied."""
+    return {name: getattr(record, name) for name in _FIELDS[type(record)]}
+
+
+_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in (VmRecord, UnitRecord)}
 
 
 def _load(kind: type[R], data: dict[str, Any]) -> R:

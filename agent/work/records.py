@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -52,6 +53,7 @@ class FileRecords:
         boots = directory / "boots"
         self._root = boots / boot_id
         self._root.mkdir(parents=True, exist_ok=True)
+        self._made: dict[str, str] = {}
         for other in boots.iterdir():
             if other != self._root:
                 shutil.rmtree(other, ignore_errors=True)
@@ -65,9 +67,9 @@ class FileRecords:
 
     def save(self, kind: str, name: str, record: Mapping[str, Any]) -> None:
         """See Records."""
-        file = self._root / kind / f"{name}.json"
-        file.parent.mkdir(exist_ok=True)
-        fresh = file.with_suffix(".new")
+        folder = self._folder(kind)
+        # Names of devices have dots and colons; a Path for each write would cost as much as the write.
+        file, fresh = f"{folder}/{name}.json", Path(f"{folder}/{name}.new")
         data = json.dumps(record, sort_keys=True).encode()
         try:
             self._write(fresh, data)
@@ -76,7 +78,14 @@ class FileRecords:
                 raise
             self._ballast.unlink(missing_ok=True)
             self._write(fresh, data)
-        fresh.replace(file)
+        os.replace(fresh, file)  # noqa: PTH105 - as above
+
+    def _folder(self, kind: str) -> str:
+        """Where records of a kind lie; made once."""
+        if kind not in self._made:
+            (self._root / kind).mkdir(exist_ok=True)
+            self._made[kind] = str(self._root / kind)
+        return self._made[kind]
 
     def remove(self, kind: str, name: str) -> None:
         """See Records."""
