@@ -23,7 +23,7 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
     items: list[KeyValue] = []
 
     def put(key: str, message: Message, revision: int = 1) -> None:
-        items.append(KeyValue(key, message.SerializeToString(), revision, revision))
+        items.append(KeyValue(key, message.SerializeToString(deterministic=True), revision, revision))
 
     for job in cluster.jobs.values():
         put(keys.job_spec(job.id), records_pb2.JobRecord(spec=spec_of(job), submitted_s=job.submitted_s), job.arrival)
