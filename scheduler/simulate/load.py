@@ -22,13 +22,14 @@ from . import metrics
 from .failures import Failing, Failures
 from .fragments import Fragments
 from .metrics import DIGITS, Record
-from .recorder import SAMPLES, Point, Recorder
+from .recorder import Point, Recorder
 from .vms import Agents, Pace, Progress
 from .work import Load, Task
 from .world import World
 
 BEGIN_S = 1_000_000.0  # of the world's clock: 0 means "never" in records
 SERIES = 200  # parts of the arrivals' time
+SAMPLES = 100  # of fragmentation, evenly over the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,8 @@ class Replay:
         self.world = World(Cluster(policy=policy), BEGIN_S, self.settings.check, pulse=self._pulse)
         self.agents = Agents(self.world, self.settings.pace)
         tasks = self.load.tasks
-        last_s = BEGIN_S + (tasks[-1].at_s if tasks else 0.0)
-        self.recorder = Recorder(
-            self.agents, {task.id: task for task in tasks}, Fragments.of_tasks(task.request for task in tasks),
-            (last_s - BEGIN_S) / SAMPLES, last_s,
-        )  # fmt: skip
+        mix = Fragments.of_tasks(task.request for task in tasks)
+        self.recorder = Recorder(self.agents, {task.id: task for task in tasks}, mix)
         hosts = {host.name: host for host in self.load.hosts}
         self.failures = Failures(self.agents, hosts, self.settings.failing, self.settings.seed)
 
@@ -82,8 +80,10 @@ class Replay:
         tasks = [task for task in self.load.tasks if self._accepted(known, task)]
         for number, task in enumerate(tasks):
             self.world.at(BEGIN_S + task.at_s, lambda number=number, task=task: self._arrive(number, task))  # type: ignore[misc]
-        if tasks:
-            self.failures.plan(BEGIN_S, BEGIN_S + tasks[-1].at_s)
+        last_s = tasks[-1].at_s if tasks else 0.0
+        self.failures.plan(BEGIN_S, BEGIN_S + last_s)
+        for number in range(1, SAMPLES + 1):
+            self.world.at(BEGIN_S + number * last_s / SAMPLES, self.recorder.sample, background=True)
         self.world.run(
             BEGIN_S + self.settings.until_s, lambda: self._arrived == len(tasks) == len(self.recorder.ends)
         )  # fmt: skip

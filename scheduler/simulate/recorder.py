@@ -16,8 +16,6 @@ from .fragments import Fragments
 from .vms import Agents
 from .work import Task
 
-SAMPLES = 100  # of fragmentation, evenly over the arrivals
-
 
 class Point(NamedTuple):
     """How it stood from `at_s` to the next point. GPUs are counted, and jobs that wait."""
@@ -38,8 +36,6 @@ class Recorder:
     agents: Agents
     tasks: Mapping[str, Task]
     fragments: Fragments
-    sample_every_s: float
-    sample_until_s: float
     points: list[Point] = field(default_factory=list)
     samples: list[tuple[float, float, int]] = field(default_factory=list)  # when, part of free GPUs, free GPUs
     starts: dict[str, float] = field(default_factory=dict)  # of each job's first command
@@ -48,7 +44,6 @@ class Recorder:
     lost: Counter[str] = field(default_factory=Counter)  # attempts that were lost with a host, by job
     _waiting: Counter[str] = field(default_factory=Counter)
     _ready: int = 0
-    _next_sample_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.agents.world.lookers.append(self.look)
@@ -67,9 +62,11 @@ class Recorder:
             if allocation is not None and allocation.preempted_for:
                 self.preempted.add(allocation_id)
         self._note(cluster, now)
-        if self._next_sample_s <= now <= self.sample_until_s:
-            self.samples.append((now, *self.fragments.of(cluster)))
-            self._next_sample_s = now + self.sample_every_s
+
+    def sample(self) -> None:
+        """Look at the fragmentation."""
+        world = self.agents.world
+        self.samples.append((world.now, *self.fragments.of(world.cluster)))
 
     def _changed(self, cluster: Cluster, change: Transition, now: float) -> None:
         pending = JobState.PENDING.value

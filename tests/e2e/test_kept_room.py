@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ async def _scene(fleet: Fleet, site: Path, capfd: pytest.CaptureFixture[str]) ->
     code, printed = await _plan(fleet, here.name, capfd)
     assert (code, printed) == (0, [first, other])
 
+    await _whatif(fleet, site.with_name("now.json"), (first, second), here.name, capfd)
+
     await asyncio.to_thread(site.write_text, "flap: {losses: 9}\n")
     # No room is kept any more; a replica reads the file when it starts.
     for name, replica in list(fleet.cluster.replicas.items()):
@@ -64,6 +67,23 @@ async def _scene(fleet: Fleet, site: Path, capfd: pytest.CaptureFixture[str]) ->
     code, printed = await _plan(fleet, here.name, capfd)
     assert (code, printed[0]) == (1, first), "nobody has a place for it now"
     assert other not in printed
+
+
+async def _whatif(
+    fleet: Fleet, file: Path, jobs: tuple[str, str], host: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A dump of the real service says of more hosts and of a lost one what the plan says, and nothing is touched."""
+    assert await asyncio.to_thread(run, ["cluster", "dump", "-o", str(file), "--server", fleet.cluster.server]) == 0
+    for options, expected in (
+        (["--add-hosts", "1", "--like", host], {jobs[1]: "starts"}),
+        (["--lose-host", host], {jobs[0]: "restarts"}),
+        ([], {}),
+    ):
+        capfd.readouterr()
+        assert await asyncio.to_thread(run, ["simulate", "whatif", str(file), *options, "-o", "json"]) == 0
+        found = json.loads(capfd.readouterr().out)
+        assert {job["id"]: job["change"] for job in found["jobs"]} == expected
+    assert (await fleet.client.get(jobs[0])).status.attempt_count == 1
 
 
 async def _plan(fleet: Fleet, host: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:

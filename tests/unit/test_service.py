@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from gpupool import dumpfile
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, inventory_pb2, job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
@@ -237,3 +238,15 @@ async def test_an_agent_that_hangs_is_not_waited_for_for_ever() -> None:
             await doctor(operations, served.mirror, "h1", hangs)
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert asked == [("10.0.0.1:1", DOCTOR_S)]
+
+
+async def test_a_dump_is_streamed_as_of_one_revision() -> None:
+    async with serving() as served:
+        await served.pool.join("h1", gpus=2)
+        submitted = await served.jobs.Submit(Ask(spec=spec("secret-free")))
+        parts = [part async for part in served.operations.DumpCluster(scheduler_pb2.DumpClusterRequest())]
+        assert parts[0].head.revision == served.mirror.revision > 0
+        text = "\n".join(dumpfile.lines(parts))
+        assert keys.job_spec(submitted.id) in text
+        assert keys.session("h1") in text
+        assert "127.0.0.1:1" not in text
