@@ -33,7 +33,7 @@ def draw(figures: Mapping[str, Any], paths: Sequence[Path]) -> None:
     import matplotlib as mpl  # noqa: PLC0415  (an extra)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    mpl.rcParams.update({"svg.hashsalt": "gpupool", "svg.fonttype": "path", "path.simplify": True})
+    mpl.rcParams.update({"svg.hashsalt": "gpupool", "svg.fonttype": "none", "path.simplify": True})
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 2)
     series = figures["series"]

@@ -13,9 +13,10 @@ from tests.mutants.plants_power import POWER_FENCING
 from tests.mutants.plants_promises import PROMISES
 from tests.mutants.plants_reserve import RESERVATION
 from tests.mutants.plants_scheduler import SCHEDULER
+from tests.mutants.plants_simulate import SIMULATE
 from tests.mutants.plants_store import STORE
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE,
 )  # fmt: skip

@@ -15,6 +15,7 @@ import pytest
 from gpupool.cli import app
 from gpupool.errors import InvalidSpec
 from scheduler.simulate import replay, synthetic
+from scheduler.simulate.failures import Failing
 from scheduler.simulate.load import Replay, Settings
 from scheduler.simulate.metrics import buckets, jain, spread
 from scheduler.simulate.recorder import Point
@@ -89,6 +90,13 @@ def test_a_dead_host_costs_a_restart_and_work(files: Files, capsys: pytest.Captu
     assert found["gpu_hours"]["done_in_vain"] > 0
     saved = figures(one, capsys, "--host-failures", "1", "--repair", "60", "--lease", "5", "--checkpoint", "1")
     assert 0 < saved["gpu_hours"]["done_in_vain"] <= 0.0003 < found["gpu_hours"]["done_in_vain"]
+
+
+def test_what_dies_with_a_host_runs_no_longer() -> None:
+    load = synthetic.load_of(synthetic.Synthetic(hosts=2, jobs=40, run_median_s=600.0))
+    run = Replay(load, Settings(failing=Failing(count=4), check=True))
+    assert run.run()["restarts_after_host_loss"] > 0
+    assert run.agents.running_gpus == 0
 
 
 def test_a_job_stops_for_a_higher_priority() -> None:
