@@ -106,6 +106,8 @@ def _asks_about(value: bytes) -> Iterator[str]:
         yield from (dependency.job for dependency in record.spec.dependencies)
         if record.spec.array.id:
             yield f"{record.spec.array.id}-0"
+        if record.spec.gang.id:  # all of a gang counts
+            yield from (f"{record.spec.gang.id}-{number}" for number in range(record.spec.gang.count))
 
 
 def _read(kind: type[M], value: bytes) -> M | None:

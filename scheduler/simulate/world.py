@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
+from ..core import together
 from ..core.drain import drain
 from ..core.events import Event
 from ..core.invariants import violations
@@ -99,6 +100,7 @@ class World:
             moved = self._placer.place(self.cluster, self.now)
             moved += drain(self.cluster, self._placer, self.now)
             moved += self._preempter.preempt(self.cluster, self.now)
+            moved += together.look(self.cluster, self.now)
             if self.check and (broken := violations(self.cluster)):
                 raise NeverAtRestError("; ".join(broken))
             log, dirty = self.cluster.take_log(), self.cluster.take_dirty()

@@ -264,17 +264,22 @@ def test_a_dump_has_no_secrets() -> None:
 
 
 def test_finished_jobs_stay_out_unless_somebody_asks_about_them() -> None:
-    def job(name: str, state: str, after: str = "") -> Iterator[KeyValue]:
+    def job(name: str, state: str, after: str = "", gang: str = "") -> Iterator[KeyValue]:
         record = records_pb2.JobRecord(spec=job_pb2.JobSpec(image="img"))
         if after:
             record.spec.dependencies.add(job=after)
+        if gang:
+            record.spec.gang.id, record.spec.gang.count = gang, 2
         yield KeyValue(keys.job_spec(name), record.SerializeToString(), 1, 1)
         status = job_pb2.JobStatus(state=job_pb2.JobState.Value(f"JOB_STATE_{state}"))
         yield KeyValue(keys.job_status(name), status.SerializeToString(), 1, 1)
 
-    items = [*job("old", "SUCCEEDED"), *job("asked", "FAILED"), *job("asks", "PENDING", "asked")]
+    items = [
+        *job("old", "SUCCEEDED"), *job("asked", "FAILED"), *job("asks", "PENDING", "asked"),
+        *job("g-0", "SUCCEEDED", gang="g"), *job("g-1", "RUNNING", gang="g"), *job("o-0", "SUCCEEDED", gang="o"),
+    ]  # fmt: skip
     told = {record.key for part in parts(items) for record in part.records}
-    assert told == {keys.job_spec("asked"), keys.job_status("asked"), keys.job_spec("asks"), keys.job_status("asks")}
+    assert told == {key(name) for key in (keys.job_spec, keys.job_status) for name in ("asked", "asks", "g-0", "g-1")}
 
 
 def test_a_large_dump_comes_in_parts() -> None:
