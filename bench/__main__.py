@@ -14,6 +14,7 @@ import sys
 from collections.abc import Awaitable, Callable
 
 from . import (
+    cold_start,
     evidence,
     failover,
     footprint,
@@ -31,6 +32,7 @@ from .row import Row, as_json, print_table
 
 BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "store": store_commit.run,
+    "cold": cold_start.run,
     "submit": submit.run,
     "footprint": footprint.run,
     "failover": failover.run,

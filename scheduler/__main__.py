@@ -22,7 +22,7 @@ from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import StoreError
 from gpupool.v1 import scheduler_pb2_grpc
 
-from . import deathwatch
+from . import deathwatch, heap
 from .core.policy import Policy
 from .fencing import check
 from .fencing.config import PowerFileError, load_power
@@ -143,6 +143,7 @@ async def serve(config: Config) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    heap.begin()
     store = EtcdStore(config.etcd)
     await startup.answers(store, config.etcd)
     mirror = Mirror(store, time.time)
@@ -162,6 +163,7 @@ async def serve(config: Config) -> None:
     replica = Replica(config.name, address, store, mirror, policy, time.time, config.leader_ttl_s, gone=deathwatch.gone)
     replica.power = config.power
     running = asyncio.create_task(run_until(replica, stop))
+    tending = asyncio.create_task(heap.tend(mirror.size))
     await asyncio.wait({running, asyncio.create_task(mirror.synced.wait())}, return_when=asyncio.FIRST_COMPLETED)
     await server.start()
     _log.info("%s serves at %s", config.name, address)
@@ -170,6 +172,7 @@ async def serve(config: Config) -> None:
     try:
         await running
     finally:
+        tending.cancel()
         await server.stop(grace=1.0)
         await store.close()
 

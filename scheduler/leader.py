@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from gpupool.store import keys
 from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreError
@@ -43,10 +44,20 @@ ALARM_EVERY_S = 60.0
 CONFLICT_S = 0.05
 CHECK_LIMIT = 500  # up to this many jobs, every invariant is checked before every commit
 COMMIT_BYTES = 1024 * 1024  # of values in one transaction: etcd takes 1.5 MiB by default
+PLACED, AT_ONCE = 1000, 100  # jobs that are placed in one turn, and between two looks at what else there is to do
 
 
 class InvariantBrokenError(Exception):
     """The core is about to commit nonsense; nothing is committed."""
+
+
+class _Part(IntEnum):
+    """What is written of a job, in this order."""
+
+    RETIRED = 0
+    JOB = 1
+    ALLOCATION = 2
+    DELETED = 3
 
 
 @dataclass(slots=True)
@@ -128,9 +139,9 @@ class Leader:
         """The loop of design section 4."""
         while True:
             self._news.clear()
-            self._drain()
+            await self._drain()
             now = self._wall()
-            self._placer.place(self.cluster, now)
+            await self._place(now)
             await asyncio.sleep(0)  # after much work the lease may be due; nothing else touches the cluster
             drain(self.cluster, self._placer, now)
             self._preempter.preempt(self.cluster, now)
@@ -141,10 +152,18 @@ class Leader:
             if not self.cluster.dirty:
                 await self._sleep(now)
 
-    def _drain(self) -> None:
+    async def _place(self, now: float) -> None:
+        """Up to PLACED jobs, a few at a time: others run in between, and nothing that they do reaches the cluster."""
+        for _ in range(PLACED // AT_ONCE):
+            if self._placer.place(self.cluster, now, AT_ONCE) < AT_ONCE:
+                return
+            await asyncio.sleep(0)
+
+    async def _drain(self) -> None:
         inbox, self._inbox = self._inbox, []
         now = self._wall()
         for told in inbox:
+            await asyncio.sleep(0)
             for news in told:
                 self._still_mine(news)
                 event = fact_of(news.kind, news.ids, news.kv, news.record) if not news.unreadable else None
@@ -177,9 +196,11 @@ class Leader:
                 await self._news.wait()
 
     def _log_transitions(self) -> None:
+        info, debug = _log.isEnabledFor(logging.INFO), _log.isEnabledFor(logging.DEBUG)
         for transition in self.cluster.take_log():
-            level = logging.DEBUG if transition.kind == "allocation" else logging.INFO
-            _log.log(level, "%s", transition)
+            quiet = transition.kind == "allocation"  # of which there are 100,000 when a new leader begins
+            if debug if quiet else info:
+                _log.log(logging.DEBUG if quiet else logging.INFO, "%s", transition)
 
     def _act(self, now: float) -> None:
         owed = todo(self.cluster, now)
@@ -223,34 +244,45 @@ class Leader:
         for batch in self._batches(self._host_groups(dirty)):
             await self._write(batch, now)
 
-    def _job_groups(self, dirty: Dirty) -> list[_Group]:
-        groups: dict[str, _Group] = {}
+    def _job_groups(self, dirty: Dirty) -> Iterator[_Group]:
+        """By job, or by gang where it starts as one; each is made when it is asked for, as all take long to encode."""
         together_with = together.as_one(self.cluster, dirty)
-        for job_id in sorted(dirty.retired):
-            self._specs.pop(job_id, None)
-            groups[job_id] = _Group([Delete(key) for key in keys.of_job(job_id)])
-        for job_id in sorted(dirty.jobs - dirty.retired):
-            job = self.cluster.jobs[job_id]
-            status = encode.status(job).SerializeToString()
-            group = groups.setdefault(together_with.get(job_id, job_id), _Group())
-            group.ops.append(Put(keys.job_status(job_id), status))
-        for allocation_id in sorted(dirty.allocations):
+        wanted: dict[str, list[tuple[_Part, str]]] = {}
+        for job_id in dirty.jobs | dirty.retired:
+            name = job_id if job_id in dirty.retired else together_with.get(job_id, job_id)
+            part = _Part.RETIRED if job_id in dirty.retired else _Part.JOB
+            wanted.setdefault(name, []).append((part, job_id))
+        for allocation_id in dirty.allocations:
             allocation = self.cluster.allocations.get(allocation_id)
-            if allocation is None:  # made and ended before it was ever written
-                continue
-            name = together_with.get(allocation.job, allocation.job)
-            group = groups.setdefault(name if allocation_id in dirty.created else allocation.job, _Group())
-            host = self.cluster.hosts[allocation.host]
-            value = encode.allocation(allocation, host, self._specs[allocation.job])
-            group.ops.append(Put(keys.allocation(host.name, allocation_id), value))
-            if allocation_id in dirty.created:
-                group.guards.append(Created(keys.session(host.name), allocation.session))
+            if allocation is not None:  # None: made and ended before it was ever written
+                name = together_with.get(allocation.job, allocation.job)
+                name = name if allocation_id in dirty.created else allocation.job
+                wanted.setdefault(name, []).append((_Part.ALLOCATION, allocation_id))
+        for allocation_id, gone in dirty.deleted.items():
+            wanted.setdefault(gone.job, []).append((_Part.DELETED, allocation_id))
+        for name in sorted(wanted):
+            group = _Group()
+            for part, subject in sorted(wanted[name]):
+                self._write_into(group, part, subject, dirty)
+            yield group
+
+    def _write_into(self, group: _Group, part: _Part, subject: str, dirty: Dirty) -> None:
+        if part is _Part.RETIRED:
+            self._specs.pop(subject, None)
+            group.ops += [Delete(key) for key in keys.of_job(subject)]
+        elif part is _Part.JOB:
+            group.ops.append(
+                Put(keys.job_status(subject), encode.status(self.cluster.jobs[subject]).SerializeToString())
+            )
+        elif part is _Part.DELETED:
+            group.ops.append(Delete(keys.allocation(dirty.deleted[subject].host, subject)))
+            group.deleted[subject] = dirty.deleted[subject]
+        elif (allocation := self.cluster.allocations.get(subject)) is not None:
+            value = encode.allocation(allocation, self.cluster.hosts[allocation.host], self._specs[allocation.job])
+            group.ops.append(Put(keys.allocation(allocation.host, subject), value))
+            if subject in dirty.created:
+                group.guards.append(Created(keys.session(allocation.host), allocation.session))
                 group.created.append(allocation)
-        for allocation_id, gone in sorted(dirty.deleted.items()):
-            group = groups.setdefault(gone.job, _Group())
-            group.ops.append(Delete(keys.allocation(gone.host, allocation_id)))
-            group.deleted[allocation_id] = gone
-        return [groups[job_id] for job_id in sorted(groups)]
 
     def _host_groups(self, dirty: Dirty) -> list[_Group]:
         hosts = [self.cluster.hosts[name] for name in sorted(dirty.hosts)]
@@ -265,17 +297,19 @@ class Leader:
             groups.append(_Group([Put(key, encode.failover(found).SerializeToString()) if found else Delete(key)]))
         return groups
 
-    def _batches(self, groups: list[_Group]) -> list[list[_Group]]:
+    def _batches(self, groups: Iterable[_Group]) -> Iterator[list[_Group]]:
         """Pack groups into transactions as large as the store takes."""
-        batches: list[list[_Group]] = []
+        batch: list[_Group] = []
         ops = guards = size = 0
         for group in groups:
             ops, guards, size = ops + len(group.ops), guards + len(group.guards), size + group.size
-            if not batches or max(ops, guards + 2) > self._store.max_ops or size > COMMIT_BYTES:
-                batches.append([])
+            if batch and (max(ops, guards + 2) > self._store.max_ops or size > COMMIT_BYTES):
+                yield batch
+                batch = []
                 ops, guards, size = len(group.ops), len(group.guards), group.size
-            batches[-1].append(group)
-        return batches
+            batch.append(group)
+        if batch:
+            yield batch
 
     async def _write(self, batch: list[_Group], now: float) -> None:
         if await self._try(batch):

@@ -98,6 +98,10 @@ class Mirror:
         kv = self._records.kv(kind, ids)
         return kv.value if kv is not None else None
 
+    def size(self) -> int:
+        """How many records there are."""
+        return sum(map(self._records.count, TYPES))
+
     def has(self, kind: Kind, *ids: str) -> bool:
         """Whether there is such a record."""
         return self._records.kv(kind, ids) is not None

@@ -329,6 +329,7 @@ class Cluster:
     brake: Brake | None = None
     settled_s: float = 0.0  # when the last brake ended
     alive: set[str] = field(default_factory=set)  # hosts that have a session and are not lost
+    unproven: set[str] = field(default_factory=set)  # hosts that are lost, and whose VMs nobody has proven dead
     lately: set[str] = field(default_factory=set)  # hosts whose loss the brake may mind
     noted_s: float = 0.0  # `intent.at_s` as of which leaders have watched what sessions declare
     draining: set[str] = field(default_factory=set)  # hosts whose intent has a drain
@@ -383,9 +384,11 @@ class Cluster:
         self.log.append(Transition("host", host.name, before.value, host.state.value, reason))
 
     def note_alive(self, host: Host) -> None:
-        """Keep count of the hosts that live."""
+        """Keep count of the hosts that live, and of those that are lost."""
         lives = host.session and host.state in (HostState.JOINING, HostState.READY)
         (self.alive.add if lives else self.alive.discard)(host.name)
+        unproven = host.state in (HostState.SUSPECT, HostState.FENCING)
+        (self.unproven.add if unproven else self.unproven.discard)(host.name)
 
     def change_allocation(self, allocation: Allocation, event: AllocationEvent, reason: str) -> None:
         """Move `allocation` along its table. Its state is the agent's report, so nothing is to be written."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from .model import Cluster
 from .power import PowerOff, power_owed, told, under_way
-from .tables import HostState
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +28,9 @@ Effect = EvidenceWanted | PowerOff
 def todo(cluster: Cluster, now: float) -> list[Effect]:
     """Effects owed now: alarms by host name, then hosts to be switched off, by name."""
     owed: list[Effect] = []
-    for name in sorted(cluster.hosts):
+    for name in sorted(cluster.unproven):
         host = cluster.hosts[name]
-        if host.state in (HostState.SUSPECT, HostState.FENCING) and not under_way(cluster, host):
+        if not under_way(cluster, host):
             jobs = tuple(sorted({cluster.allocations[a].job for a in host.allocations}))
             owed.append(EvidenceWanted(name, host.session, host.since_s, jobs, told(cluster, host, now)))
     return [*owed, *power_owed(cluster, now)]
