@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from itertools import combinations, islice
 
 from .amounts import NOTHING, Amounts
@@ -23,13 +24,16 @@ from .fit import closed
 from .model import Allocation, Cluster, Host, Job, Party, Request
 from .queue import Lane
 from .queues import asked_for
+from .ranking import free_units
 from .tables import AllocationState
 
+HOSTS = 512  # where victims are looked for: those with the most free GPUs, where the fewest must leave
 HEADS = 4  # jobs that are looked at in one turn
 PAUSE_S = 1.0  # after a turn in which somebody was looked at: it costs milliseconds, in a large cluster more
 MOST = 8  # victims for one job
 SETS = 300  # of victims on one host and of one size; more than that only where a host has many VMs
 TRIES = 2000  # fits that are tried for one job
+_OVER = (AllocationState.ENDED, AllocationState.LOST)
 _LIVE = (AllocationState.BOUND, AllocationState.PREPARING, AllocationState.RUNNING)
 
 Victims = tuple[Allocation, ...]
@@ -120,13 +124,15 @@ def _entitled(cluster: Cluster, job: Job) -> bool:
 def choose(cluster: Cluster, job: Job) -> tuple[str, Victims] | None:
     """A host, and who must leave it, for the job; nobody, if it is enough to wait for who leaves already."""
     hosts = [h for name, h in sorted(cluster.hosts.items()) if closed(h) is None and len(h.units) >= job.request.gpus]
-    if any(_fits_now(cluster, host, job) for host in hosts):
+    kept = _kept(cluster, job)
+    free = [host for host in hosts if host.name not in kept]
+    if any(_fits_now(cluster, host, job) for host in free):
         return None
-    for host in hosts:
-        gone = leaving(cluster, host, Claim(host.name))
-        if gone and not _kept(cluster, host, job) and fits_without(cluster, host, job, gone):
+    emptying = {a.host for a in cluster.allocations.values() if a.stop_reason or a.state in _OVER}
+    for host in (h for h in free if h.name in emptying):
+        if fits_without(cluster, host, job, leaving(cluster, host, Claim(host.name))):
             return host.name, ()
-    free = [host for host in hosts if not _kept(cluster, host, job)]
+    free = nsmallest(HOSTS, free, key=lambda host: (-free_units(host), host.name))
     if _entitled(cluster, job):
         borrowed = _fewest(cluster, job, free, lambda victim: _borrows(cluster, job, victim))
         if borrowed is not None:
@@ -142,14 +148,12 @@ def _fewest(cluster: Cluster, job: Job, hosts: Sequence[Host], eligible: Eligibl
 
 def _fits_now(cluster: Cluster, host: Host, job: Job) -> bool:
     """Something else keeps it from a host that has room: how many may start there, a record, room for failover."""
-    if job.request.gpus > len(host.units.keys() - host.held.keys()):
-        return False
-    return not _kept(cluster, host, job) and fits_without(cluster, host, job, ())
+    return job.request.gpus <= free_units(host) and fits_without(cluster, host, job, ())
 
 
-def _kept(cluster: Cluster, host: Host, job: Job) -> bool:
-    """Whether another has a claim there: who makes room for two at once could not tell whose room it was."""
-    return any(claim.host == host.name and other != job.id for other, claim in cluster.books.claims.items())
+def _kept(cluster: Cluster, job: Job) -> set[str]:
+    """Where another has a claim: who makes room for two at once could not tell whose room it was."""
+    return {claim.host for other, claim in cluster.books.claims.items() if other != job.id}
 
 
 def _lower(cluster: Cluster, job: Job, victim: Job) -> bool:
