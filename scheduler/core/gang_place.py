@@ -99,6 +99,8 @@ def _bind(
             return taken.host
         places.bind(cluster, member, choice, now)
         bound.append(member)
+    for attempt in (a for member in members for a in member.attempts[:-2]):
+        attempt.warnings = ()  # statuses of all members go into one transaction
     for member in members:
         cluster.books.claims.pop(member.id, None)
     return ""
