@@ -129,7 +129,7 @@ GANGS = (
                 "    return not shuns(ask, host) and len(seats(ask, host, 1)) >= 1\n",
             )
         ],
-        tests("unit/test_gangs.py::test_a_gang_starts_by_when_its_places_are_free"),
+        scenario("gang_place_is_kept"),
     ),
     Mutant(
         "first come, first seated",

@@ -328,7 +328,9 @@ def queued(rng: Random, spec: job_pb2.JobSpec, others: Sequence[str]) -> None:
 
 
 def ganged(rng: Random, spec: job_pb2.JobSpec, gpus: set[int]) -> None:
-    """Some are gangs, as large as any site here can take; the queue with limits takes none."""
+    """Some are gangs; the queue with limits takes none. Those that need two machines, of which all but one may be lost
+    for good, have a deadline.
+    """
     if spec.array.count or rng.random() >= 0.2:
         return
     spec.queue = spec.user = ""
@@ -338,6 +340,8 @@ def ganged(rng: Random, spec: job_pb2.JobSpec, gpus: set[int]) -> None:
         spec.gang.count, spec.gang.spread_over = 2, "host"
     elif where == "pack" and min(gpus) > 1:
         spec.gang.count, spec.gang.pack_into = 2, "host"
+    if spec.gang.spread_over or spec.gang.count > min(gpus):
+        spec.end_within_s = spec.end_within_s or rng.randint(300, 900)
     if rng.random() < 0.25:
         spec.gang.on_member_loss = job_pb2.Gang.RESTART_MEMBER
 
