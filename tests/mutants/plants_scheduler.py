@@ -39,7 +39,7 @@ SCHEDULER = (
         [
             Edit(
                 LEADER,
-                "                group.guards.append(Created(keys.session(host.name), allocation.session))\n",
+                "                group.guards.append(Created(keys.session(allocation.host), allocation.session))\n",
                 "",
             )
         ],
