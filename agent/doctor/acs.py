@@ -9,6 +9,7 @@ from __future__ import annotations
 
 CONFIG_BYTES, HEADER_BYTES, BASIC_BYTES = 4096, 64, 256
 STATUS, CAPABILITIES_LIST, CAPABILITY_POINTER = 0x06, 0x10, 0x34
+NO_VENDORS = (0, 0xFFFF)  # what is read of a function that is dead or gone; no vendor has these ids
 EXPRESS = 0x10
 ACS = 0x000D
 ROOT_PORT, UPSTREAM_PORT, DOWNSTREAM_PORT, EXPRESS_TO_PCI, PCI_TO_EXPRESS = 4, 5, 6, 7, 8
@@ -20,6 +21,8 @@ def why_shared(config: bytes | None) -> str:
     """Why this bridge does not separate what is behind it, in a few words; "" if it does, or is not asked to."""
     if config is None or len(config) < HEADER_BYTES:
         return "config space cannot be read"
+    if _word(config, 0) in NO_VENDORS:
+        return "it does not answer: nothing is known of what it separates"
     express = _express_offset(config)
     if express is None:
         return "conventional PCI: all behind it share its requester id" if len(config) >= BASIC_BYTES else _ROOT_ONLY

@@ -23,6 +23,7 @@ LIMITS = "Limit  Soft Limit  Hard Limit  Units\nMax locked memory         {0}   
 def config(kind: int = 4, acs: tuple[int, int] | None = (0x1F, 0x1D), size: int = 4096) -> bytes:
     """The config space of a bridge: PCI Express port type, and ACS capability and control."""
     space = bytearray(4096)
+    space[0x00:0x04] = bytes([0x86, 0x80, 0x40, 0x03])
     space[0x06] = 0x10
     space[0x34] = 0x40
     space[0x40:0x44] = bytes([0x01, 0x50, 0, 0])  # power management first

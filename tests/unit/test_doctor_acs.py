@@ -27,6 +27,7 @@ def test_bridges_that_are_not_asked_or_never_can() -> None:
     assert why_shared(config(UPSTREAM_PORT, acs=None)) == ""
     assert "conventional PCI" in why_shared(config(EXPRESS_TO_PCI))
     plain = bytearray(256)
+    plain[:2] = bytes([0x86, 0x80])
     assert "conventional PCI" in why_shared(bytes(plain))
 
 
@@ -35,6 +36,12 @@ def test_what_cannot_be_read_is_said() -> None:
     assert "cannot be read" in why_shared(b"")
     assert "root" in why_shared(config(size=64)), "what others than root may read"
     assert "root" in why_shared(config(size=256))
+
+
+@pytest.mark.parametrize("byte", [0x00, 0xFF])
+@pytest.mark.parametrize("size", [64, 256, 4096])
+def test_a_bridge_that_does_not_answer_is_not_called_conventional(byte: int, size: int) -> None:
+    assert "does not answer" in why_shared(bytes([byte] * size))
 
 
 def test_a_list_that_loops_ends() -> None:
