@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from ..inventory.topology import cpu_list
@@ -13,6 +14,14 @@ CONFINEMENT, RESERVED = "confinement", "reserved-cpus"
 SOFTDOG = "Software Watchdog"  # drivers/watchdog/softdog.c
 PANIC_S = "10"
 GOOD_CLOCKS = frozenset({"tsc", "kvm-clock", "arch_sys_counter", "timebase", "hyperv_clocksource_tsc_page"})
+
+
+_SECONDS = re.compile(r"-?[0-9]{1,10}")  # negative: at once
+_CLOCK = re.compile(r"[\w-]+", re.ASCII)
+
+
+def _odd(text: str | None) -> str:
+    return f"says {text!r}" if text else "cannot be read" if text is None else "is empty"
 
 
 def cgroup(facts: Facts) -> Iterator[Found]:
@@ -99,9 +108,9 @@ def watchdog(facts: Facts) -> Iterator[Found]:
 def panic(facts: Facts) -> Iterator[Found]:
     """Whether a kernel that has panicked reboots."""
     seconds = facts.root.read("proc/sys/kernel/panic")
-    if seconds is None:
-        yield unknown(PANIC, "/proc/sys/kernel/panic cannot be read")
-    elif seconds == "0":
+    if not _SECONDS.fullmatch(seconds or ""):
+        yield unknown(PANIC, f"/proc/sys/kernel/panic {_odd(seconds)}")
+    elif not int(seconds or "0"):
         yield Found(
             PANIC,
             WARNING,
@@ -117,8 +126,8 @@ def panic(facts: Facts) -> Iterator[Found]:
 def clock(facts: Facts) -> Iterator[Found]:
     """The clock source, and whether something keeps the time in step."""
     source = facts.root.read("sys/devices/system/clocksource/clocksource0/current_clocksource")
-    if source is None:
-        yield unknown(CLOCK, "the clock source cannot be read")
+    if not _CLOCK.fullmatch(source or ""):
+        yield unknown(CLOCK, f"the clock source {_odd(source)}")
     elif source not in GOOD_CLOCKS:
         yield Found(
             CLOCK,
