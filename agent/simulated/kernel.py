@@ -239,7 +239,9 @@ class SimulatedSysfs(RealSysfs):
         home = f"{self.root}/{DEVICES}/{address}"
         if "/" in address or not os.path.isfile(f"{home}/config"):  # noqa: PTH113 - asked at each write
             raise _error(errno.ENODEV, address)
-        return Path(os.path.realpath(home))
+        if not os.path.islink(home):  # noqa: PTH114 - as above
+            return Path(home)
+        return Path(os.path.normpath(f"{os.path.dirname(home)}/{os.readlink(home)}"))  # noqa: PTH115, PTH120 - as above
 
     def _refuse(self, path: str) -> None:
         """Raise what the kernel would for an attribute that is missing, or that takes no writes."""
