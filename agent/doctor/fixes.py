@@ -89,8 +89,13 @@ def apply(plan: Plan, root: Path, run: Callable[[Command], str], stamp: str) -> 
 
 def _owed(root: Path) -> list[Command]:
     """Commands that an earlier run did not finish; none if the note makes no sense."""
+    return owed_in(_read(root, OWED))
+
+
+def owed_in(text: str | None) -> list[Command]:
+    """The commands in a note of what is owed."""
     try:
-        noted = json.loads(_read(root, OWED) or "[]")
+        noted = json.loads(text or "[]")
     except ValueError:
         return []
     commands = noted if isinstance(noted, list) else []

@@ -9,7 +9,9 @@ from gpupool.v1 import inventory_pb2
 from ..devices.early import early_binding
 from . import inuse
 from .facts import Facts, gpus_of
+from .fixes import OWED, owed_in
 from .model import NOTE, PROBLEM, SYSTEMS, WARNING, Advice, Blacklist, EarlyBinding, Found, LoadModules, ok
+from .remedies import INITRAMFS
 
 MODULES, CONFLICT, EARLY = "vfio-modules", "driver-conflict", "early-binding"
 VFIO = ("vfio-pci",)  # brings vfio, whose soft dependency is the IOMMU's backend (drivers/vfio/vfio_main.c)
@@ -98,12 +100,27 @@ def early(facts: Facts) -> Iterator[Found]:
         yield ok(EARLY, "no unit that could be bound at boot")
         return
     if files and all(facts.root.read(path) == content.strip() for path, content in files.items()):
-        yield ok(EARLY, "gpupool's rules bind the units at boot")
+        yield _not_built(facts, files) or ok(EARLY, "gpupool's rules bind the units at boot")
         return
     if not late:
         yield ok(EARLY, "the host's own configuration binds the units at boot")
         return
     yield _late(facts, late, files)
+
+
+def _not_built(facts: Facts, files: Mapping[str, str]) -> Found | None:
+    """What to say where the rules are written, and the command that brings them into the initramfs is still owed."""
+    command = INITRAMFS[facts.system]
+    if command not in owed_in(facts.long(OWED)):
+        return None
+    return Found(
+        EARLY,
+        WARNING,
+        f"gpupool's rules are written, but not in the initramfs: `{' '.join(command)}` has not been run, or failed",
+        "At the next boot the initramfs loads drivers without the rules: they may take the units first.",
+        remedies=(EarlyBinding(tuple(sorted(files.items()))),),
+        reboot=True,
+    )
 
 
 def _late(facts: Facts, late: list[inventory_pb2.Unit], files: Mapping[str, str]) -> Found:

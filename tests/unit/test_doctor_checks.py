@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agent.devices.early import early_binding
 from agent.doctor.examine import ACCEPTABLE, HARDWARE_CHECKS, HOST_CHECKS, NAMES, examine, to_store
 from agent.doctor.facts import Context, Facts, system_of
+from agent.doctor.fixes import OWED
 from agent.doctor.model import NOTE, OK, PROBLEM, UNKNOWN, WARNING, keep_out
 from agent.doctor.store import etcd
 from agent.doctor.units import framebuffer_holders
@@ -336,6 +337,18 @@ def test_early_rules_that_are_there_are_enough() -> None:
     assert worst("early-binding", host).level == OK
     host.files |= early_binding(host.inventory.units[:1], "debian")
     assert worst("early-binding", host).level == NOTE, "a card was added since"
+
+
+def test_rules_that_are_not_in_the_initramfs_bind_nothing_at_boot() -> None:
+    host = Host()
+    host.drop("etc/modprobe.d")
+    host.files |= early_binding(host.inventory.units, "debian")
+    host.files[OWED] = '[["update-initramfs", "-u", "-k", "all"]]'
+    found = worst("early-binding", host)
+    assert (found.level, found.fixable) == (WARNING, True)
+    assert "update-initramfs -u -k all" in found.seen
+    host.files[OWED] = '[["update-grub"]]'
+    assert worst("early-binding", host).level == OK, "another command says nothing of the initramfs"
 
 
 def test_on_a_system_without_rules_of_ours_the_steps_are_for_a_person() -> None:
