@@ -13,10 +13,14 @@ LIBVIRT_DAEMONS = ("libvirtd", "virtqemud")
 CAP_SYS_RESOURCE = 1 << 24  # linux/capability.h: may raise limits of other processes
 SMALLEST_VM_BYTES = 256 << 20  # below this no guest fits at all
 KIB = 1024
+DEFAULT_HUGEPAGE_KIB = 2048  # x86's; hosts with others say default_hugepagesz or hugepagesz
+ANYWHERE = -1  # in place of a node: the kernel chooses
 
 _LIMIT = re.compile(r"^Max locked memory\s+(\S+)\s+(\S+)", re.MULTILINE)
 _CAPABILITIES = re.compile(r"^CapEff:\s*([0-9a-f]{1,16})$", re.MULTILINE)
 _PAGES = re.compile(r"[0-9]{1,9}")
+_PAGES_BY_NODE = re.compile(r"[0-9]{1,4}:[0-9]{1,9}(?:,[0-9]{1,4}:[0-9]{1,9})*")
+_SIZE = re.compile(r"([0-9]{1,7})([KMG])", re.IGNORECASE)
 
 
 def memlock(facts: Facts) -> Iterator[Found]:
@@ -59,20 +63,18 @@ def hugepages(facts: Facts) -> Iterator[Found]:
     """Which nodes have hugepages, and whether the nodes of units go without."""
     nodes = facts.inventory.numa_nodes
     have = {node.id: [page for page in node.hugepages if page.total] for node in nodes}
-    if asked := _asked_at_boot(facts):
-        got = sum(page.total for node in nodes for page in node.hugepages if page.size_kib == asked[0])
-        if got < asked[1]:
-            yield Found(
-                HUGEPAGES,
-                WARNING,
-                f"the kernel was told to set aside {asked[1]} pages of {_size(asked[0])} and has {got}",
-                "Memory was too small or too fragmented; jobs that ask for hugepages wait.",
-                Advice(
-                    any="Ask for fewer pages, or for 1 GiB pages only on the kernel's command line, where memory is "
-                    "whole still."
-                ),
-            )
-            return
+    if missing := list(_missing(facts)):
+        yield Found(
+            HUGEPAGES,
+            WARNING,
+            f"the kernel was told to set aside {'; '.join(missing)}",
+            "Memory was too small or too fragmented; jobs that ask for hugepages wait.",
+            Advice(
+                any="Ask for fewer pages, or for 1 GiB pages only on the kernel's command line, where memory is "
+                "whole still."
+            ),
+        )
+        return
     told = "; ".join(
         f"node {node}: {', '.join(f'{page.total} of {_size(page.size_kib)}' for page in pages)}"
         for node, pages in sorted(have.items())
@@ -105,16 +107,48 @@ _SET_ASIDE = (
 )
 
 
-def _asked_at_boot(facts: Facts) -> tuple[int, int] | None:
-    """Page size in KiB and number of pages that the command line asks for; None if it does not, or by node."""
-    size, asked = 2048, None
+def _missing(facts: Facts) -> Iterator[str]:
+    """What the command line asks for and the host does not have, size by size, node by node where it names nodes."""
+    for (size_kib, node), asked in _asked_at_boot(facts).items():
+        here = [each for each in facts.inventory.numa_nodes if node in (ANYWHERE, each.id)]
+        got = sum(page.total for each in here for page in each.hugepages if page.size_kib == size_kib)
+        if got < asked:
+            where = "" if node == ANYWHERE else f" on node {node}"
+            yield f"{asked} pages of {_size(size_kib)}{where} and has {got}"
+
+
+def _asked_at_boot(facts: Facts) -> dict[tuple[int, int], int]:
+    """Pages that the command line asks for, by size in KiB and node. What it does not say clearly is left out.
+
+    As the kernel reads it (mm/hugetlb.c): a number is of the size named last, or else of the default size; one that
+    is said twice counts once, the first time.
+    """
+    default = _kib(facts.parameter("default_hugepagesz") or "") or DEFAULT_HUGEPAGE_KIB
+    size, asked = default, dict[tuple[int, int], int]()
     for word in facts.words:
         name, _, value = word.partition("=")
-        if name == "hugepagesz":
-            size = {"2M": 2048, "1G": 1024 * KIB, "1024M": 1024 * KIB}.get(value, 0)
-        elif name == "hugepages" and _PAGES.fullmatch(value) and size:
-            asked = (size, int(value))
+        if name in ("hugepagesz", "default_hugepagesz"):
+            size = _kib(value)
+        elif name == "hugepages" and size:
+            for node, pages in _by_node(value):
+                asked.setdefault((size, node), pages)
     return asked
+
+
+def _by_node(value: str) -> Iterator[tuple[int, int]]:
+    """Node and pages: "64", or "0:32,1:32"."""
+    if _PAGES.fullmatch(value):
+        yield ANYWHERE, int(value)
+    elif _PAGES_BY_NODE.fullmatch(value):
+        for part in value.split(","):
+            node, _, pages = part.partition(":")
+            yield int(node), int(pages)
+
+
+def _kib(size: str) -> int:
+    """A size as kernel parameters have it, such as 1G; 0 if it is none."""
+    match = _SIZE.fullmatch(size)
+    return int(match[1]) << {"K": 0, "M": 10, "G": 20}[match[2].upper()] if match else 0
 
 
 def tuning(facts: Facts) -> Iterator[Found]:

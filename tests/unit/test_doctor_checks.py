@@ -188,6 +188,10 @@ FAULTS: dict[str, tuple[str, int, str, Plant]] = {
     "none near a gpu": ("hugepages", WARNING, "none on node 1",
                         lambda host: host.inventory.numa_nodes[1].ClearField("hugepages")),
     "fewer than asked": ("hugepages", WARNING, "has 8192", put("proc/cmdline", "hugepagesz=2M hugepages=9000")),
+    "fewer on a node": ("hugepages", WARNING, "2 MiB on node 0 and has 4096; 8192 pages of 2 MiB on node 1 and has 4096",
+                        put("proc/cmdline", "hugepages=0:8192,1:8192")),
+    "fewer of one size": ("hugepages", WARNING, "64 pages of 1 GiB and has 0",
+                          put("proc/cmdline", "hugepagesz=1G hugepages=64 hugepagesz=2M hugepages=8192")),
     "ksm": ("memory-tuning", NOTE, "KSM", put("sys/kernel/mm/ksm/run", "1")),
     "swap": ("memory-tuning", NOTE, "swaps", put("proc/swaps", "Filename\n/dev/sda2 partition 1")),
     "thp off": ("memory-tuning", NOTE, "off",
@@ -310,6 +314,27 @@ def test_a_rom_needs_no_place() -> None:
     host = Host()
     host.gpu.bars.append(inventory_pb2.Bar(index=6, bytes=1 << 20))
     assert worst("above-4g", host).level == OK
+
+
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        ("hugepages=8192", OK),
+        ("hugepages=0:4096,1:4096", OK),
+        ("hugepages=0:4096,2:1", WARNING),  # there is no node 2
+        ("hugepages=8193", WARNING),
+        ("hugepages=8192 hugepages=9000", OK),  # said twice: the kernel takes the first
+        ("default_hugepagesz=1G hugepages=1", WARNING),
+        ("hugepages=1 default_hugepagesz=1G", WARNING),
+        ("hugepagesz=2048K hugepages=8192", OK),
+        ("hugepagesz=huge hugepages=99999", OK),  # nobody knows of what
+        ("hugepages=1:4096,x", OK),
+    ],
+)
+def test_what_was_asked_for_at_boot_is_there_or_missed(words: str, level: int) -> None:
+    host = Host()
+    host.files["proc/cmdline"] = f"intel_iommu=on {words}"
+    assert worst("hugepages", host).level == level
 
 
 def test_only_one_capability_raises_limits() -> None:
