@@ -188,7 +188,7 @@ FAULTS: dict[str, tuple[str, int, str, Plant]] = {
     "none near a gpu": ("hugepages", WARNING, "none on node 1",
                         lambda host: host.inventory.numa_nodes[1].ClearField("hugepages")),
     "fewer than asked": ("hugepages", WARNING, "has 8192", put("proc/cmdline", "hugepagesz=2M hugepages=9000")),
-    "fewer on a node": ("hugepages", WARNING, "2 MiB on node 0 and has 4096; 8192 pages of 2 MiB on node 1 and has 4096",
+    "fewer on a node": ("hugepages", WARNING, "on node 0 and has 4096; 8192 pages of 2 MiB on node 1 and has 4096",
                         put("proc/cmdline", "hugepages=0:8192,1:8192")),
     "fewer of one size": ("hugepages", WARNING, "64 pages of 1 GiB and has 0",
                           put("proc/cmdline", "hugepagesz=1G hugepages=64 hugepagesz=2M hugepages=8192")),
