@@ -20,7 +20,7 @@ from google.protobuf.json_format import MessageToJson
 
 from gpupool.store.port import Store
 
-from ..config import ConfigError, parse_cpus
+from ..config import ConfigError, parse_cpus, parse_ids
 from ..devices import holders
 from ..inventory.read import read_inventory
 from ..inventory.sysfs import RealSysfs
@@ -46,6 +46,7 @@ class Options:
     ttl_s: float
     accept: tuple[str, ...]
     reserved_cpus: str | None
+    gpu: tuple[str, ...]
     fix: bool
     dry_run: bool
     yes: bool
@@ -59,6 +60,7 @@ class Options:
 @click.option("--ttl-s", type=click.FloatRange(min=0, min_open=True), default=DEFAULT_TTL_S)
 @click.option("--accept", multiple=True, type=click.Choice(ACCEPTABLE))
 @click.option("--reserved-cpus", envvar="GPUPOOL_AGENT_RESERVED_CPUS", default=None)
+@click.option("--gpu", multiple=True, envvar="GPUPOOL_AGENT_GPUS")
 @click.option("--fix", is_flag=True)
 @click.option("--dry-run", is_flag=True)
 @click.option("--yes", is_flag=True)
@@ -97,7 +99,9 @@ def make_context(options: Options) -> Context:
     root = RealSysfs(options.root)
     is_here = options.root.resolve() == Path("/")
     reserved = None if options.reserved_cpus is None else parse_cpus(options.reserved_cpus)
-    inventory = read_inventory(RealSysfs(options.root / "sys"), reserved_cpus=reserved or ())
+    inventory = read_inventory(
+        RealSysfs(options.root / "sys"), reserved_cpus=reserved or (), allow=parse_ids(options.gpu)
+    )
     endpoints = tuple(filter(None, options.etcd.split(",")))
     store = _open_store(endpoints) if endpoints else None
     return Context(

@@ -165,8 +165,17 @@ _MODULE_LISTS = ("modules.dep", "modules.builtin")
 
 
 def gpus_of(unit: inventory_pb2.Unit) -> list[inventory_pb2.PciFunction]:
-    """The unit's functions that are GPUs, or other accelerators."""
-    return [function for function in unit.functions if function.class_code >> 8 in GPU_CLASSES]
+    """The unit's functions that are GPUs, or other accelerators.
+
+    By class; and, since a unit is named for a GPU, all of that one's kind: its class may not tell, where an operator
+    said that these ids are GPUs.
+    """
+    named = {_kind(function) for function in unit.functions if function.address == unit.id}
+    return [f for f in unit.functions if f.class_code >> 8 in GPU_CLASSES or _kind(f) in named]
+
+
+def _kind(function: inventory_pb2.PciFunction) -> tuple[int, int, int]:
+    return function.vendor_id, function.device_id, function.class_code
 
 
 def system_of(root: Sysfs) -> str:

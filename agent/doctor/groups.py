@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from gpupool.v1 import inventory_pb2
 
-from ..inventory.pci import GPU_CLASSES
 from . import acs
-from .facts import Facts
+from .facts import Facts, gpus_of
 from .model import PROBLEM, WARNING, Advice, Found, ok
 
 GROUPS = "iommu-groups"
@@ -51,9 +50,10 @@ def groups(facts: Facts) -> Iterator[Found]:
 
 
 def _shared(facts: Facts, unit: inventory_pb2.Unit) -> Found:
-    strangers = [f for f in unit.functions if not _is_gpu(f) and _slot(f) not in _gpu_slots(unit)]
+    gpus = [f.address for f in gpus_of(unit)]
+    gpu_slots = {_slot(f) for f in gpus_of(unit)}
+    strangers = [f for f in unit.functions if _slot(f) not in gpu_slots]
     used = [f for f in strangers if f.driver not in HOST_FREE and "vfio" not in f.driver]
-    gpus = [f.address for f in unit.functions if _is_gpu(f)]
     beside = f" and {', '.join(f.address for f in strangers)}" if strangers else ""
     seen = f"{', '.join(gpus)}{beside} share an IOMMU group; {_blame(facts, unit)}"
     if used:
@@ -76,20 +76,12 @@ def _blame(facts: Facts, unit: inventory_pb2.Unit) -> str:
     return "every bridge above it has ACS on" if bridges else "which bridge does not separate them is not known"
 
 
-def _is_gpu(function: inventory_pb2.PciFunction) -> bool:
-    return function.class_code >> 8 in GPU_CLASSES
-
-
 def _slot(function: inventory_pb2.PciFunction) -> str:
     return function.address.rpartition(".")[0]
 
 
 def _slots(unit: inventory_pb2.Unit) -> set[str]:
     return {_slot(function) for function in unit.functions}
-
-
-def _gpu_slots(unit: inventory_pb2.Unit) -> set[str]:
-    return {_slot(function) for function in unit.functions if _is_gpu(function)}
 
 
 def _shares(unit: inventory_pb2.Unit) -> bool:

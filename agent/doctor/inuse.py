@@ -8,8 +8,7 @@ from __future__ import annotations
 from gpupool.v1 import inventory_pb2
 
 from ..inventory import gpus
-from ..inventory.pci import GPU_CLASSES
-from .facts import Facts
+from .facts import Facts, gpus_of
 
 STORAGE = 0x01  # base class
 COMPANIONS = (0x04, 0x0C)  # multimedia, serial bus: a GPU's audio and USB-C
@@ -24,20 +23,21 @@ def host_use(facts: Facts, unit: inventory_pb2.Unit) -> str:
     """What the host uses of the unit; "" if nothing."""
     if reason := facts.context.in_use.get(unit.id):
         return reason
-    slots = {_slot(f.address) for f in unit.functions if f.class_code >> 8 in GPU_CLASSES}
+    found = {f.address for f in gpus_of(unit)}
+    slots = {_slot(address) for address in found}
     for function in unit.functions:
         if function.boot_vga:
             return f"{function.address} is the boot VGA"
-        if function.class_code >> 8 in GPU_CLASSES:
+        base_class = function.class_code >> 16
+        if base_class == STORAGE:  # also where an operator says that it is a GPU
+            return f"{function.address} is storage"
+        if function.address in found:
             if gpus.is_management_display(function.vendor_id):
                 return f"{function.address} is the management display"
             if screen := _screen(facts, function.address):
                 return f"{function.address} drives the screen at {screen}"
             continue
-        base_class = function.class_code >> 16
         companion = _slot(function.address) in slots and base_class in COMPANIONS
-        if base_class == STORAGE:
-            return f"{function.address} is storage"
         if not companion and function.driver not in ("", "pci-stub") and "vfio" not in function.driver:
             return f"{function.address} is used through {function.driver}"
     return ""

@@ -67,6 +67,9 @@ With --fix: 0 done, or nothing to do; 1 something failed."""
 @click.option("--etcd", default="", metavar="HOST:PORT", help="Time this etcd too; several with commas.")
 @click.option("--ttl-s", type=float, help="The agent's lease, for judging etcd's answers (8).")
 @click.option("--reserved-cpus", help="What the agent keeps for the host, e.g. 0-3.")
+@click.option(
+    "--gpu", multiple=True, metavar="vvvv:dddd", help="Ids that count as a GPU, as told to the agent; repeatable."
+)
 @click.option("--accept", multiple=True, metavar="CHECK", help="Take a check's problem for a warning; repeatable.")
 @click.option("--fix", is_flag=True, help="Mend what can be mended without harm; asks first.")
 @click.option("--dry-run", is_flag=True, help="With --fix: only show what it would do.")

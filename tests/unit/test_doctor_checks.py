@@ -337,6 +337,32 @@ def test_what_was_asked_for_at_boot_is_there_or_missed(words: str, level: int) -
     assert worst("hugepages", host).level == level
 
 
+def allowed(**fields: object) -> Host:
+    """The first unit is a GPU only because an operator said so: edu, of class "unassigned"."""
+    host = Host()
+    host.drop("etc/modprobe.d")
+    gpu(vendor_id=0x1234, device_id=0x11E8, class_code=0x00FF00, **fields)(host)
+    return host
+
+
+def test_a_gpu_whose_class_does_not_tell_is_judged_as_any_other() -> None:
+    found = worst("reset", allowed(reset_methods=[]))
+    assert (found.level, list(found.units)) == (PROBLEM, [UNITS[0]])
+    found = worst("early-binding", allowed())
+    assert (found.level, list(found.units)) == (NOTE, list(UNITS))
+    found = worst("early-binding", allowed(driver="somedrv"))
+    assert (found.level, list(found.units)) == (WARNING, list(UNITS)), "the driver has it now"
+    host = allowed()
+    with_neighbour("")(host)
+    assert worst("iommu-groups", host).seen.startswith(f"{UNITS[0]} and 0000:22:00.0 share an IOMMU group")
+
+
+def test_storage_is_not_bound_early_whatever_an_operator_calls_it() -> None:
+    host = allowed()
+    gpu(class_code=0x010802)(host)
+    assert list(worst("early-binding", host).units) == [UNITS[1]]
+
+
 def test_only_one_capability_raises_limits() -> None:
     host = Host()
     host.files[f"{LIBVIRTD}/limits"] = LIMITS.format(65536)

@@ -176,6 +176,21 @@ def test_reserved_cpus_can_be_told(gpupool: Run, copied: Path) -> None:
     assert "reserved-cpus" not in gpupool("doctor", "--root", str(copied), "--reserved-cpus", "0-1").out
 
 
+def test_gpus_whose_class_does_not_tell_can_be_told(gpupool: Run, copied: Path) -> None:
+    device = next(path for path in sorted((copied / "sys/bus/pci/devices").iterdir()) if _is_gpu(path))
+    (device / "class").write_text("0x00ff00\n")
+    (device / "device").write_text("0x11e8\n")
+    (device / "vendor").write_text("0x1234\n")
+    without = gpupool("doctor", "--root", str(copied), "--all").out
+    told = gpupool("doctor", "--root", str(copied), "--all", "--gpu", "1234:11e8").out
+    assert "units: 1: " in without
+    assert "units: 2: " in told
+
+
+def _is_gpu(device: Path) -> bool:
+    return (device / "class").read_text().startswith("0x0302")
+
+
 def test_of_a_host_through_its_agent(fake: FakeScheduler, gpupool: Run) -> None:
     done = gpupool("doctor", "--host", "h1", "-o", "json")
     assert (done.code, json.loads(done.out)) == (0, {"host": "h1", "findings": [{"check": "iommu"}]})
@@ -194,6 +209,7 @@ def test_of_a_host_through_its_agent(fake: FakeScheduler, gpupool: Run) -> None:
         (("--hugepages", "3"), "--hugepages goes with --fix"),
         (("--accept", "nothing"), "'nothing' is not one of"),
         (("--reserved-cpus", "x"), "--reserved-cpus: 'x' is no list"),
+        (("--gpu", "edu"), "--gpu: 'edu' is no pair"),
         (("--ttl-s", "-1"), "-1"),
     ],
 )
