@@ -13,9 +13,10 @@ from gpupool.store import keys
 from gpupool.store.port import Op, Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .fleet import CORES, IMAGE, LEASE_S, MODEL, NODES, UNITS, inventory, unit_id
+from .fleet import CORES, IMAGE, MODEL, NODES, UNITS, inventory, unit_id
 
 OPS, PIPELINED = 120, 4
+LEASE_S = 7200  # of all sessions: to write all this takes minutes on a busy machine
 CPUS, MEMORY_MIB = 8, 64 * 1024
 SHAPES = 50  # among the jobs that fit nowhere
 _STARTED_S = 1_700_000_000.0

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 LARGE = 20_000  # records: a full collection takes about 50 ms
-THRESHOLDS = (20_000, 10, 1_000_000)  # new objects, and collections of the young, until the next; never a full one
+THRESHOLDS = (5_000, 10, 1_000_000)  # new objects, and collections of the young, until the next; never a full one
 EVERY_S = 5.0
-ROUNDS = 5  # collections of the middle-aged, of up to 200,000 objects each, until the old are seen to
+ROUNDS = 20  # collections of the middle-aged, of up to 50,000 objects each, until the old are seen to
+MANY = 100_000  # objects that a load has made, if it was a large one
 
 
 def begin() -> None:
@@ -33,6 +35,18 @@ def look(records: int) -> None:
     else:
         gc.collect(1)
         gc.freeze()
+
+
+@contextmanager
+def still() -> Iterator[None]:
+    """Look at nothing while a great deal is made that will stay, and put it aside then."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        if gc.get_count()[0] > MANY:
+            gc.freeze()
+        gc.enable()
 
 
 async def tend(records: Callable[[], int]) -> NoReturn:

@@ -16,7 +16,7 @@ from enum import IntEnum
 from gpupool.store import keys
 from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreError
 
-from . import encode
+from . import encode, heap
 from .core import together
 from .core.drain import drain
 from .core.invariants import violations
@@ -124,9 +124,10 @@ class Leader:
     async def _load(self, feed: Feed) -> None:
         """Everything, as this replica's mirror has it: as of this term's begin or later, so nobody else has decided."""
         self._history.seen(feed.revision)
-        stored = feed.take()
-        self._specs = {ids[0]: kv.value for ids, kv in stored.get(keys.Kind.JOB_SPEC, ())}
-        await load_in_turns(self.cluster, stored, self._wall())
+        with heap.still():
+            stored = feed.take()
+            self._specs = {ids[0]: kv.value for ids, kv in stored.get(keys.Kind.JOB_SPEC, ())}
+            await load_in_turns(self.cluster, stored, self._wall())
         self._on_loaded()
         counts = len(self.cluster.hosts), len(self.cluster.jobs)
         _log.info("leading from revision %d: %d hosts, %d jobs", feed.revision, *counts)

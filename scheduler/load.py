@@ -11,7 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from operator import itemgetter
 
 from gpupool.store.keys import Kind
 from gpupool.store.port import KeyValue, StoreError
@@ -37,7 +36,7 @@ from .records import Stored, by_kind
 
 _log = logging.getLogger(__name__)
 
-TURN = 100  # records between two looks at what else there is to do
+TURN = 25  # records between two looks at what else there is to do; an inventory takes as long as ten of others
 
 
 class UnreadableDecisionError(StoreError):
@@ -79,13 +78,7 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float)
 
 def _load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> Iterator[None]:
     """Yields after each record."""
-    if isinstance(items, dict):
-        stored = items
-        for kind in stored:
-            stored[kind] = sorted(stored[kind], key=itemgetter(1))  # by key, as a store lists them
-            yield
-    else:
-        stored = by_kind(items)
+    stored = items if isinstance(items, dict) else by_kind(items)
     _know_intents(cluster, stored)
     aside = yield from _load_decisions(cluster, stored)
     for kind in _ORDER:

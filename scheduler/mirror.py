@@ -21,7 +21,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Change, KeyValue, Snapshot, Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from . import wishes_told
+from . import heap, wishes_told
 from .core.model import Cluster
 from .core.policy import Policy
 from .feed import Feed
@@ -226,7 +226,8 @@ class Mirror:
         for feed in list(self._feeds):
             feed.end()
         self._whole = False
-        await (self._renew if self.synced.is_set() else self._fill)(snapshot)
+        with heap.still():
+            await (self._renew if self.synced.is_set() else self._fill)(snapshot)
         self._whole = True
         await self._advance(snapshot.revision)
         self.synced.set()

@@ -67,3 +67,13 @@ def test_nothing_is_collected_as_a_whole_by_itself() -> None:
     kept = [[n] for n in range(700_000)]
     assert len(kept) == 700_000
     assert gc.get_stats()[2]["collections"] == before
+
+
+def test_what_a_large_load_makes_is_put_aside_at_once() -> None:
+    heap.begin()
+    before = gc.get_stats()[0]["collections"]
+    with heap.still():
+        kept = [[n] for n in range(heap.MANY + 1)]
+        assert gc.get_stats()[0]["collections"] == before
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > len(kept)
