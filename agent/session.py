@@ -23,7 +23,7 @@ from .deadline import Deadline
 from .declare import Declaration, Said
 from .history import History
 from .ports import Clock, Guard, GuardError
-from .timing import Identity, Timing, why_not_replace
+from .timing import Identity, Timing, why_keep_lease, why_not_replace
 from .work.records import Records
 
 _log = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ class SessionKeeper:
         self._retry_s = min(1.0, timing.renew_s / 4)
         self._session = 0
         self._lease = 0
+        self._others: tuple[int, ...] = ()  # leases that the key may hang on instead: a move's fate is unknown
+        self._ttl_s = timing.ttl_s  # what the record says of the lease; no deadline rests on more
         self._nonce = ""
         self._started_s = 0.0
         self._deadline = Deadline(store, guard, clock, timing)
@@ -69,7 +71,7 @@ class SessionKeeper:
         self._had_session = False
         self._doubt = asyncio.Event()
         self._told = ""
-        self._left_lease = 0  # of the session that was over last
+        self._left: tuple[int, ...] = ()  # leases of the session that was over last
         self._history = history
 
     @property
@@ -111,9 +113,7 @@ class SessionKeeper:
         if not session:
             self._forget()
             await self._no_vms()
-            if self._left_lease:  # nothing lives: no need to wait until it expires
-                with contextlib.suppress(StoreError):
-                    await self._store.revoke(self._left_lease)
+            await self._revoke(self._left)  # nothing lives: no need to wait until they expire
             session = await self._insist(self._announce)
             _log.info("session %d of host %s announced: %s", session, self._me.host, self._me)
         self._session = session
@@ -167,7 +167,7 @@ class SessionKeeper:
         """Put the record that says so in the place of `kv`, unless it stands there. Whether it is acknowledged."""
         self._send(said)
         put = self._put(said)
-        if kv.value != put.value:
+        if (kv.value, kv.lease) != (put.value, put.lease) or self._others:
             # Its last revision is a guard: what was sent earlier, and whose fate is unknown, must not come after it.
             before = self._history.mark()
             done = await self._store.commit([Unmodified(self._key, kv.mod_revision)], [put])
@@ -205,6 +205,7 @@ class SessionKeeper:
             return 0
         self._had_session = bool(saved["had_session"])
         self._lease, self._started_s = int(saved["lease"]), float(saved["started_s"])
+        self._others = tuple(map(int, saved.get("others", ())))
         self._nonce = str(saved.get("nonce", ""))
         if not self._lease:
             return 0
@@ -213,25 +214,70 @@ class SessionKeeper:
             _log.info("session %d of host %s resumed: %s", session, self._me.host, self._me)
         return session
 
-    async def _resumed(self, saved: int) -> int:
-        """The saved session if it is still ours; 0 if it is not. A record cut short by a crash names only the lease."""
+    async def _resumed(self, saved: int) -> int | None:
+        """The saved session if it is still ours; 0: it is not; None: look again.
+
+        A record cut short by a crash names only the lease.
+        """
+        if self._others:
+            await self._look_for_lease()
         sent = self._clock.boot()
         try:
             ttl_s = await self._store.renew(self._lease)
         except LeaseNotFound:
             return 0
         kv = await self._store.get(self._key)
+        if kv is not None and kv.lease in self._others:
+            return None  # an earlier agent's move has arrived meanwhile
         if kv is None or not self._ours(kv) or saved not in (0, kv.create_revision):
             return 0
         if why := await self._went_back():
             _log.error("session %d is not resumed: %s", kv.create_revision, why)
             return 0
+        if self._wants_another(ttl_s):
+            sent, ttl_s = await self._another_lease(kv.create_revision)
+        self._ttl_s = ttl_s
         # A restarted agent may listen elsewhere, or be of another mind. Until now the guard is as the record says.
         if not await self._write(kv, self._declaration.due(sent + ttl_s - self._timing.kill_margin_s)):
             return 0
+        left, self._others = self._others, ()  # the key hangs on ours, and nothing that was sent before can change it
         self._save(kv.create_revision)
         self._deadline.renewed(sent, ttl_s)
+        await self._revoke(left)
         return kv.create_revision
+
+    async def _look_for_lease(self) -> None:
+        """The key says which of the leases on record it hangs on."""
+        kv = await self._store.get(self._key)
+        if kv is not None and kv.lease in self._others:
+            self._others = (*(lease for lease in self._others if lease != kv.lease), self._lease)
+            self._lease = kv.lease
+
+    def _wants_another(self, ttl_s: int) -> bool:
+        """Whether the lease, of this TTL, is not of our times: the agent before us had others."""
+        if ttl_s == self._timing.ttl_s:
+            return False
+        why = why_keep_lease(self._timing, ttl_s, self._guard.watchdog_s())
+        then = f"it stays until this session ends: {why}" if why else f"it is replaced by one of {self._timing.ttl_s} s"
+        _log.warning("the lease of host %s is of %d s; %s", self._me.host, ttl_s, then)
+        return not why
+
+    async def _another_lease(self, session: int) -> tuple[float, int]:
+        """A lease of our own times, for the next write to move the key to: when it was asked for, and its TTL.
+
+        Until that write's fate is known the key may hang on either, so both are on record first, and the guard's
+        deadline rests on neither. Only then may the old one be revoked.
+        """
+        sent = self._clock.boot()
+        lease = await self._store.grant(self._timing.ttl_s)
+        self._others, self._lease = (*self._others, self._lease), lease
+        self._save(session)
+        return sent, self._timing.ttl_s
+
+    async def _revoke(self, leases: tuple[int, ...]) -> None:
+        for lease in leases:
+            with contextlib.suppress(StoreError):
+                await self._store.revoke(lease)
 
     async def _renew(self, sent: float, *, look: bool) -> str:
         """One renewal of the session that is held; why it is over, if it is. With `look`, its key must still be there.
@@ -248,7 +294,7 @@ class SessionKeeper:
                 return "its key is gone"
         if why := await self._went_back():
             return why
-        self._deadline.renewed(sent, ttl_s)
+        self._deadline.renewed(sent, min(ttl_s, self._ttl_s))
         return ""
 
     async def _went_back(self) -> str:
@@ -285,7 +331,7 @@ class SessionKeeper:
         sent = self._clock.boot()
         if self._lease:
             with contextlib.suppress(LeaseNotFound):
-                return sent, await self._store.renew(self._lease)
+                return sent, min(self._ttl_s, await self._store.renew(self._lease))
         self._lease = await self._store.grant(self._timing.ttl_s)
         self._started_s, self._nonce = self._clock.wall(), secrets.token_hex(8)
         self._save(0)
@@ -329,7 +375,7 @@ class SessionKeeper:
         record = records_pb2.Session(
             boot_id=self._me.boot_id,
             address=self._me.address,
-            ttl_s=self._timing.ttl_s,
+            ttl_s=self._ttl_s,
             guard=said.guard,
             watchdog_s=said.watchdog_s,
             unguarded=said.unguarded,
@@ -344,11 +390,14 @@ class SessionKeeper:
     def _save(self, session: int) -> None:
         self._had_session = self._had_session or session != 0
         record = {"lease": self._lease, "session": session, "started_s": self._started_s, "nonce": self._nonce}
-        self._records.save(_RECORD, _RECORD, {**record, "had_session": self._had_session})
+        more = {"others": list(self._others), "had_session": self._had_session}
+        self._records.save(_RECORD, _RECORD, {**record, **more})
 
     def _forget(self) -> None:
-        self._left_lease = self._lease or self._left_lease
-        self._session = self._lease = 0
+        if self._lease:
+            self._left = (self._lease, *self._others)
+        self._session, self._lease, self._others = 0, 0, ()
+        self._ttl_s = self._timing.ttl_s
         self._declaration.forget()
         self._said = None
         self._save(0)

@@ -123,3 +123,17 @@ def why_not_replace(old: records_pb2.Session, me: Identity, *, had_session: bool
     if had_session:
         return "this agent held the session in this boot and lost it to the other: two agents must not have one name"
     return ""
+
+
+def why_keep_lease(timing: Timing, ttl_s: int, watchdog_s: float) -> str:
+    """Why a session that is resumed on a lease of `ttl_s` keeps it although `timing` has another; empty: it does not.
+
+    A guard that runs keeps its watchdog's timeout; 0: it has none armed, or one that is software and not told of. With
+    a lease too short to pet that in time, the machine would be reset, and all its VMs with it.
+    """
+    if timing.ttl_s >= ttl_s:
+        return ""
+    if watchdog_s:
+        fits = timing.allows_watchdog(watchdog_s)
+        return "" if fits else f"the watchdog of {watchdog_s:g} s that is armed cannot be petted within a shorter one"
+    return "a watchdog may be armed that cannot be petted within a shorter one" if timing.watchdog_s else ""

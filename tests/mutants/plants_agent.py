@@ -39,8 +39,8 @@ AGENT = (
         [
             Edit(
                 SESSION,
-                '        self._deadline.renewed(sent, ttl_s)\n        return ""\n',
-                '        self._deadline.renewed(self._clock.boot(), ttl_s)\n        return ""\n',
+                "        self._deadline.renewed(sent, min(ttl_s, self._ttl_s))\n",
+                "        self._deadline.renewed(self._clock.boot(), min(ttl_s, self._ttl_s))\n",
             )
         ],
         tests("unit/test_session.py::test_deadline_counts_from_the_sending"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 DOG, DECLARE = "agent/guard/watchdog.py", "agent/declare.py"
+SESSION = "agent/session.py"
 HISTORY, ACTIONS = "agent/history.py", "agent/work/actions.py"
 
 GUARD = (
@@ -69,5 +70,35 @@ GUARD = (
             )
         ],
         tests("unit/test_worker.py::test_grace_of_a_drain_comes_before_the_jobs_own"),
+    ),
+    Mutant(
+        "lease of other times",
+        "an agent that comes back with other times goes on with the lease of the old ones",
+        [Edit(SESSION, "        if self._wants_another(ttl_s):\n", "        if False:\n")],
+        tests("unit/test_session_lease.py::test_other_times_end_no_session_and_kill_nothing"),
+    ),
+    Mutant(
+        "guarded by a longer lease",
+        "a session on its new, shorter lease declares its guard by the deadline of the old one",
+        [
+            Edit(
+                SESSION,
+                "            sent, ttl_s = await self._another_lease(kv.create_revision)\n",
+                "            await self._another_lease(kv.create_revision)\n",
+            )
+        ],
+        tests("unit/test_session_lease.py"),
+    ),
+    Mutant(
+        "move that arrives late",
+        "an agent does not write over what an earlier one sent to move the session to another lease",
+        [Edit(SESSION, "!= (put.value, put.lease) or self._others:", "!= (put.value, put.lease):")],
+        tests("unit/test_session_lease.py::test_agent_that_dies_during_the_move"),
+    ),
+    Mutant(
+        "reset by a shorter lease",
+        "a session gets a lease too short for the watchdog that is armed",
+        [Edit(SESSION, "        return not why\n", "        return True\n")],
+        tests("unit/test_session_lease.py"),
     ),
 )
