@@ -3,7 +3,8 @@
 The guard kills the VMs before the session can have ended in the store (deadline.py), so whoever finds the key gone
 knows that they are dead. This module must never move that deadline on but for an acknowledged renewal of a session that
 is still ours, a poll that proves that no member of the store leads (riding.py), or a record that declares no guard
-(declare.py). And never announce a new session while a VM of an earlier one lives.
+(declare.py). And never announce a new session while a VM of an earlier one lives. Nor change what the record says of
+the guard without the same in the key that outlives the lease: a leader that was away has only that.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class SessionKeeper:
         self._clock = clock
         self._records = records
         self._no_vms = no_vms
-        self._key = keys.session(identity.host)
+        self._key, self._guard_key = keys.session(identity.host), keys.guard(identity.host)
         self._retry_s = min(1.0, timing.renew_s / 4)
         self._session = 0
         self._lease = 0
@@ -170,7 +171,9 @@ class SessionKeeper:
         if (kv.value, kv.lease) != (put.value, put.lease) or self._others:
             # Its last revision is a guard: what was sent earlier, and whose fate is unknown, must not come after it.
             before = self._history.mark()
-            done = await self._store.commit([Unmodified(self._key, kv.mod_revision)], [put])
+            done = await self._store.commit(
+                [Unmodified(self._key, kv.mod_revision)], [put, self._last_word(said, kv.create_revision)]
+            )
             if not done.succeeded or self._history.wrote(before, [put], done.revision):
                 self.doubt()
                 return False
@@ -313,7 +316,7 @@ class SessionKeeper:
         said = self._declaration.due(sent + ttl_s - self._timing.kill_margin_s)
         if kv is None:
             self._send(said)
-            done = await self._store.commit([Created(self._key, 0)], [self._put(said)])
+            done = await self._store.commit([Created(self._key, 0)], [self._put(said), self._last_word(said)])
             if not done.succeeded:
                 return None
             self._declaration.acknowledged(said)
@@ -386,6 +389,11 @@ class SessionKeeper:
             nonce=self._nonce,
         )
         return Put(self._key, record.SerializeToString(deterministic=True), self._lease)
+
+    def _last_word(self, said: Said, session: int = 0) -> Put:
+        """The same of the guard, for when the record is gone with its lease. 0: the session begins with this write."""
+        record = records_pb2.GuardRecord(session=session, guard=said.guard, unguarded=said.unguarded)
+        return Put(self._guard_key, record.SerializeToString(deterministic=True))
 
     def _save(self, session: int) -> None:
         self._had_session = self._had_session or session != 0

@@ -27,7 +27,7 @@ KINDS = frozenset(
     {
         Kind.SESSION, Kind.INVENTORY, Kind.VM, Kind.UNIT, Kind.JOB_SPEC, Kind.JOB_CANCEL, Kind.JOB_STATUS,
         Kind.ALLOCATION, Kind.HOST, Kind.HOST_INTENT, Kind.JOB_INTENT, Kind.CLUSTER_INTENT, Kind.CLUSTER, Kind.QUEUE,
-        Kind.SHARES,
+        Kind.SHARES, Kind.GUARD,
     }
 )  # fmt: skip
 _FINAL = frozenset((job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED))

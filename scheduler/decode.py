@@ -284,6 +284,17 @@ def session_of(wire: records_pb2.Session, create_revision: int) -> facts.Session
     )
 
 
+def last_word(kv: KeyValue) -> facts.LastWord:
+    """What a session said last of its guard; of one that cannot be read, that nothing is known."""
+    try:
+        wire = records_pb2.GuardRecord.FromString(kv.value)
+        guard = facts.GuardKind.NONE if wire.unguarded else _guard(wire.guard)
+    except UNREADABLE as exc:
+        _log.error("%s is unreadable, so it counts as no guard (%r)", kv.key, exc)
+        return facts.LastWord(kv.mod_revision, facts.GuardKind.NONE)
+    return facts.LastWord(wire.session or kv.mod_revision, guard)
+
+
 def inventory_of(wire: inventory_pb2.Inventory) -> facts.InventoryFact:
     """An inventory fact; nodes and units come sorted."""
     nodes = sorted(wire.numa_nodes, key=lambda n: n.id)

@@ -19,7 +19,7 @@ from gpupool.v1 import job_pb2, records_pb2
 from .core import events, model
 from .core.books import Claim
 from .core.brake import consider
-from .core.fence import intent_noted, lost_unseen
+from .core.fence import intent_noted, lost_unseen, unwatched
 from .core.step import step
 from .decode import (
     UNREADABLE,
@@ -27,6 +27,7 @@ from .decode import (
     fact_of,
     failover_of,
     job_of,
+    last_word,
     restore_cluster,
     restore_host,
     restore_shares,
@@ -81,6 +82,11 @@ def _load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float
     stored = items if isinstance(items, dict) else by_kind(items)
     _know_intents(cluster, stored)
     aside = yield from _load_decisions(cluster, stored)
+    words = {ids[0]: last_word(kv) for ids, kv in stored.pop(Kind.GUARD, ())}
+    for ids, kv in stored.get(Kind.SESSION, ()):
+        host = cluster.hosts.get(ids[0])
+        if host is not None and 0 != host.session != kv.create_revision:  # followed by another while nobody led
+            unwatched(cluster, host, words.get(host.name))
     for kind in _ORDER:
         for ids, kv in stored.pop(kind, ()):
             if kind is not Kind.JOB_SPEC or not (ids[0] in cluster.jobs or ids[0] in aside):
@@ -91,7 +97,7 @@ def _load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float
     for name in sorted(cluster.hosts):  # sessions that ended while nobody led
         host = cluster.hosts[name]
         if host.fact is None and host.session:
-            lost_unseen(cluster, host, now)
+            lost_unseen(cluster, host, words.get(name), now)
     intent_noted(cluster)
     if cluster.brake is None:  # it may have been armed again, with much still lost, while nobody led
         consider(cluster, now)

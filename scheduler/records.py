@@ -25,6 +25,7 @@ Record = TypeVar("Record", bound=Message)
 
 TYPES: dict[Kind, type[Message]] = {
     Kind.SESSION: records_pb2.Session,
+    Kind.GUARD: records_pb2.GuardRecord,
     Kind.INVENTORY: inventory_pb2.Inventory,
     Kind.VM: records_pb2.VmReport,
     Kind.UNIT: records_pb2.UnitReport,

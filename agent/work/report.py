@@ -38,6 +38,7 @@ class Reporter:
         self._store = store
         self._prefix = keys.agent_prefix(host)
         self._session_key = keys.session(host)
+        self._not_ours = {self._session_key, keys.guard(host)}
         self._wanted = wanted
         self._doubt = doubt
         self._history = history
@@ -57,7 +58,7 @@ class Reporter:
                 _log.warning("cannot read this host's reports: %s", exc)
                 await asyncio.sleep(_RETRY_S)
                 continue
-            self._stored = {kv.key: kv.value for kv in found.items if kv.key != self._session_key}
+            self._stored = {kv.key: kv.value for kv in found.items if kv.key not in self._not_ours}
             return self._stored
 
     def kick(self) -> None:

@@ -31,6 +31,7 @@ class Kind(Enum):
     """What a key holds. The value is its path below ROOT, with a field for each id that `parse` returns, in order."""
 
     SESSION = "agents/{host}/session"
+    GUARD = "agents/{host}/guard"
     INVENTORY = "agents/{host}/inventory"
     VM = "agents/{host}/vms/{alloc}"
     UNIT = "agents/{host}/units/{unit}"
@@ -69,6 +70,11 @@ def _key(kind: Kind, **ids: str) -> str:
 def session(host: str) -> str:
     """The leased key whose create_revision is the session's id. Written by the agent of `host`."""
     return _key(Kind.SESSION, host=host)
+
+
+def guard(host: str) -> str:
+    """What the session's record said last of its guard, unleased. Written by the agent of `host`, with that record."""
+    return _key(Kind.GUARD, host=host)
 
 
 def inventory(host: str) -> str:

@@ -220,6 +220,35 @@ class Session(_message.Message):
 Global___Session: _TypeAlias = Session  # noqa: Y015
 
 @_typing.final
+class GuardRecord(_message.Message):
+    """agents/<h>/guard: what agents/<h>/session said last of its guard, written with it. It outlives the lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    GUARD_FIELD_NUMBER: _builtins.int
+    UNGUARDED_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    """that said so; 0: the one that began with this very write, whose id is its revision"""
+    guard: Global___GuardKind.ValueType
+    unguarded: _builtins.str
+    """as in Session"""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        guard: Global___GuardKind.ValueType = ...,
+        unguarded: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guard", b"guard", "session", b"session", "unguarded", b"unguarded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GuardRecord: _TypeAlias = GuardRecord  # noqa: Y015
+
+@_typing.final
 class UnitReport(_message.Message):
     """agents/<h>/units/<unit>"""
 

@@ -74,6 +74,14 @@ class SessionFact:
 
 
 @dataclass(frozen=True, slots=True)
+class LastWord:
+    """What a session said last of its guard. It outlives the session's key, and is written with it."""
+
+    session: int
+    guard: GuardKind
+
+
+@dataclass(frozen=True, slots=True)
 class InventoryFact:
     """A host's inventory, as of `session`."""
 

@@ -7,7 +7,7 @@ waiting is safe, guessing is a job that runs twice.
 from __future__ import annotations
 
 from . import brake, breaker, failovers, flap
-from .facts import GuardKind, SessionFact
+from .facts import GuardKind, LastWord, SessionFact
 from .losses import Evidence, FenceRecord
 from .model import Cluster, Host, Outcome
 from .power import seen_off
@@ -46,15 +46,28 @@ def intent_changed(cluster: Cluster, host: Host, now: float) -> None:
     advance(cluster, host, now)
 
 
-def lost_unseen(cluster: Cluster, host: Host, now: float) -> None:
-    """The host's session is gone, and this cluster never saw it alive.
+def unwatched(cluster: Cluster, host: Host, word: LastWord | None) -> None:
+    """The host's session ended, and no leader saw how: of its guard no more is believed than was said last, in `word`.
 
-    What it declared last, nobody knows, if fencing was or is disarmed since a leader last watched: its agent may have
-    taken the guard back, and let its VMs live on. So the end of its lease is no evidence.
+    The guard may have been taken back after a leader last watched. Without a word (its agent is of a version that
+    leaves none, or deletes it) it surely may if fencing was or is disarmed since. A word of a later session says
+    nothing of this one. Whoever saw a loss has put on record what was declared.
     """
+    if host.state not in (HostState.JOINING, HostState.READY):
+        return
     watched = not cluster.intent.disarmed and cluster.intent.at_s == cluster.noted_s
-    if not watched and host.state in (HostState.JOINING, HostState.READY):
+    if not watched or (word is not None and word.session > host.session):
         host.guard = GuardKind.NONE
+    elif word is not None and word.session == host.session:
+        host.guard = min(host.guard, word.guard, key=_STRENGTH.index)
+
+
+_STRENGTH = (GuardKind.NONE, GuardKind.SOFT, GuardKind.HARDWARE)
+
+
+def lost_unseen(cluster: Cluster, host: Host, word: LastWord | None, now: float) -> None:
+    """The host's session is gone, and this cluster never saw it alive."""
+    unwatched(cluster, host, word)
     host.fact = SessionFact(host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False)
     session_changed(cluster, host, None, now)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler.core import events, failovers
-from scheduler.core.facts import ClusterIntent, JobIntent
+from scheduler.core.facts import ClusterIntent, GuardKind, JobIntent, SessionFact
 from scheduler.core.model import Cluster
 from scheduler.core.policy import Policy
 from scheduler.core.tables import AllocationState
@@ -20,6 +20,7 @@ class Policies:
     policy: Policy
     now: float
     log: list[str]
+    said: dict[str, SessionFact]
     tell: Callable[[events.Event], None]
     do_place: Callable[[], None]
     do_report: Callable[..., None]
@@ -89,6 +90,12 @@ class Policies:
         fact = self.cluster.hosts[host].fact
         assert fact is not None
         self.tell(events.SessionChanged(host, replace(fact, unguarded=why.replace("_", " "))))
+
+    def do_guard_unseen(self, host: str, kind: str, why: str = "") -> None:
+        """As `guard`, or with a reason as `unguarded`, while no leader watches."""
+        self.said[host] = replace(self.said[host], guard=GuardKind[kind], unguarded=why.replace("_", " "))
+        if self.cluster.hosts[host].fact is not None:
+            self.cluster.hosts[host].fact = self.said[host]
 
     def do_release(self, job: str) -> None:
         self.tell(

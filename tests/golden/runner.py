@@ -57,6 +57,7 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
         self.gpus: dict[str, dict[str, int]] = {}
         self.reports: dict[str, events.VmReported] = {}
         self.log: list[str] = []
+        self.said: dict[str, SessionFact] = {}  # by each host's last session, whoever saw it
 
     def play(self, script: str) -> str:
         for raw in script.splitlines():
@@ -78,6 +79,8 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
         self.log += [f"VIOLATION {v}" for v in violations(self.cluster)]
 
     def tell(self, event: events.Event) -> None:
+        if isinstance(event, events.SessionChanged) and event.fact is not None:
+            self.said[event.host] = event.fact
         step(self.cluster, event, self.now)
         step(self.cluster, event, self.now)  # a fact told twice changes nothing
 
@@ -209,7 +212,7 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
 
     def do_leader(self) -> None:
         """The leader dies; another reads what was committed: everything, for each command ends with a commit."""
-        items = stored(self.cluster, self.reports)
+        items = stored(self.cluster, self.reports, self.said)
         self.cluster = Cluster(policy=self.policy)
         self.placer = Placer()
         load(self.cluster, items, self.now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from google.protobuf.message import Message
@@ -12,14 +12,14 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import encode
 from scheduler.core.events import VmReported
-from scheduler.core.facts import HostIntent, JobIntent
+from scheduler.core.facts import HostIntent, JobIntent, SessionFact
 from scheduler.core.model import Cluster, Host, Job
 from tests.golden.queued import wire_queue, wire_terms
 from tests.golden.ruled import as_asked, functions
 
 
-def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
-    """Everything under the root, for `scheduler.decode.load`."""
+def stored(cluster: Cluster, reports: dict[str, VmReported], said: Mapping[str, SessionFact] = {}) -> list[KeyValue]:
+    """Everything under the root, for `scheduler.load`. `said`: by each host's last session."""
     items: list[KeyValue] = []
 
     def put(key: str, message: Message, revision: int = 1) -> None:
@@ -41,6 +41,8 @@ def stored(cluster: Cluster, reports: dict[str, VmReported]) -> list[KeyValue]:
         put(keys.host_intent(host.name), _intent(host.intent))
         for key, message, revision in _facts(host):
             put(key, message, revision)
+    for name, fact in said.items():
+        put(keys.guard(name), records_pb2.GuardRecord(guard=_guard(fact), unguarded=fact.unguarded), fact.session)
     for name, queue in cluster.books.queues.known.items():
         put(keys.queue(name), wire_queue(queue))
     put(keys.SHARES, encode.shares(cluster))
@@ -107,14 +109,17 @@ def _intent(intent: HostIntent) -> records_pb2.HostIntent:
     )
 
 
+def _guard(fact: SessionFact) -> records_pb2.GuardKind.ValueType:
+    name = fact.guard.value if fact.guard.value != "NONE" else "UNSPECIFIED"
+    return records_pb2.GuardKind.Value(f"GUARD_KIND_{name}")
+
+
 def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
     if host.fact is not None:
         fact = host.fact
         session = records_pb2.Session(
             boot_id=fact.boot_id,
-            guard=records_pb2.GuardKind.Value(
-                f"GUARD_KIND_{fact.guard.value}" if fact.guard.value != "NONE" else "GUARD_KIND_UNSPECIFIED"
-            ),
+            guard=_guard(fact),
             simulated=fact.simulated,
             vms_found_dead=fact.vms_found_dead,
             nonce=fact.nonce,

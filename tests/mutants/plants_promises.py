@@ -56,11 +56,35 @@ PROMISES = (
         [
             Edit(
                 SESSION,
-                "self._store.commit([Unmodified(self._key, kv.mod_revision)], [put])",
-                "self._store.commit([Created(self._key, kv.create_revision)], [put])",
+                "                [Unmodified(self._key, kv.mod_revision)], [put,",
+                "                [Created(self._key, kv.create_revision)], [put,",
             )
         ],
         tests("unit/test_declare.py::test_record_that_was_sent_long_ago_cannot_undo_what_was_said_since"),
+    ),
+    Mutant(
+        "last word unheard",
+        "a new leader takes what the last one knew of a guard for what the lost session said last of it",
+        [Edit(FENCE, "    elif word is not None and word.session == host.session:\n", "    elif False:\n")],
+        tests("golden"),
+    ),
+    Mutant(
+        "word of another session",
+        "what a later session said of its guard counts for one that nobody saw end",
+        [Edit(FENCE, " or (word is not None and word.session > host.session):", ":")],
+        tests("unit/test_last_word.py"),
+    ),
+    Mutant(
+        "last word left unsaid",
+        "an agent takes its guard back in the record that goes with its lease, and not in the one that stays",
+        [Edit(SESSION, "[put, self._last_word(said, kv.create_revision)]", "[put]")],
+        tests("unit/test_last_word.py"),
+    ),
+    Mutant(
+        "last word swept up",
+        "an agent that tidies its reports deletes what it said of its guard",
+        [Edit("agent/work/report.py", "kv.key not in self._not_ours", "kv.key != self._session_key")],
+        tests("unit/test_last_word.py"),
     ),
     Mutant(
         "killer VM at large",

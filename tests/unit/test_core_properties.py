@@ -169,7 +169,7 @@ def play_out(seeds: Sequence[int]) -> str:
         for _ in range(50):
             doing.do(rng.randrange(10**6))
         digest.update("\n".join(doing.player.log).encode())
-        for kv in stored(doing.player.cluster, doing.player.reports):
+        for kv in stored(doing.player.cluster, doing.player.reports, doing.player.said):
             digest.update(kv.key.encode() + kv.value)
     return digest.hexdigest()
 

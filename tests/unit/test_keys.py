@@ -12,6 +12,7 @@ from gpupool.store.keys import Kind
 GPU = "0000:21:00.0"
 BUILT = {
     "agents/h1/session": (keys.session("h1"), Kind.SESSION, ("h1",)),
+    "agents/h1/guard": (keys.guard("h1"), Kind.GUARD, ("h1",)),
     "agents/h1/inventory": (keys.inventory("h1"), Kind.INVENTORY, ("h1",)),
     "agents/h1/vms/a-1": (keys.vm("h1", "a-1"), Kind.VM, ("h1", "a-1")),
     f"agents/h1/units/{GPU}": (keys.unit("h1", GPU), Kind.UNIT, ("h1", GPU)),
