@@ -292,7 +292,7 @@ class Leader:
             groups.append(_Group([Put(keys.CLUSTER, encode.cluster_record(self.cluster).SerializeToString())]))
         groups += [_Group([Put(keys.host(h.name), encode.host_record(h).SerializeToString())]) for h in hosts]
         if dirty.shares:
-            groups.append(_Group([Put(keys.SHARES, encode.shares(self.cluster).SerializeToString())]))
+            groups.append(_Group([Put(keys.SHARES, encode.shares(self.cluster).SerializeToString(deterministic=True))]))
         for host, session in sorted(dirty.failovers):
             key, found = keys.failover(host, session), self.cluster.failovers.get((host, session))
             groups.append(_Group([Put(key, encode.failover(found).SerializeToString()) if found else Delete(key)]))
