@@ -247,8 +247,11 @@ async def run(config: Config) -> None:
     await guard.ensure()
     records = FileRecords(config.state_dir, config.boot_id)
     sysfs = IsolatedSysfs(RealSysfs(), records)
-    users = Users(runtime, clock, lambda: {*_our_processes(config), *sysfs.pids()})
-    doctor = Doctor(config, store, clock)
+
+    def ours() -> set[int]:
+        return {*_our_processes(config), *sysfs.pids()}
+
+    users, doctor = Users(runtime, clock, ours), Doctor(config, store, clock, ours)
     devices = _devices(config, records, sysfs, users)
     logs = LogStore(config.state_dir / "logs", clock)
     service = AgentService(logs, doctor.report)

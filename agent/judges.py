@@ -22,8 +22,9 @@ from .doctor.examine import examine, report, to_store
 from .doctor.facts import Context
 from .doctor.machine import LiveMachine
 from .doctor.model import keep_out
+from .doctor.vfio import has_host_driver
 from .inventory.sysfs import RealSysfs
-from .ports import Clock, VmRuntime, VmRuntimeError
+from .ports import Clock, Sysfs, VmRuntime, VmRuntimeError
 from .survey import Judge, Judgement
 from .work.records import Records
 
@@ -78,12 +79,21 @@ class Users:
 
 
 class Doctor:
-    """Keeps out what doctor calls a problem, and has its findings told."""
+    """Keeps out what doctor calls a problem, and has its findings told. `ours`: as for Users."""
 
-    def __init__(self, config: Config, store: Store, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        clock: Clock,
+        ours: Callable[[], Collection[int]],
+        root: Sysfs | None = None,
+    ) -> None:
         self._config = config
         self._store = store
         self._clock = clock
+        self._ours = ours
+        self._root = root or RealSysfs(Path("/"))
         self._due = 0.0
         self._units: list[tuple[str, str]] = []
         self._last = Judgement()
@@ -92,20 +102,21 @@ class Doctor:
         """See survey.Judge. Examines when it is due, or when other units are there than last time."""
         units = [(unit.id, unit.identity) for unit in inventory.units]
         if self._clock.boot() >= self._due or units != self._units:
-            findings = await examine(self._context(inventory))
+            findings = await examine(await self._context(inventory))
             self._last = Judgement(to_store(findings), keep_out(findings, inventory.units))
             self._due, self._units = self._clock.boot() + DOCTOR_S, units
         return self._last
 
     async def report(self, inventory: Inventory) -> DoctorReport:
         """A fresh examination, whole."""
-        context = self._context(inventory)
+        context = await self._context(inventory)
         return report(self._config.name, self._clock.wall(), context, await examine(context))
 
-    def _context(self, inventory: Inventory) -> Context:
+    async def _context(self, inventory: Inventory) -> Context:
         config = self._config
+        driven = [] if config.simulate is not None else [unit for unit in inventory.units if has_host_driver(unit)]
         return Context(
-            RealSysfs(Path("/")),
+            self._root,
             LiveMachine(),
             inventory,
             store=self._store,
@@ -114,6 +125,7 @@ class Doctor:
             accept=frozenset(config.accept),
             simulated=config.simulate is not None,
             reserved_cpus=config.reserved_cpus,
+            in_use=await in_own_thread(lambda: holders.in_use(self._root, driven, {}, self._ours())) if driven else {},
         )
 
 

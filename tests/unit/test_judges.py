@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from agent.config import Config
 from agent.devices.nvml import GpuFacts
 from agent.inventory.sysfs import RealSysfs
-from agent.judges import NVML_S, Nvml, Users
+from agent.judges import NVML_S, Doctor, Nvml, Users
 from agent.survey import Judgement
+from agent.timing import Limits, Timing
+from gpupool.store.memory import MemoryBackend, MemoryStore
 from gpupool.v1.inventory_pb2 import Inventory, PciFunction, Unit
 from tests.fakes.agent_rig import UNIT, MemoryRecords
 from tests.fakes.vms import FakeVms
+from tests.unit import doctor_host
 
 
 class StoppedClock:
@@ -74,3 +78,23 @@ def test_the_agent_itself_is_no_user_that_a_unit_is_kept_for(tmp_path: Path) -> 
     refused = users.refuse([UNIT])
     assert "process 999999" in refused[UNIT]
     assert str(os.getpid()) not in refused[UNIT]
+
+
+async def test_the_agents_doctor_proposes_no_rule_for_a_unit_that_a_program_uses_now(tmp_path: Path) -> None:
+    inventory = doctor_host.inventory()
+    used, unused = inventory.units
+    for unit in (used, unused):
+        unit.functions[0].driver = "nouveau"
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/os-release").write_text("ID=debian\n")
+    (tmp_path / "proc/700/fd").mkdir(parents=True)
+    (tmp_path / "proc/700/fd/3").symlink_to(f"/sys/devices/pci0000:20/{used.id}/resource0")
+    config = Config(
+        "h1", ("e:1",), "127.0.0.1:0", "", tmp_path, tmp_path, tmp_path, None, None, "", "boot", Timing(), Limits()
+    )
+    for ours, bound in ((set[int](), [unused.id]), ({700}, [used.id, unused.id])):
+        judge = Doctor(
+            config, MemoryStore(MemoryBackend()), StoppedClock(), lambda ours=ours: ours, RealSysfs(tmp_path)
+        )
+        report = await judge.report(inventory)
+        assert [list(found.units) for found in report.findings if found.check == "early-binding"] == [bound]
