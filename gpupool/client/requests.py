@@ -90,7 +90,7 @@ def select(
         host: of the current or last attempt.
         labels: all must be equal.
         ids: any of them.
-        array: an array's id.
+        array: an array's or a gang's id.
 
     """
     return scheduler_pb2.JobFilter(

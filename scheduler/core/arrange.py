@@ -149,7 +149,10 @@ def _groups(ask: Ask, hosts: Hosts, count: int) -> Iterator[list[str]]:
             groups.setdefault(value, []).append(name)
             free = len(host.units.keys() - host.held.keys())
             room[value] = room.get(value, 0) + (free // ask.request.gpus if ask.request.gpus else count)
-    for value in sorted(groups, key=lambda value: (room[value] < count, room[value], value)):
+    able = sorted((room[value], value) for value in groups if room[value] >= count)
+    if not able and groups:  # that which comes nearest, for people
+        able = [max((room[value], value) for value in groups)]
+    for _, value in able:
         yield groups[value]
 
 
