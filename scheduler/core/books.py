@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Claim:
     """A place on a host that is kept for a job: what it needs, once those have left who are about to leave.
 
-    Those are all that were asked to stop; with `at_s` also all that are gone by then by their limits of time. `count`:
-    it is for so many of a gang, of which the job is one.
+    Those are all that were asked to stop; with `at_s` all that are gone by then, by that or by their limits of time.
+    `count`: it is for so many of a gang, of which the job is one.
     """
 
     host: str

@@ -77,7 +77,9 @@ def _room(cluster: Cluster, host: Host, job: Job, count: int) -> bool:
 def leaving(cluster: Cluster, host: Host, claim: Claim) -> list[Allocation]:
     """Who is about to leave the host, as the claim sees it."""
     mine = (cluster.allocations[a] for a in sorted(host.allocations))
-    return [a for a in mine if a.stop_reason or a.state in _OVER or gone_by(cluster, a) <= claim.at_s]
+    if claim.at_s:
+        return [a for a in mine if a.state in _OVER or _gone_s(cluster, a) <= claim.at_s]
+    return [a for a in mine if a.stop_reason or a.state in _OVER]
 
 
 def gone_by(cluster: Cluster, allocation: Allocation) -> float:
@@ -87,17 +89,19 @@ def gone_by(cluster: Cluster, allocation: Allocation) -> float:
     return inf if known is None else known
 
 
+def _gone_s(cluster: Cluster, allocation: Allocation) -> float:
+    """The same; who was asked to stop is gone a grace later."""
+    at_s = gone_by(cluster, allocation)
+    if allocation.stop_reason and allocation.job in cluster.jobs:
+        grace_s = allocation.stop_grace_s or cluster.jobs[allocation.job].terms.stop_grace_s
+        at_s = min(at_s, allocation.stop_requested_s + grace_s)
+    return at_s
+
+
 def ends(cluster: Cluster, host: Host, now: float) -> list[tuple[float, Allocation]]:
-    """Who leaves the host when, the first first; who was asked to stop leaves within a grace from then."""
-    found = []
-    for allocation_id in sorted(host.allocations):
-        allocation = cluster.allocations[allocation_id]
-        at_s = gone_by(cluster, allocation)
-        if allocation.stop_reason and allocation.job in cluster.jobs:
-            grace_s = allocation.stop_grace_s or cluster.jobs[allocation.job].terms.stop_grace_s
-            at_s = min(at_s, allocation.stop_requested_s + grace_s)
-        if at_s < inf:
-            found.append((max(at_s, now), allocation))
+    """Who leaves the host when, the first first."""
+    mine = [cluster.allocations[name] for name in host.allocations]
+    found = [(max(at_s, now), a) for a in mine if (at_s := _gone_s(cluster, a)) < inf]
     return sorted(found, key=lambda end: (end[0], end[1].id))
 
 

@@ -77,7 +77,7 @@ class Played(Player):
 _DEAD = (AllocationState.ENDED, AllocationState.LOST)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(1, 3), min_size=2, max_size=4), GANGS, DOINGS)
 def test_all_or_nothing_and_everything_ends(
     hosts: list[int], gangs: list[tuple[int, int, str]], doings: list[tuple[str, int]]
@@ -222,7 +222,7 @@ def seats(player: Player, party: list[Job]) -> dict[str, Seat]:
     return find(player.cluster, party, ask_of(player.cluster, party), hosts)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["a", "b", ""]), st.integers(1, 2)), min_size=1, max_size=4),
     st.tuples(st.integers(1, 4), st.integers(1, 2), st.sampled_from(WHERE)),

@@ -29,6 +29,8 @@ def test_examples() -> None:
     assert (train.gpus.model, train.volumes[0].path) == ("nvidia-a100-80gb", "/mnt/ckpt")
     assert train.restart.max_restarts == 5
     assert train.numa == job_pb2.NUMA_POLICY_PREFERRED
+    gang = load_spec((EXAMPLES / "gang.yaml").read_text()).gang
+    assert (gang.count, gang.spread_over, gang.on_member_loss) == (4, "host", job_pb2.Gang.RESTART_ALL)
     vm = load_spec((EXAMPLES / "hugepages.yaml").read_text()).vm
     assert (vm.hugepage_size_kib, vm.network.kind, vm.network.source) == (2048, job_pb2.Network.BRIDGE, "br0")
     assert vm.user_data.startswith("#cloud-config\n")
