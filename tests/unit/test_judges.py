@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from agent.config import Config
@@ -93,8 +94,7 @@ async def test_the_agents_doctor_proposes_no_rule_for_a_unit_that_a_program_uses
         "h1", ("e:1",), "127.0.0.1:0", "", tmp_path, tmp_path, tmp_path, None, None, "", "boot", Timing(), Limits()
     )
     for ours, bound in ((set[int](), [unused.id]), ({700}, [used.id, unused.id])):
-        judge = Doctor(
-            config, MemoryStore(MemoryBackend()), StoppedClock(), lambda ours=ours: ours, RealSysfs(tmp_path)
-        )
+        store = MemoryStore(MemoryBackend())
+        judge = Doctor(config, store, StoppedClock(), partial(set[int], ours), RealSysfs(tmp_path))
         report = await judge.report(inventory)
         assert [list(found.units) for found in report.findings if found.check == "early-binding"] == [bound]
