@@ -58,11 +58,12 @@ async def test_what_a_host_was_booted_without(images: Images) -> None:
 
 
 async def nothing_is_handed_out(host: Host) -> None:
-    """It has no IOMMU."""
+    """It has no IOMMU, and no hugepages."""
     code, found = await examine(host)
     assert code == HAS_PROBLEMS
     assert level(found["iommu"]) == PROBLEM
     assert "intel_iommu=off" in found["iommu"][0]["seen"]
+    assert "none are set aside" in found["hugepages"][0]["seen"]
     assert any("grub" in fix["steps"] for fix in found["iommu"][0]["fixes"])
 
 
