@@ -126,7 +126,8 @@ def barred(cluster: Cluster, job: Job, names: Collection[str], now: float) -> se
             or not _room(cluster, join(left, mine, job.id, job.request, job.labels), other, claim.count)
         ):
             found.add(claim.host)
-    return found | _crowded(cluster, job, {*names} - found)
+    places = {claim.host for claim in cluster.books.claims.values() if claim.host in names}
+    return found | _crowded(cluster, job, places - found)
 
 
 def _before(cluster: Cluster, job: Job, other: Job, claim: Claim) -> bool:

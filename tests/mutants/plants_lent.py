@@ -68,7 +68,7 @@ LENT = (
     Mutant(
         "room beside each, not all",
         "a job may take what is free beside each place that is kept on a host, though not beside all of them",
-        [Edit("scheduler/core/claims.py", "return found | _crowded(cluster, job, {*names} - found)", "return found")],
+        [Edit("scheduler/core/claims.py", "return found | _crowded(cluster, job, places - found)", "return found")],
         scenario("lent_until_a_restart"),
     ),
 )
