@@ -205,7 +205,7 @@ SCHEDULER = (
         "any session's word on a VM",
         "a report counts although it comes from a session that has no say in the allocation",
         [Edit(STEP, " or allocation.session != event.session:\n", ":\n")],
-        tests("unit/test_leader.py", "golden"),
+        tests("unit/test_leader.py::test_another_sessions_word_on_a_vm_is_none"),
     ),
     Mutant(
         "stale unit reports",

@@ -364,6 +364,25 @@ async def test_an_attempt_that_ended_before_its_host_was_lost_has_ended() -> Non
 
 
 @virtual_time
+async def test_another_sessions_word_on_a_vm_is_none() -> None:
+    """An end that a session tells which does not have the VM ends nothing."""
+    pool = Pool()
+    await pool.join("h1")
+    await pool.submit("j1")
+    async with leading(pool, pool.store):
+        await until(pool.allocations)
+        (allocation,) = pool.allocations()
+        other = records_pb2.Allocation()
+        other.CopyFrom(allocation)
+        other.session += 1
+        await pool.report(other, records_pb2.ALLOCATION_STATE_ENDED, job_pb2.OUTCOME_EXITED, 0)
+        await asyncio.sleep(30)
+        assert pool.status("j1").state == job_pb2.JOB_STATE_STARTING
+        await pool.finish(allocation)
+        await until(lambda: pool.status("j1").state == job_pb2.JOB_STATE_SUCCEEDED)
+
+
+@virtual_time
 async def test_a_guard_that_died_is_no_evidence() -> None:
     pool = Pool()
     await pool.join("h1")
