@@ -27,7 +27,11 @@ AGAIN = 0.5  # the mix is learnt anew when so many more were submitted, as a sha
 SHAPES = 512  # the most frequent ones make the mix
 GRAIN = 1000  # costs are whole thousandths of thousandths of GPU, so that rounding of the machine orders nobody
 
+KNOWN = 200_000  # what is lost in so many cases is kept
 NO_CLASS = -1  # of a host without GPUs
+
+
+_Free = tuple[tuple[int, int, int], ...]  # by node: thousandths of cores, MiB, GPUs
 
 
 class Cost(NamedTuple):
@@ -64,6 +68,7 @@ class Valuation:
     _steps: tuple[int, ...] = ()
     _prices: list[int] = field(default_factory=list)  # of one GPU, by class
     _states: dict[str, _State] = field(default_factory=dict)
+    _known: dict[tuple[int, int, _Free], float] = field(default_factory=dict)  # what is lost, where so much is free
     _position: int = -1  # of the cluster's movers
 
     def refresh(self, cluster: Cluster) -> None:
@@ -95,6 +100,7 @@ class Valuation:
         self._free, self._all = [0] * len(self._worth.classes), [0] * len(self._worth.classes)
         self._free_of.clear()
         self._states.clear()
+        self._known.clear()
         self._steps, self._position, self.epoch = (), -1, self.epoch + 1
 
     def cost(self, host: Host, found: Fit, request: Request) -> Cost:
@@ -135,13 +141,22 @@ class Valuation:
         return found
 
     def _lost(self, host: Host, kind: int, nodes: dict[int, tuple[int, int, int]]) -> float:
+        """Hosts that have as much free lose as much, and many have."""
+        most = max(_gpus(host).values()) if len(nodes) > 1 else 0
+        free = tuple(nodes.values())
+        found = self._known.get((kind, most, free))
+        if found is None:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            found = self._known[kind, most, free] = self._reckon(kind, most, free)
+        return found
+
+    def _reckon(self, kind: int, most: int, free: _Free) -> float:
         if self._worth is None:
             return 0.0
-        free = tuple((cpu, max(0, memory), self._pattern(gpus)) for cpu, memory, gpus in nodes.values())
-        lost = sum(self._worth.lost(kind, *node) for node in free)
-        if len(free) > 1:
-            lost -= self._worth.whole_host(kind, free, max(_gpus(host).values()))
-        return lost
+        nodes = tuple((cpu, max(0, memory), self._pattern(gpus)) for cpu, memory, gpus in free)
+        lost = sum(self._worth.lost(kind, *node) for node in nodes)
+        return lost - self._worth.whole_host(kind, nodes, most) if len(nodes) > 1 else lost
 
     def _pattern(self, gpus: int) -> Pattern:
         return self._patterns.of([WHOLE] * gpus)

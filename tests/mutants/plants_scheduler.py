@@ -215,7 +215,7 @@ SCHEDULER = (
                 MODEL, "current = report is not None and report.session == self.session", "current = report is not None"
             )
         ],
-        Sim("power-cut", "unproven", seeds=40),
+        tests("unit/test_leader.py::test_what_an_earlier_session_told_counts_no_more"),
     ),
     Mutant(
         "stale inventory",
@@ -227,7 +227,7 @@ SCHEDULER = (
                 "if host.state is HostState.JOINING and host.inventory and host.session:",
             )
         ],
-        tests("golden", "unit/test_leader.py"),
+        tests("unit/test_leader.py::test_what_an_earlier_session_told_counts_no_more"),
     ),
     Mutant(
         "allocation deleted before proof",

@@ -382,6 +382,27 @@ async def test_another_sessions_word_on_a_vm_is_none() -> None:
         await until(lambda: pool.status("j1").state == job_pb2.JOB_STATE_SUCCEEDED)
 
 
+@pytest.mark.parametrize("what", ["inventory", "unit"])
+@virtual_time
+async def test_what_an_earlier_session_told_counts_no_more(what: str) -> None:
+    """Nothing is placed on a host before this session has told what it has, nor on a unit that it has not proven."""
+    pool = Pool()
+    await pool.join("h1", gpus=1)
+    key = keys.inventory("h1") if what == "inventory" else keys.unit("h1", "u0")
+    before = pool.backend.get(key)
+    await pool.join("h1", gpus=1, boot="b2")
+    now = pool.backend.get(key)
+    assert before is not None
+    assert now is not None
+    await pool.put(Put(key, before.value))
+    async with leading(pool, pool.store):
+        await pool.submit("j1")
+        await asyncio.sleep(30)
+        assert not pool.allocations()
+        await pool.put(Put(key, now.value))
+        await until(pool.allocations)
+
+
 @virtual_time
 async def test_a_guard_that_died_is_no_evidence() -> None:
     pool = Pool()
