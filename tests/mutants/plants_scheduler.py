@@ -239,7 +239,7 @@ SCHEDULER = (
                 "",
             )
         ],
-        tests("golden"),
+        tests("unit/test_leader.py::test_an_allocation_stays_until_its_units_are_proven"),
     ),
     Mutant(
         "unit shared",

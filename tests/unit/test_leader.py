@@ -404,6 +404,24 @@ async def test_what_an_earlier_session_told_counts_no_more(what: str) -> None:
 
 
 @virtual_time
+async def test_an_allocation_stays_until_its_units_are_proven() -> None:
+    pool = Pool()
+    await pool.join("h1", gpus=1)
+    await pool.submit("j1")
+    async with leading(pool, pool.store):
+        await until(pool.allocations)
+        (allocation,) = pool.allocations()
+        await pool.report(allocation, records_pb2.ALLOCATION_STATE_ENDED, job_pb2.OUTCOME_EXITED, 0)
+        for state in (records_pb2.UNIT_STATE_DIRTY, records_pb2.UNIT_STATE_RESETTING):
+            told = records_pb2.UnitReport(state=state, session=allocation.session, allocation=allocation.id)
+            await pool.put(Put(keys.unit("h1", "u0"), told.SerializeToString()))
+            await asyncio.sleep(10)
+            assert [a.id for a in pool.allocations()] == [allocation.id]
+        await pool.clean(allocation)
+        await until(lambda: not pool.allocations())
+
+
+@virtual_time
 async def test_a_guard_that_died_is_no_evidence() -> None:
     pool = Pool()
     await pool.join("h1")
