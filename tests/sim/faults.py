@@ -22,6 +22,7 @@ class Kind(StrEnum):
     CUT_IN = "cut-in"  # nothing that is said to it does
     RESET = "reset"  # open connections break, nothing else
     SLOW = "slow"
+    WATCH_LAG = "watch-lag"  # its watches tell late, and only they: a member that is behind
     REQUEST_LOSS = "request-loss"
     REPLY_LOSS = "reply-loss"
     POWER_CUT = "power-cut"
@@ -38,13 +39,14 @@ class Kind(StrEnum):
 
 ON_NODES = (
     *(Kind.CRASH, Kind.CRASH_AT_COMMIT, Kind.PAUSE, Kind.PARTITION, Kind.CUT_OUT, Kind.CUT_IN, Kind.RESET),
-    *(Kind.SLOW, Kind.REQUEST_LOSS, Kind.REPLY_LOSS),
+    *(Kind.SLOW, Kind.WATCH_LAG, Kind.REQUEST_LOSS, Kind.REPLY_LOSS),
 )
 ON_MACHINES = (Kind.POWER_CUT, Kind.FREEZE, Kind.GUARD_PAUSE, Kind.GUARD_KILL, Kind.BMC)
 ON_STORE = (Kind.STORE_OUTAGE, Kind.STORE_LEADER, Kind.STORE_SLOW, Kind.COMPACT)
 AMOUNTS: Mapping[Kind, tuple[float, float]] = {
     Kind.STORE_OUTAGE: (0.0, 1.0),  # above 0.6 the leader is only cut off, below 0.3 a member is down
     Kind.SLOW: (5.0, 500.0),  # times the latency
+    Kind.WATCH_LAG: (0.1, 10.0),  # s
     Kind.REQUEST_LOSS: (0.05, 1.0),
     Kind.REPLY_LOSS: (0.05, 1.0),
     Kind.CRASH_AT_COMMIT: (0.0, 1.0),  # below one half: before
@@ -63,6 +65,7 @@ WEIGHTS: Mapping[Kind, float] = {
     Kind.CUT_IN: 1,
     Kind.RESET: 1,
     Kind.SLOW: 1,
+    Kind.WATCH_LAG: 1,
     Kind.REQUEST_LOSS: 1,
     Kind.REPLY_LOSS: 2,
     Kind.POWER_CUT: 2,
@@ -237,6 +240,8 @@ def _on_link(world: World, fault: Fault) -> Callable[[], None]:
             impairment = Impairment(cut_in=True)
         case Kind.SLOW:
             impairment = Impairment(slow=amount)
+        case Kind.WATCH_LAG:
+            impairment = Impairment(lag_s=amount)
         case Kind.REQUEST_LOSS:
             impairment = Impairment(request_loss=amount)
         case Kind.REPLY_LOSS:

@@ -211,7 +211,7 @@ class FaultyStore:
             try:
                 async with aclosing(inner):
                     while not self._link.deaf and (batch := await self._next(inner, broken)) is not None:
-                        await asyncio.sleep(self._link.delay_s())
+                        await asyncio.sleep(self._link.delay_s() + self._link.lag_s)
                         if broken.done() or self._link.deaf:
                             break
                         last = batch[-1].revision

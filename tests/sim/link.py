@@ -38,6 +38,7 @@ class Impairment:
     request_loss: float = 0.0
     reply_loss: float = 0.0
     slow: float = 1.0
+    lag_s: float = 0.0  # a watch tells so much later; calls are as quick as ever, so what they read is newer
     deposed: bool = False  # its member of the store was the leader, and does not know better
 
 
@@ -99,6 +100,11 @@ class Link:
         low, high = self.latency_s
         delay_s = low + (high - low) * self._rng.random()
         return delay_s * max(1.0, self._worst("slow")) if self._impairments else delay_s
+
+    @property
+    def lag_s(self) -> float:
+        """How much later watches tell."""
+        return self._worst("lag_s")
 
     def share(self) -> float:
         """Any part of one."""

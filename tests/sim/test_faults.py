@@ -107,6 +107,24 @@ def test_a_watch_sees_each_change_once_whatever_the_link_does(world: World, dist
         assert seen.index(-1) + 1 == seen.index(-2)
 
 
+def test_a_watch_that_lags_knows_less_than_a_read(world: World) -> None:
+    told: dict[int, float] = {}
+    world.link("n").impair(Impairment(lag_s=3.0))
+
+    async def watch() -> None:
+        async for batch in world.store("n").watch("k", after_revision=0):
+            told[batch[-1].revision] = world.loop.time()
+
+    async def write_and_read() -> bool:
+        await put(world, "k")
+        return await world.store("n").get("k") is not None and world.loop.time() < 0.1 and not told
+
+    world.spawn("n", watch)
+    assert outcome(world, write_and_read)
+    assert list(told) == [2]
+    assert 3.0 < told[2] < 3.1
+
+
 def test_a_watch_that_slept_through_a_compaction_says_so(world: World) -> None:
     async def watch() -> None:
         with pytest.raises(Compacted):
