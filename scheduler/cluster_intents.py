@@ -34,7 +34,7 @@ class ClusterIntents:
         need(request.reason, "reason is missing: say why restarts may go on")
 
         def change(intent: records_pb2.ClusterIntent) -> None:
-            intent.brake_released_s = self._wall()
+            intent.brake_released_s = record.brake.since_s  # it names the brake: this clock may be another
             intent.brake_by, intent.brake_reason = request.by or "operator", request.reason
 
         await self._intend(change)

@@ -13,6 +13,7 @@ from gpupool.store import keys
 from gpupool.store.port import Store
 from gpupool.v1 import records_pb2, scheduler_pb2
 
+from .core.skew import answers
 from .intents import ApiError, change_intent, need
 from .mirror import Mirror
 
@@ -40,10 +41,12 @@ class HostIntents:
 
     async def uncordon(self, host: str, by: str) -> scheduler_pb2.Host:
         """The host takes jobs again, whether an operator or the leader kept it out."""
+        record = self._show(host).record
 
         def change(intent: records_pb2.HostIntent) -> None:
             intent.cordoned, intent.reason, intent.by, intent.at_s = False, "", by, self._wall()
-            intent.uncordoned_s = self._wall()
+            if record.lost_s or record.held_out_s:
+                intent.uncordoned_s = answers(*record.lost_s, record.held_out_s)
 
         return await self._intend(host, change)
 

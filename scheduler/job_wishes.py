@@ -14,6 +14,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
+from .core.skew import no_earlier
 from .intents import ApiError, change_intent
 from .mirror import FINAL, Mirror
 
@@ -61,7 +62,8 @@ class JobWishes:
 
     def _hold(self, intent: records_pb2.JobIntent, by: str, reason: str) -> None:
         if intent.held_s <= intent.released_s:  # or it is wanted already
-            intent.held_s, intent.held_by, intent.held_reason = self._wall(), by or "operator", reason
+            intent.held_s = no_earlier(self._wall(), intent.released_s)
+            intent.held_by, intent.held_reason = by or "operator", reason
 
     async def _wish(self, job_id: str, change: Callable[[records_pb2.JobIntent], None]) -> job_pb2.Job:
         await change_intent(self._store, self._mirror, keys.job_intent(job_id), records_pb2.JobIntent, change)

@@ -21,6 +21,7 @@ from . import queue_rules
 from .core.events import JobSubmitted
 from .core.explain import explain
 from .core.policy import Policy
+from .core.skew import answers
 from .core.step import step
 from .decode import job_of
 from .dependencies import unknown
@@ -266,7 +267,8 @@ class JobsApi:
             raise ApiError(grpc.StatusCode.FAILED_PRECONDITION, message)
 
         def change(intent: records_pb2.JobIntent) -> None:
-            intent.released_s, intent.by, intent.reason = self._wall(), request.by or "operator", request.reason
+            intent.released_s = answers(job.status.held_s, intent.held_s, intent.released_s)
+            intent.by, intent.reason = request.by or "operator", request.reason
 
         await change_intent(self._store, self._mirror, keys.job_intent(request.id), records_pb2.JobIntent, change)
         return await self.get(request.id)

@@ -17,6 +17,7 @@ from gpupool.store.port import KeyValue, StoreError
 from gpupool.v1 import job_pb2, records_pb2
 
 from .core import events, model
+from .core.ahead import bring_back
 from .core.books import Claim
 from .core.brake import consider
 from .core.fence import intent_noted, lost_unseen, unwatched
@@ -82,6 +83,7 @@ def _load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float
     stored = items if isinstance(items, dict) else by_kind(items)
     _know_intents(cluster, stored)
     aside = yield from _load_decisions(cluster, stored)
+    bring_back(cluster, now)
     words = {ids[0]: last_word(kv) for ids, kv in stored.pop(Kind.GUARD, ())}
     for ids, kv in stored.get(Kind.SESSION, ()):
         host = cluster.hosts.get(ids[0])

@@ -19,6 +19,7 @@ from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 from .cluster_dump import ClusterDump
 from .cluster_intents import ClusterIntents
 from .core.policy import Policy
+from .core.skew import answers
 from .failover_plan import FailoverPlans
 from .host_intents import HostIntents
 from .intents import ApiError
@@ -181,7 +182,8 @@ class OperationsApi:
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"unit {request.unit} of {request.host} is {state}; only a QUARANTINED unit is tried again",
             )
-        intent = records_pb2.UnitIntent(retry_requested_s=self._wall(), by=request.by, reason=request.reason)
+        asked_s = answers(view.report.since_s)  # by the agent's clock, which it is compared with
+        intent = records_pb2.UnitIntent(retry_requested_s=asked_s, by=request.by, reason=request.reason)
         put = Put(keys.unit_intent(request.host, request.unit), intent.SerializeToString())
         done = await self._store.commit([], [put])
         await self._mirror.reached(done.revision)

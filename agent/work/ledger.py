@@ -21,6 +21,7 @@ from .records import Records
 from .tables import UNITS, VMS, UnitEvent, UnitIs, VmHappened, VmIs, change
 
 R = TypeVar("R", VmRecord, UnitRecord)
+_MOMENT_S = 0.001  # as the scheduler dates a word that answers a report
 _IN_HAND = (UnitIs.HELD, UnitIs.RESETTING)  # a VM or a reclaim has it: whatever turns up there waits
 
 
@@ -270,7 +271,7 @@ class Ledger:
 
     def _unit_change(self, unit: UnitRecord, event: UnitEvent, reason: str) -> None:
         unit.state = change(UNITS, f"unit {unit.unit}", unit.state, event, reason)
-        unit.since_s = self._clock.wall()
+        unit.since_s = max(self._clock.wall(), unit.since_s + _MOMENT_S)  # a retry is of what is older than its date
         self._save_unit(unit)
 
     def _save_unit(self, unit: UnitRecord) -> None:

@@ -17,6 +17,7 @@ from math import inf
 
 from .losses import Brake
 from .model import Cluster, Host
+from .skew import lost_at_s, no_earlier
 from .tables import HostState, Transition
 
 _UNPROVEN = frozenset({HostState.SUSPECT, HostState.FENCING})
@@ -30,7 +31,7 @@ def planned(host: Host) -> bool:
 
 def host_lost(cluster: Cluster, host: Host, now: float) -> None:
     """A host has lost its session, and perhaps it is one too many."""
-    host.lost_s = (*host.lost_s, now)[-LOSSES_KEPT:]
+    host.lost_s = (*host.lost_s, lost_at_s(cluster, host, now))[-LOSSES_KEPT:]
     cluster.lately.add(host.name)
     if cluster.brake is None:
         consider(cluster, now)
@@ -52,7 +53,8 @@ def consider(cluster: Cluster, now: float) -> None:
     cluster.lately = {name for name, at_s in times.items() if at_s >= now - window_s}
     lost = sorted(cluster.lately)
     if why := _too_much(cluster, lost):
-        cluster.brake = Brake(now, _until_s(cluster, now), why, tuple(lost))
+        since_s = no_earlier(now, cluster.intent.brake_released_s)
+        cluster.brake = Brake(since_s, _until_s(cluster, now), why, tuple(lost))
         cluster.log.append(Transition("cluster", "brake", "off", "on", why))
         cluster.dirty.cluster = True
         cluster.requeue_lost()
@@ -101,7 +103,8 @@ def in_words(brake: Brake, now: float) -> str:
 
 
 def _end(cluster: Cluster, now: float, why: str) -> None:
-    cluster.brake, cluster.settled_s = None, now
+    losses = (cluster.hosts[name].lost_s[-1:] for name in cluster.lately)
+    cluster.brake, cluster.settled_s = None, max([now, *(at_s for last in losses for at_s in last)])
     cluster.dirty.cluster = True
     cluster.log.append(Transition("cluster", "brake", "on", "off", why))
     cluster.requeue_lost()

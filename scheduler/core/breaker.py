@@ -8,6 +8,7 @@ never hold a job for what it had no part in: an allocation of which the agent ha
 from __future__ import annotations
 
 from .model import Cluster, Host, Job, Outcome
+from .skew import no_earlier
 
 LONG_RUN_S = 3600.0  # whoever ran for so long did not bring its host down by starting
 
@@ -31,4 +32,4 @@ def judge(job: Job, now: float) -> None:
     hosts = [a.host for a in job.attempts if a.outcome is Outcome.HOST_LOST][-job.host_deaths :]
     many = f"{job.host_deaths} hosts in a row died with it" if job.host_deaths > 1 else "its host died with it"
     job.hold = f"{many}: {', '.join(hosts)}"
-    job.held_s = now
+    job.held_s = no_earlier(now, job.intent.released_s)

@@ -6,6 +6,7 @@ It keeps a host from getting new VMs, never from running those that it has.
 from __future__ import annotations
 
 from .model import Cluster, Host
+from .skew import no_earlier
 from .tables import Transition
 
 
@@ -17,7 +18,7 @@ def host_lost(cluster: Cluster, host: Host, now: float) -> None:
     if host.held_out or not 0 < policy.losses <= losses:
         return
     host.held_out = f"it was lost {losses} times within {policy.window_s:.0f} s; uncordon it once it is mended"
-    host.held_out_s = now
+    host.held_out_s = no_earlier(now, host.intent.uncordoned_s)
     _changed(cluster, host, "in", "held out", host.held_out)
 
 

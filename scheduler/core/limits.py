@@ -1,6 +1,7 @@
 """The times that a job has: until when it may start, run and be kept. It computes; `deadlines.py` acts.
 
-An attempt's time runs from its guest's start, as the agent dates it, but not from before the decision that made it. A
+An attempt's time runs from its guest's start, as the agent dates it, but not from before the decision that made it, nor
+from after the leader heard of it. A
 deadline is the moment at which the VM is gone: so the stop is asked for a grace before it. The limit itself says when
 the stop is asked for; the grace comes after it.
 """

@@ -33,14 +33,14 @@ def power_owed(cluster: Cluster, now: float) -> list[PowerOff]:
     """Hosts to be switched off now, by name."""
     if withheld(cluster):
         return []
-    return [PowerOff(host.name, host.session) for host in _wanted(cluster) if _next_s(host) <= now]
+    return [PowerOff(host.name, host.session) for host in _wanted(cluster) if _next_s(host, now) <= now]
 
 
 def next_power_s(cluster: Cluster, now: float) -> float | None:
     """When another try is due that is not due yet; None: no such thing is known."""
     if withheld(cluster):
         return None
-    return min((due for host in _wanted(cluster) if (due := _next_s(host)) > now), default=None)
+    return min((due for host in _wanted(cluster) if (due := _next_s(host, now)) > now), default=None)
 
 
 def withheld(cluster: Cluster) -> str:
@@ -57,8 +57,8 @@ def power_fenced(cluster: Cluster, host: Host, event: PowerFenced) -> None:
     if host.state is not HostState.FENCING or event.session != host.session:
         return
     before = _tried(host)
-    if before is not None and event.at_s <= before.last_s:
-        return  # told again
+    if before is not None and (event.at_s, event.off) == (before.last_s, not before.error):
+        return  # told again; an earlier one may have been dated later, by the clock of another leader
     tries = before.tries + 1 if before is not None else 1
     error = "" if event.off else event.detail or "it failed, and did not say why"
     next_s = event.at_s + min(FIRST_RETRY_S * 2 ** min(tries - 1, 30), LONGEST_RETRY_S)
@@ -88,7 +88,7 @@ def told(cluster: Cluster, host: Host, now: float) -> str:
         return f"it is not switched off, as {why}" + (f" ({failed})" if failed else "")
     if not failed:
         return "it is being switched off"
-    return f"{failed}; next try in {max(0.0, _next_s(host) - now):.0f} s"
+    return f"{failed}; next try in {max(0.0, _next_s(host, now) - now):.0f} s"
 
 
 def under_way(cluster: Cluster, host: Host) -> bool:
@@ -111,9 +111,10 @@ def _would_help(host: Host) -> bool:
     return host.fact is None or host.fact.session != host.session  # or else it lives
 
 
-def _next_s(host: Host) -> float:
+def _next_s(host: Host, now: float) -> float:
+    """When the next try is due. One that is further off than any is was dated by a clock that was ahead: it is due."""
     power = _tried(host)
-    return power.next_s if power is not None else 0.0
+    return power.next_s if power is not None and power.next_s <= now + LONGEST_RETRY_S else 0.0
 
 
 def _tried(host: Host) -> PowerFencing | None:

@@ -72,7 +72,7 @@ def look(cluster: Cluster, now: float) -> None:
         if found < 1e-9:
             del shares.decayed[tenant]
     shares.at_s = now
-    if now - shares.noted_s >= NOTE_EVERY_S and half_life_s:
+    if not 0 <= now - shares.noted_s < NOTE_EVERY_S and half_life_s:
         shares.noted_s, cluster.dirty.shares = now, True
 
 

@@ -168,7 +168,8 @@ def _warned(cluster: Cluster, allocation: Allocation, event: VmReported) -> None
 
 def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float, *, moved: str) -> None:
     attempt = job.attempts[-1]
-    attempt.started_s = attempt.started_s or event.started_s
+    if event.started_s and not attempt.started_s:  # dated by the agent's clock: between the decision and now, by ours
+        attempt.started_s = min(max(event.started_s, attempt.created_s), now)
     if event.state is AllocationState.RUNNING and job.state is JobState.STARTING:
         cluster.change_job(job, JobEvent.STARTED, now, f"runs on {event.host}")
     if event.state is AllocationState.ENDED:

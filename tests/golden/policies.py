@@ -10,6 +10,7 @@ from scheduler.core import events, failovers
 from scheduler.core.facts import ClusterIntent, GuardKind, JobIntent, SessionFact
 from scheduler.core.model import Cluster
 from scheduler.core.policy import Policy
+from scheduler.core.skew import answers
 from scheduler.core.tables import AllocationState
 
 
@@ -64,9 +65,8 @@ class Policies:
         )
 
     def do_release_brake(self) -> None:
-        wanted = replace(
-            self.cluster.intent, brake_released_s=self.now, brake_by="ann", brake_reason="the switch is back"
-        )
+        at_s = self.cluster.brake.since_s if self.cluster.brake is not None else self.now
+        wanted = replace(self.cluster.intent, brake_released_s=at_s, brake_by="ann", brake_reason="the switch is back")
         self.tell(events.ClusterIntentChanged(wanted))
 
     def do_disarm(self) -> None:
@@ -98,13 +98,14 @@ class Policies:
             self.cluster.hosts[host].fact = self.said[host]
 
     def do_release(self, job: str) -> None:
-        self.tell(
-            events.JobIntentChanged(job, self.wish(job, released_s=self.now, by="ann", reason="its image is mended"))
-        )
+        found = self.cluster.jobs[job]
+        at_s = answers(found.held_s, found.intent.held_s, found.intent.released_s)
+        self.tell(events.JobIntentChanged(job, self.wish(job, released_s=at_s, by="ann", reason="its image is mended")))
 
     def do_uncordon(self, host: str) -> None:
-        intent = self.cluster.hosts[host].intent
-        self.tell(events.HostIntentChanged(host, replace(intent, cordoned=False, uncordoned_s=self.now)))
+        found = self.cluster.hosts[host]
+        at_s = answers(*found.lost_s, found.held_out_s) if found.lost_s else found.intent.uncordoned_s
+        self.tell(events.HostIntentChanged(host, replace(found.intent, cordoned=False, uncordoned_s=at_s)))
 
     def do_failovers(self) -> None:
         failovers.look(self.cluster, self.now)

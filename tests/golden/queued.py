@@ -12,6 +12,7 @@ from scheduler.core import events
 from scheduler.core.amounts import Amounts
 from scheduler.core.facts import JobIntent, QueueIntent
 from scheduler.core.model import Cluster
+from scheduler.core.skew import no_earlier
 from scheduler.core.terms import Dependency, Element, Member, OnLoss, Terms, When
 
 
@@ -138,12 +139,13 @@ class Queued:
             self.log.append(f"  {queue}: {books.shares.of(books.queues.tenant(queue)):.6f}")
 
     def do_hold(self, job: str, why: str = "") -> None:
-        self._wish(job, held_s=self.now, held_by="ann", held_reason=why.replace("_", " "))
+        held_s = no_earlier(self.now, self.cluster.jobs[job].intent.released_s)
+        self._wish(job, held_s=held_s, held_by="ann", held_reason=why.replace("_", " "))
 
     def do_requeue(self, job: str, why: str = "", hold: str = "no") -> None:
         wanted: dict[str, object] = {"requeue_attempt": self.cluster.jobs[job].attempt_count, "requeue_by": "ann"}
         if hold == "yes":
-            wanted |= {"held_s": self.now, "held_by": "ann"}
+            wanted |= {"held_s": no_earlier(self.now, self.cluster.jobs[job].intent.released_s), "held_by": "ann"}
         self._wish(job, **wanted, requeue_reason=why.replace("_", " "))
         allocation = self.cluster.allocations.get(self.cluster.jobs[job].allocation_id or "")
         if allocation is not None and allocation.stop_reason:

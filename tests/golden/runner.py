@@ -132,14 +132,16 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
             )
 
     def do_report(
-        self, allocation: str, state: str, *, outcome: str = "", code: str = "", said: str = "", warns: str = ""
-    ) -> None:
-        """As the agent of the allocation's host would."""
+        self, allocation: str, state: str, *, outcome: str = "", code: str = "", said: str = "", warns: str = "",
+        clock: str = "0",
+    ) -> None:  # fmt: skip
+        """As the agent of the allocation's host would; its clock is `clock` seconds ahead of the leader's."""
+        at_s = self.now + float(clock)
         a = self.cluster.allocations[allocation]
         exit_code = int(code) if code else None
         event = events.VmReported(
             a.host, a.id, a.session, AllocationState[state], Outcome[outcome] if outcome else None, exit_code,
-            said.replace("_", " "), self.now if state == "RUNNING" else 0.0, self.now,
+            said.replace("_", " "), at_s if state == "RUNNING" else 0.0, at_s,
             (warns.replace("_", " "),) if warns else (),
         )  # fmt: skip
         self.reports[a.id] = event
@@ -246,3 +248,8 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
 
     def do_wait(self, seconds: str) -> None:
         self.now += float(seconds)
+
+    def do_slower_leader(self, seconds: str) -> None:
+        """As `leader`, on a machine whose clock is that far behind."""
+        self.now -= float(seconds)
+        self.do_leader()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.plants_agent import AGENT
+from tests.mutants.plants_clocks import CLOCKS
 from tests.mutants.plants_demands import DEMANDS
 from tests.mutants.plants_drain import DRAIN
 from tests.mutants.plants_gangs import GANGS
@@ -18,5 +19,5 @@ from tests.mutants.plants_store import STORE
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS, *SIMULATE,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS,
 )  # fmt: skip

@@ -90,7 +90,7 @@ POWER_FENCING = (
     Mutant(
         "hammering a BMC",
         "the next try does not wait for its time",
-        [Edit(POWER, "if _next_s(host) <= now]", "]")],
+        [Edit(POWER, "if _next_s(host, now) <= now]", "]")],
         golden("power_backoff_survives_a_new_leader"),
     ),
     Mutant(

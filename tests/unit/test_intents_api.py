@@ -81,12 +81,57 @@ async def test_maintenance_takes_no_cordon_with_it() -> None:
 
 
 @virtual_time
-async def test_an_uncordon_has_a_time_so_that_it_outdates_what_the_leader_decided_before() -> None:
+async def test_an_uncordon_is_dated_just_after_what_it_answers_by_the_leaders_clock() -> None:
     pool = Pool()
     await pool.join("h1")
     async with serving(pool) as (api, _):
-        before = wall()
-        assert (await api.host_intents.uncordon("h1", "ann")).intent.uncordoned_s >= before
+        assert not (await api.host_intents.uncordon("h1", "ann")).intent.uncordoned_s  # nothing was lost
+        for ahead_s in (3600.0, -3600.0):
+            at_s = wall() + ahead_s
+            record = records_pb2.HostRecord(lost_s=[at_s - 50, at_s], held_out="often lost", held_out_s=at_s)
+            await pool.put(Put(keys.host("h1"), record.SerializeToString()))
+            await asyncio.sleep(1)
+            dated_s = (await api.host_intents.uncordon("h1", "ann")).intent.uncordoned_s
+            assert at_s < dated_s < at_s + 1
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+def test_a_word_outdates_what_it_answers_whatever_the_clocks_say(ahead_s: float) -> None:
+    """Who wrote what is on record has another clock than this replica: the leader, and the agent of the unit."""
+
+    @virtual_time
+    async def scenario() -> None:
+        pool, at_s = Pool(), wall() + ahead_s
+        await pool.join("h1")
+        await pool.submit("a")
+        cluster = records_pb2.ClusterRecord(brake=records_pb2.Brake(since_s=at_s, reason="5 of 12 hosts"))
+        held = job_pb2.JobStatus(state=job_pb2.JOB_STATE_PENDING, hold="3 hosts died with it", held_s=at_s)
+        kv = await pool.store.get(keys.unit("h1", "u0"))
+        assert kv
+        unit = records_pb2.UnitReport.FromString(kv.value)
+        unit.state, unit.since_s = records_pb2.UNIT_STATE_QUARANTINED, at_s
+        for key, record in (
+            (keys.CLUSTER, cluster),
+            (keys.host("h1"), records_pb2.HostRecord(session=unit.session)),
+            (keys.job_status("a"), held),
+            (keys.unit("h1", "u0"), unit),
+        ):
+            await pool.put(Put(key, record.SerializeToString()))
+        async with serving(pool) as (api, jobs):
+            await api.cluster_intents.release_brake(scheduler_pb2.ReleaseBrakeRequest(reason="a switch", by="ann"))
+            assert api.cluster().intent.brake_released_s == at_s  # this brake, and none that may follow
+            await jobs.release(scheduler_pb2.ReleaseJobRequest(id="a", reason="bad riser", by="ann"))
+            await jobs.wishes.hold(scheduler_pb2.HoldJobRequest(id="a", reason="and again", by="ann"))
+            await api.retry_unit(scheduler_pb2.RetryUnitRequest(host="h1", unit="u0", by="ann"))
+        job, retry = await pool.store.get(keys.job_intent("a")), await pool.store.get(keys.unit_intent("h1", "u0"))
+        assert job
+        assert retry
+        word = records_pb2.JobIntent.FromString(job.value)
+        assert at_s < word.released_s < at_s + 1
+        assert word.held_s > word.released_s
+        assert at_s < records_pb2.UnitIntent.FromString(retry.value).retry_requested_s < at_s + 1
+
+    scenario()
 
 
 @virtual_time

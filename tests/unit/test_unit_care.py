@@ -83,6 +83,22 @@ async def sick_and_away(rig: Rig) -> None:
 
 
 @virtual_time
+async def test_a_retry_is_one_more_try_although_the_clock_went_back_an_hour_meanwhile() -> None:
+    rig = Rig()
+    rig.clock.wall_offset_s += 3600
+    rig.devices.faults[UNIT] = "bars differ"
+    await rig.boot()
+    await until(lambda: rig.unit().state == QUARANTINED)
+    rig.clock.wall_offset_s -= 3600
+    for tries in (2, 3):
+        asked_s = rig.unit().since_s + 0.001  # as the scheduler's API dates it
+        rig.put(keys.unit_intent(HOST, UNIT), records_pb2.UnitIntent(retry_requested_s=asked_s, by="ann"))
+        await asyncio.sleep(60)
+        assert (rig.unit().state, rig.devices.reclaimed.count(UNIT)) == (QUARANTINED, tries)
+    await rig.close()
+
+
+@virtual_time
 async def test_a_sick_unit_is_quarantined_though_its_host_was_rebooted_and_it_came_back_late() -> None:
     async with ready() as rig:
         await sick_and_away(rig)
