@@ -15,12 +15,14 @@ from enum import StrEnum
 
 from gpupool.v1 import inventory_pb2
 
+from ..inventory.pci import VGA
 from .nodes import PCI, Below, Disk, Root, below, last
 
 _RESOURCE = re.compile(r"/([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/resource[0-9]")  # a BAR, mapped by a program
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # fs/proc_namespace.c: blanks in mountinfo are octal
 _GUEST_NAME = re.compile(r"(?:^|\0)-name\0(?:guest=)?([^,\0]+)")
 _TABLE_BYTES = 8 << 20  # of a mount table: a host of many containers has thousands of lines
+_CLASS = re.compile(r"0x([0-9a-f]{4})[0-9a-f]{2}")
 _COMMAND_CHARS = 120
 _INTERFACE_UP = 0x1  # IFF_UP, linux/if.h
 _MAX_HOLDERS = 64  # of one disk, through device mapper and RAID
@@ -159,7 +161,8 @@ def _console(root: Root, address: str, what: Below) -> Iterator[Holder]:
 
     Other GPUs' drivers make framebuffers too, and fbcon takes them all; it lets go of those when the driver does.
     """
-    if root.read(f"{PCI}/{address}/boot_vga") != "1":
+    said = _boot_vga(root, address)
+    if not said:
         return
     consoles = [root.read(f"sys/class/vtconsole/{name}/name") or "" for name in _bound_consoles(root)]
     if what.framebuffers and any("frame buffer" in name for name in consoles):
@@ -169,9 +172,20 @@ def _console(root: Root, address: str, what: Below) -> Iterator[Holder]:
     for name in root.list("sys/class/graphics"):
         device = root.link_target(f"sys/class/graphics/{name}") or ""
         if name.startswith("fb") and name[2:].isdecimal() and "/platform/" in device:
-            yield Holder(address, Use.CONSOLE, "the firmware's framebuffer", f"{name}; this is the boot VGA")
+            yield Holder(address, Use.CONSOLE, "the firmware's framebuffer", f"{name}; {said}")
     if any("VGA" in name for name in consoles):
-        yield Holder(address, Use.CONSOLE, "the VGA text console", "this is the boot VGA")
+        yield Holder(address, Use.CONSOLE, "the VGA text console", said)
+
+
+def _boot_vga(root: Root, address: str) -> str:
+    """Whether this is the boot VGA, in words; empty: no. It may be one where neither the kernel nor the class says."""
+    text = root.read(f"{PCI}/{address}/boot_vga")
+    if text in ("0", "1"):
+        return "this is the boot VGA" if text == "1" else ""
+    found = _CLASS.fullmatch(root.read(f"{PCI}/{address}/class") or "")
+    if text is None and found and int(found[1], 16) != VGA:
+        return ""  # no other class has that attribute
+    return "this may be the boot VGA, its boot_vga cannot be read" if root.list(f"{PCI}/{address}") else ""
 
 
 def _bound_consoles(root: Root) -> Iterator[str]:

@@ -24,6 +24,7 @@ DEVICES = "bus/pci/devices"
 # PCI Code and ID Assignment Specification, section 1: base class and subclass.
 GPU_CLASSES = frozenset({0x0300, 0x0302, 0x0380, 0x1200})  # VGA, 3D, other display, processing accelerator
 BRIDGE_CLASSES = frozenset({0x0600, 0x0604, 0x0609})  # host, PCI-to-PCI, semi-transparent PCI-to-PCI
+VGA = 0x0300  # the one class that has a boot_vga attribute (drivers/pci/pci-sysfs.c, pci_dev_attrs_are_visible)
 NETWORK, BRIDGE = 0x02, 0x06  # base classes
 # Kernels before 5.15 offer `reset` without saying how: their own choice is the only method then.
 KERNELS_CHOICE = "default"
@@ -53,6 +54,7 @@ class Function:
     link_speed_max_mts: int = 0
     link_width_max: int = 0
     boot_vga: bool = False
+    boot_vga_unknown: bool = False  # a VGA function of which nobody says whether the firmware draws on it
     virtual: bool = False  # an SR-IOV virtual function
     physical_function: str = ""  # of a virtual function: its parent
     virtual_functions: int = 0  # SR-IOV virtual functions that are switched on
@@ -199,6 +201,8 @@ def _in_full(sysfs: Sysfs, outline: Function, note: Note, *, has_ids: bool) -> F
     speeds = [found.get(f"{sight}_link_speed", attributes.link_speed, 0) for sight in sights] or [0, 0]
     widths = [found.get(f"{sight}_link_width", attributes.link_width, 0) for sight in sights] or [0, 0]
 
+    boot_vga = found.get("boot_vga", lambda text: decimal(text, 0, 1), -1)
+
     def regions(text: str) -> tuple[Bar, ...]:
         memory, wrong = bars.parse_resource(text)
         if wrong:
@@ -217,7 +221,8 @@ def _in_full(sysfs: Sysfs, outline: Function, note: Note, *, has_ids: bool) -> F
         link_width=widths[0],
         link_speed_max_mts=speeds[1],
         link_width_max=widths[1],
-        boot_vga=found.get("boot_vga", lambda text: decimal(text, 0, 1), 0) == 1,
+        boot_vga=boot_vga == 1,
+        boot_vga_unknown=boot_vga < 0 and outline.class_code >> 8 == VGA,
         virtual=virtual.is_virtual,
         physical_function=virtual.parent,
         virtual_functions=max(virtual.switched_on, len(virtual.present)),

@@ -179,6 +179,8 @@ def _unfit_group(function: Function, tree: PciTree) -> Iterator[str]:
 def _unfit_gpu(gpu: Function, tree: PciTree, *, pm_is_enough: bool) -> Iterator[str]:
     if gpu.boot_vga:
         yield f"{gpu.address} is the boot VGA"
+    elif gpu.boot_vga_unknown:
+        yield f"{gpu.address} may be the boot VGA: its boot_vga cannot be read"
     if gpus.is_management_display(gpu.vendor_id):
         yield f"{gpu.address} is the server's management display"
     if not gpu.vendor_id or not gpu.device_id:

@@ -320,6 +320,26 @@ def test_text_mode_console_on_the_boot_vga(machine: Machine) -> None:
     assert machine.texts(GPU) == []
 
 
+@pytest.mark.parametrize(
+    ("boot_vga", "code", "maybe"),
+    [
+        *(("", "0x030000", True), ("x", "0x030200", True), (None, "0x030000", True), (None, None, True)),
+        *((None, "0x03", True), (None, "0x030200", False), ("0", "0x030000", False)),
+    ],
+)
+def test_what_may_be_the_boot_vga_counts_as_one(
+    machine: Machine, boot_vga: str | None, code: str | None, *, maybe: bool
+) -> None:
+    home = machine.function(GPU)
+    console(machine, "VGA+")
+    for name, text in (("boot_vga", boot_vga), ("class", code)):
+        if text is not None:
+            machine.file(f"{home}/{name}", text)
+    why = "this may be the boot VGA, its boot_vga cannot be read"
+    assert machine.texts(GPU) == ([f"{GPU} is used by the VGA text console ({why})"] if maybe else [])
+    assert machine.texts("0000:ff:00.0") == [], "what is not there is no console"
+
+
 # Trees that lie
 
 

@@ -291,6 +291,22 @@ def test_what_the_operator_cannot_make_a_gpu(code: str, reason: str | None) -> N
     assert [reason in unit.unfit for unit in found if reason] == ([True] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("code", "text", "unfit"),
+    [
+        *(("0x030000", "0", False), ("0x030000", "", True), ("0x030000", "x", True), ("0x030000", None, True)),
+        *(("0x030200", None, False), ("0x030200", "0", False), ("0x120000", None, False)),
+    ],
+)
+def test_a_vga_function_that_may_be_the_boot_vga_is_kept_out(code: str, text: str | None, *, unfit: bool) -> None:
+    base = "bus/pci/devices/0000:21:00.0"
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"), {f"{base}/class": code})
+    if text is not None:
+        tree.files[f"{base}/boot_vga"] = text
+    (unit,) = read_inventory(tree).units
+    assert unit.unfit == ("0000:21:00.0 may be the boot VGA: its boot_vga cannot be read" if unfit else "")
+
+
 def gpu_with_bar(size: int, device: str, code: str = "0x030000", flags: int = 0x14220C) -> FakeSysfs:
     base = "bus/pci/devices/0000:21:00.0"
     bar = f"0x{1 << 44:016x} 0x{(1 << 44) + size - 1:016x} 0x{flags:016x}\n" + "0x0 0x0 0x0\n" * 6

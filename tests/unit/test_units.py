@@ -126,6 +126,7 @@ def test_bridges_of_the_group_stay_with_the_host_and_are_noted() -> None:
         ([gpu("0000:21:00.0", -1)], "no IOMMU group"),
         ([gpu("0000:21:00.0", reset_methods=())], "no usable reset method"),
         ([gpu("0000:21:00.0", boot_vga=True)], "boot VGA"),
+        ([gpu("0000:21:00.0", boot_vga_unknown=True)], "may be the boot VGA"),
         ([gpu("0000:21:00.0", vendor_id=gpus.ASPEED)], "management display"),
         ([gpu("0000:21:00.0", vendor_id=0)], "cannot be read"),
         ([gpu("0000:21:00.0", virtual_functions=4)], "4 SR-IOV virtual functions"),
