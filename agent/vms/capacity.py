@@ -13,11 +13,12 @@ from typing import Protocol
 
 from ..domain.memory import locked_mib
 from ..domain.shape import DomainShape
+from ..inventory.topology import cpu_list
 
 _CAP_SYS_RESOURCE = 24  # linux/capability.h
 _RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 _FIELD = re.compile(r"^Node \d+ ([\w()]+):\s+(\d+) kB$", re.MULTILINE)
-_CPU_LIST = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
+_CAPABILITIES = re.compile(r"^CapEff:[ \t]+([0-9a-f]{1,16})$", re.MULTILINE)
 
 
 class HostState(Protocol):
@@ -98,8 +99,8 @@ class LinuxHost:
             return None
         pid = pid or os.getpid()
         status = _read(self._proc / str(pid) / "status") or ""
-        capabilities = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), None)
-        if capabilities is None or int(capabilities, 16) >> _CAP_SYS_RESOURCE & 1:
+        capabilities = _CAPABILITIES.search(status)
+        if capabilities is None or int(capabilities[1], 16) >> _CAP_SYS_RESOURCE & 1:
             return None
         limits = _read(self._proc / str(pid) / "limits") or ""
         line = next((line for line in limits.splitlines() if line.startswith("Max locked memory")), "")
@@ -108,11 +109,8 @@ class LinuxHost:
 
     def online_cpus(self) -> frozenset[int] | None:
         """See HostState."""
-        text = (_read(self._online) or "").strip()
-        if not _CPU_LIST.fullmatch(text):
-            return None
-        parts = (part.partition("-") for part in text.split(","))
-        return frozenset(cpu for first, _, last in parts for cpu in range(int(first), int(last or first) + 1))
+        cpus = cpu_list(_read(self._online) or "")
+        return frozenset(cpus) if cpus else None  # none at all cannot be: something runs this
 
 
 def _read(file: Path) -> str | None:

@@ -113,6 +113,12 @@ def test_half_written_files_say_nothing(tree: Path, text: str) -> None:
     assert host.online_cpus() is None
 
 
+@pytest.mark.parametrize("text", ["0-99999999", "3-1", "0-3,x", "٣", "-1"])
+def test_a_list_of_cpus_that_makes_no_sense_says_nothing(tree: Path, text: str) -> None:
+    (tree / "sys/devices/system/cpu/online").write_text(text)
+    assert LinuxHost(lambda: None, tree).online_cpus() is None
+
+
 CAN, CANNOT = "CapEff:\t000001ffffffffff\n", "CapEff:\t000001fffeffffff\n"
 LIMITS = """\
 Limit                     Soft Limit           Hard Limit           Units
@@ -122,7 +128,15 @@ Max locked memory         65536                {} bytes
 
 @pytest.mark.parametrize(
     ("status", "hard", "limit"),
-    [(CAN, "8388608", None), (CANNOT, "8388608", 8), (CANNOT, "unlimited", None), ("", "8388608", None)],
+    [
+        (CAN, "8388608", None),
+        (CANNOT, "8388608", 8),
+        (CANNOT, "unlimited", None),
+        ("", "8388608", None),
+        ("CapEff:\n", "8388608", None),
+        ("CapEff: zz\n", "8388608", None),
+        ("CapEff:\nffff\n", "8388608", None),
+    ],
 )
 def test_the_limit_is_libvirtds_unless_it_may_raise_it(tree: Path, status: str, hard: str, limit: int | None) -> None:
     (tree / "proc/42/status").write_text(status)
