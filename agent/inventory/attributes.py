@@ -19,6 +19,7 @@ POWER_STATES = frozenset({"D0", "D1", "D2", "D3hot", "D3cold"})
 POWER_UNKNOWN = frozenset({"unknown", "error"})
 
 _HEX = re.compile(r"(?:0x)?([0-9a-f]{1,16})", re.IGNORECASE)
+_REGISTER = re.compile(r"0x([0-9a-f]{4,6})", re.IGNORECASE)
 _DECIMAL = re.compile(r"-?[0-9]{1,10}")
 _SPEED = re.compile(r"([0-9]{1,4}(?:\.[0-9]{1,2})?) GT/s.*", re.DOTALL)
 _METHOD = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -73,6 +74,16 @@ def hexadecimal(text: str, high: int) -> int | None:
     match = _HEX.fullmatch(text)
     value = int(match[1], 16) if match else high + 1
     return value if value <= high else None
+
+
+def register(text: str, digits: int) -> int | None:
+    """An id or a class as the kernel prints it: "0x" and just so many digits (drivers/pci/pci-sysfs.c).
+
+    None for fewer or more, of which half may be missing, and for all ones, which is no answer.
+    """
+    match = _REGISTER.fullmatch(text)
+    value = int(match[1], 16) if match and len(match[1]) == digits else None
+    return None if value == (1 << 4 * digits) - 1 else value
 
 
 def link_speed(text: str) -> int | None:

@@ -12,6 +12,7 @@ MEMORY, PREFETCHABLE, MEMORY_64, UNSET = 0x200, 0x2000, 0x100000, 0x20000000
 BASE_REGISTERS, ROM = 6, 6  # lines 0 to 5 are base registers, line 6 the expansion ROM (include/linux/pci.h)
 FOUR_GIB = 1 << 32
 HIGHEST = (1 << 64) - 1
+MOST_BYTES = 1 << 52  # what the widest physical address of any CPU so far can reach
 NO_BAR = " ".join(["0x0000000000000000"] * 3)
 
 
@@ -34,7 +35,8 @@ class Bar:
 def parse_resource(text: str) -> tuple[tuple[Bar, ...], str]:
     """The memory BARs of a `resource` file by index, and what is wrong with the file; empty: nothing.
 
-    A line that makes no sense costs that BAR only: the lines are numbered by their place.
+    A line that makes no sense (one that ends before it begins, or is larger than any machine's addresses reach) costs
+    that BAR only: the lines are numbered by their place.
     """
     lines = text.splitlines()
     bars: list[Bar] = []
@@ -44,7 +46,8 @@ def parse_resource(text: str) -> tuple[tuple[Bar, ...], str]:
             continue
         numbers = [hexadecimal(word, HIGHEST) for word in line.split()[:4]]
         start, end, flags = (number or 0 for number in numbers) if len(numbers) == 3 else (0, 0, 0)
-        if len(numbers) != 3 or None in numbers or (end > start and not flags):
+        is_window = start <= end < start + MOST_BYTES and (flags or end == start)
+        if len(numbers) != 3 or None in numbers or not is_window:
             wrong.append(f"line {index} is {line[:60]!r}, which makes no sense")
         elif flags & MEMORY and end > start:
             bars.append(_bar(index, start, end, flags))
@@ -64,7 +67,7 @@ def windows(bars: tuple[Bar, ...]) -> Iterator[Bar]:
 def _bar(index: int, start: int, end: int, flags: int) -> Bar:
     return Bar(
         index,
-        size_bytes=min(end - start + 1, HIGHEST),
+        size_bytes=end - start + 1,
         address=0 if flags & UNSET else start,
         is_64bit=bool(flags & MEMORY_64),
         prefetchable=bool(flags & PREFETCHABLE),

@@ -14,7 +14,7 @@ from functools import partial
 
 from ..ports import Sysfs
 from . import attributes, bars, sharing
-from .attributes import Attributes, Note, decimal, hexadecimal, parsed
+from .attributes import Attributes, Note, decimal, parsed, register
 from .bars import Bar
 from .config_space import HEADER_BYTES, bridge_buses
 from .path import Path, parse_path
@@ -24,6 +24,7 @@ DEVICES = "bus/pci/devices"
 # PCI Code and ID Assignment Specification, section 1: base class and subclass.
 GPU_CLASSES = frozenset({0x0300, 0x0302, 0x0380, 0x1200})  # VGA, 3D, other display, processing accelerator
 BRIDGE_CLASSES = frozenset({0x0600, 0x0604, 0x0609})  # host, PCI-to-PCI, semi-transparent PCI-to-PCI
+ID_DIGITS, CLASS_DIGITS = 4, 6
 VGA = 0x0300  # the one class that has a boot_vga attribute (drivers/pci/pci-sysfs.c, pci_dev_attrs_are_visible)
 NETWORK, BRIDGE = 0x02, 0x06  # base classes
 # Kernels before 5.15 offer `reset` without saying how: their own choice is the only method then.
@@ -173,7 +174,7 @@ def _outline(sysfs: Sysfs, address: str, note: Note, *, allow: Collection[Ids]) 
     """
     base = f"{DEVICES}/{address}"
     vendor_id, device_id = _ids(sysfs, address, note) if allow else (0, 0)
-    class_code = _hex_file(sysfs, address, "class", note, most=0xFFFFFF, unknown=-1)
+    class_code = _register(sysfs, address, "class", note, digits=CLASS_DIGITS, unknown=-1)
     path = _path(sysfs, base, address, note)
     may_bridge = class_code < 0 or class_code >> 16 == BRIDGE
     return Function(
@@ -230,8 +231,8 @@ def _in_full(sysfs: Sysfs, outline: Function, note: Note, *, has_ids: bool) -> F
         sriov_present=virtual.present,
         mdev_types=virtual.mdev_types,
         mdevs_in_use=virtual.mdevs_in_use,
-        subsystem_vendor_id=found.get("subsystem_vendor", lambda text: hexadecimal(text, 0xFFFF), 0),
-        subsystem_device_id=found.get("subsystem_device", lambda text: hexadecimal(text, 0xFFFF), 0),
+        subsystem_vendor_id=found.get("subsystem_vendor", _id, 0),
+        subsystem_device_id=found.get("subsystem_device", _id, 0),
         power_state=found.get("power_state", attributes.power_state, ""),
         group_members=_group_members(sysfs, base) if outline.iommu_group >= 0 else (),
         no_iommu=outline.iommu_group >= 0 and sysfs.read(f"{base}/iommu_group/name") == NO_IOMMU,
@@ -239,13 +240,17 @@ def _in_full(sysfs: Sysfs, outline: Function, note: Note, *, has_ids: bool) -> F
 
 
 def _ids(sysfs: Sysfs, address: str, note: Note) -> Ids:
-    vendor_id = _hex_file(sysfs, address, "vendor", note, most=0xFFFF, unknown=0)
-    return vendor_id, _hex_file(sysfs, address, "device", note, most=0xFFFF, unknown=0)
+    vendor_id = _register(sysfs, address, "vendor", note, digits=ID_DIGITS, unknown=0)
+    return vendor_id, _register(sysfs, address, "device", note, digits=ID_DIGITS, unknown=0)
 
 
-def _hex_file(sysfs: Sysfs, address: str, name: str, note: Note, *, most: int, unknown: int) -> int:
+def _id(text: str) -> int | None:
+    return register(text, ID_DIGITS)
+
+
+def _register(sysfs: Sysfs, address: str, name: str, note: Note, *, digits: int, unknown: int) -> int:
     path = f"{DEVICES}/{address}/{name}"
-    return parsed(sysfs, path, lambda text: hexadecimal(text, most), unknown, note, what=f"{address}: {name}")
+    return parsed(sysfs, path, lambda text: register(text, digits), unknown, note, what=f"{address}: {name}")
 
 
 def _path(sysfs: Sysfs, base: str, address: str, note: Note) -> Path:

@@ -44,12 +44,14 @@ def read_nodes(
     taken: set[int] = set()
     for node in ids or [0]:
         cpus = [cpu for cpu in (_node_cpus(sysfs, node, note) if ids else sorted(online)) if cpu not in taken]
-        pages = hugepages.read(sysfs, f"{NODES}/node{node}/hugepages" if ids else hugepages.WHOLE_HOST, note)
+        pages, is_whole = hugepages.read(sysfs, f"{NODES}/node{node}/hugepages" if ids else hugepages.WHOLE_HOST, note)
         memory_kib = _node_memory_kib(sysfs, node, note) if ids else _block_memory_kib(sysfs, note)
         set_aside_kib = sum(size.total * size.size_kib for size in pages)
         if set_aside_kib > memory_kib:
             note(f"node {node}: {set_aside_kib} KiB are set aside as hugepages, of {memory_kib} KiB; no memory is left")
-        memory_mib = (memory_kib - set_aside_kib) // KIB_PER_MIB - reserved_memory_mib
+        if not is_whole:
+            note(f"node {node}: how much is set aside as hugepages is unknown; its ordinary memory counts as none")
+        memory_mib = (memory_kib - set_aside_kib) // KIB_PER_MIB - reserved_memory_mib if is_whole else 0
         nodes.append(
             inventory_pb2.NumaNode(
                 id=node,

@@ -152,6 +152,10 @@ def _unfit(endpoints: Sequence[Function], tree: PciTree, *, pm_is_enough: bool) 
     models = sorted({gpus.identify(gpu.vendor_id, gpu.device_id).model for gpu in found})
     for function in endpoints:
         yield from _unfit_group(function, tree)
+        if not function.vendor_id or not function.device_id:
+            yield f"{function.address}: vendor or device id cannot be read"
+        if function.class_code < 0:
+            yield f"{function.address}: class cannot be read"
         if function.virtual_functions:
             yield f"{function.address} has {function.virtual_functions} SR-IOV virtual functions switched on"
         if function.mdevs_in_use:
@@ -170,6 +174,9 @@ def _unfit_group(function: Function, tree: PciTree) -> Iterator[str]:
         yield f"{function.address} has no IOMMU group (is the IOMMU switched on?)"
     elif function.no_iommu:
         yield f"{function.address} has an IOMMU group in name only (VFIO's no-IOMMU mode): it isolates nothing"
+    if function.iommu_group >= 0 and function.address not in function.group_members:
+        group = f"its IOMMU group {function.iommu_group}"
+        yield f"{function.address} is not in the list of {group}: who shares it is unknown"
     strangers = set(function.group_members) - {other.address for other in tree.group_of(function)}
     if strangers:
         names = " ".join(sorted(strangers)[:4])
@@ -183,8 +190,6 @@ def _unfit_gpu(gpu: Function, tree: PciTree, *, pm_is_enough: bool) -> Iterator[
         yield f"{gpu.address} may be the boot VGA: its boot_vga cannot be read"
     if gpus.is_management_display(gpu.vendor_id):
         yield f"{gpu.address} is the server's management display"
-    if not gpu.vendor_id or not gpu.device_id:
-        yield f"{gpu.address}: vendor or device id cannot be read"
     if not OWN_METHODS.intersection(gpu.reset_methods) and not needs_bus_reset(gpu, tree):
         if PM not in gpu.reset_methods:
             yield f"{gpu.address} has no usable reset method"
@@ -201,8 +206,8 @@ def _unfit_neighbour(function: Function, gpu_slots: set[str]) -> Iterator[str]:
     kind = f"{function.address} (class {max(function.class_code, 0) >> 8:04x})"
     base_class = function.class_code >> 16
     if function.class_code < 0:
-        yield f"{function.address}: class cannot be read"
-    elif base_class == STORAGE:
+        return  # nothing can be said of it
+    if base_class == STORAGE:
         yield f"{kind} is storage, which keeps data across resets"
     elif function.slot in gpu_slots and base_class in (MULTIMEDIA, SERIAL_BUS):
         return  # a GPU's audio, or its USB-C controller: the host's driver has it only because it was there first

@@ -68,4 +68,6 @@ def gpu_files(address: str, *, numa_node: str = "0", methods: str = "flr", group
         f"{base}/current_link_width": "16",
         f"{base}/config": bytes(256),  # of conventional PCI: no serial number
     }
-    return FakeSysfs(files, {} if group is None else {f"{base}/iommu_group": group})
+    links = {f"{base}/iommu_group": f"../../../../kernel/iommu_groups/{group}"}
+    links[f"{base}/iommu_group/devices/{address}"] = f"../../../../devices/{address}"
+    return FakeSysfs(files, {} if group is None else links)

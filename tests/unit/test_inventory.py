@@ -197,7 +197,19 @@ def test_odd_hugepages(total: str, free: str, found: list[tuple[int, int, int]],
     (node,) = inventory.numa_nodes
     assert [(page.size_kib, page.total, page.free) for page in node.hugepages] == found
     assert any(note in line for line in inventory.notes)
-    assert node.memory_mib == (0 if "no memory" in note else 1024 - 20 * len(found))
+    assert node.memory_mib == (1024 - 20 if (total, len(found)) == ("10", 1) else 0)
+    assert found or any("its ordinary memory counts as none" in line for line in inventory.notes)
+
+
+def test_a_node_whose_hugepages_cannot_be_counted_offers_no_ordinary_memory() -> None:
+    pages = "devices/system/node/node0/hugepages"
+    tree = fake(ONE_NODE, huge(f"{pages}/hugepages-1048576kB", "", ""), huge(f"{pages}/hugepages-2048kB", "100", "60"))
+    inventory = read_inventory(tree)
+    (node,) = inventory.numa_nodes
+    assert (node.memory_mib, [page.size_kib for page in node.hugepages]) == (0, [2048])
+    assert (
+        "node 0: how much is set aside as hugepages is unknown; its ordinary memory counts as none" in inventory.notes
+    )
 
 
 def test_hugepages_of_a_host_without_nodes() -> None:
@@ -305,6 +317,44 @@ def test_a_vga_function_that_may_be_the_boot_vga_is_kept_out(code: str, text: st
         tree.files[f"{base}/boot_vga"] = text
     (unit,) = read_inventory(tree).units
     assert unit.unfit == ("0000:21:00.0 may be the boot VGA: its boot_vga cannot be read" if unfit else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("vendor", "0x1"), ("vendor", "0xffff"), ("device", "0xffff"), ("device", "0x20b"), ("vendor", "10de")),
+        *(("device", "0x020b5"), ("vendor", "")),
+    ],
+)
+def test_ids_that_are_cut_short_or_no_answer_are_unknown(name: str, text: str) -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"), {f"bus/pci/devices/0000:21:00.0/{name}": text})
+    inventory = read_inventory(tree)
+    (unit,) = inventory.units
+    assert unit.unfit == "0000:21:00.0: vendor or device id cannot be read"
+    assert inventory.notes == [f"0000:21:00.0: {name} is {text!r}, which makes no sense"]
+
+
+@pytest.mark.parametrize("text", ["0x03", "0x0302", "0x03020", "0x0", "0xffffff", "030200"])
+def test_a_class_that_is_cut_short_is_noted(text: str) -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"), {"bus/pci/devices/0000:21:00.0/class": text})
+    inventory = read_inventory(tree)
+    assert not inventory.units
+    assert inventory.notes == [f"0000:21:00.0: class is {text!r}, which makes no sense"]
+    (unit,) = read_inventory(tree, allow=[(0x10DE, 0x20B5)]).units
+    assert "class cannot be read" in unit.unfit, "nor does an operator's list tell what else it is"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_group_of_which_the_list_cannot_be_read_is_not_taken_for_a_lone_one(*, listed: bool) -> None:
+    tree = fake(ONE_NODE, gpu_files("0000:21:00.0"))
+    base = "bus/pci/devices/0000:21:00.0/iommu_group/devices"
+    del tree.links[f"{base}/0000:21:00.0"]
+    if listed:
+        tree.links[f"{base}/0000:22:00.0"] = "../../../../devices/0000:22:00.0"
+    (unit,) = read_inventory(tree).units
+    lost = "0000:21:00.0 is not in the list of its IOMMU group 1: who shares it is unknown"
+    other = "; IOMMU group 1 of 0000:21:00.0 also holds what cannot be read: 0000:22:00.0"
+    assert unit.unfit == lost + (other if listed else "")
 
 
 def gpu_with_bar(size: int, device: str, code: str = "0x030000", flags: int = 0x14220C) -> FakeSysfs:

@@ -55,6 +55,9 @@ def test_a_bar_that_got_no_place_has_a_size_and_no_address() -> None:
         ("0x1000 0x1fff 0x0\n" + NONE * 6, "line 0"),  # a range of no kind
         ("0x1 0x2 0x3 0x4\n" + NONE * 6, "line 0"),
         (NONE + "0x10000000000000000 0x0 0x0\n" + NONE * 5, "line 1"),
+        ("0x2000 0x1fff 0x14220c\n" + NONE * 6, "line 0"),  # ends before it begins
+        ("0x0 0xffffffffffffffff 0x14220c\n" + NONE * 6, "line 0"),  # of no bytes, or of all
+        ("0x0 0x10000000000000 0x14220c\n" + NONE * 6, "line 0"),
     ],
 )
 def test_what_is_wrong_with_a_resource_file_is_said(text: str, wrong: str) -> None:

@@ -13,12 +13,12 @@ from agent.inventory.units import DeviceUnit, bridge_above, device_units, near_g
 
 def gpu(address: str, group: int = 1, **changes: object) -> Function:
     base = Function(address, 0x10DE, 0x20B5, 0x030200, iommu_group=group, numa_node=0, reset_methods=("flr",))
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **{"group_members": (address,), **changes})  # type: ignore[arg-type]
 
 
 def other(address: str, class_code: int, group: int = 1, driver: str = "", **changes: object) -> Function:
     base = Function(address, 0x8086, 0x1111, class_code, driver=driver, iommu_group=group, reset_methods=("flr",))
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **{"group_members": (address,), **changes})  # type: ignore[arg-type]
 
 
 def bridge(address: str, first: int, last: int | None = None, group: int = 9, *, resets: bool = False) -> Function:
@@ -129,12 +129,18 @@ def test_bridges_of_the_group_stay_with_the_host_and_are_noted() -> None:
         ([gpu("0000:21:00.0", boot_vga_unknown=True)], "may be the boot VGA"),
         ([gpu("0000:21:00.0", vendor_id=gpus.ASPEED)], "management display"),
         ([gpu("0000:21:00.0", vendor_id=0)], "cannot be read"),
+        (
+            [gpu("0000:21:00.0"), other("0000:21:00.1", 0x040300, device_id=0)],
+            "00.1: vendor or device id cannot be read",
+        ),
         ([gpu("0000:21:00.0", virtual_functions=4)], "4 SR-IOV virtual functions"),
         ([gpu("0000:21:00.0"), other("0000:22:00.0", 0x020000, virtual_functions=4)], "4 SR-IOV virtual functions"),
         ([gpu("0000:21:00.0", mdevs_in_use=2)], "2 mediated devices in use"),
         ([gpu("0000:21:00.0", no_iommu=True)], "isolates nothing"),
         ([gpu("0000:21:00.0", reset_methods=("witchcraft",))], "no usable reset method"),
         ([gpu("0000:21:00.0", group_members=("0000:21:00.0", "ACPI0003:00"))], "cannot be read: ACPI0003:00"),
+        ([gpu("0000:21:00.0", group_members=())], "who shares it is unknown"),
+        ([gpu("0000:21:00.0"), other("0000:21:00.1", 0x040300, group_members=())], "00.1 is not in the list of its"),
         ([gpu("0000:21:00.0", class_code=0x010802, allowed=True)], "storage"),
         ([gpu("0000:21:00.0"), gpu("0000:22:00.0", virtual=True)], "is an SR-IOV virtual function"),
         ([gpu("0000:21:00.0"), gpu("0000:22:00.0", device_id=0x2330)], "nvidia-a100-80gb, nvidia-h100-80gb"),
