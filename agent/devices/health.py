@@ -1,4 +1,4 @@
-"""Whether a unit that a VM is using is still well: pure judgement over sights, and the reading of them.
+"""Whether a unit is still well, in use or not: pure judgement over sights, and the reading of them.
 
 Decides what counts as sick; ends no VM and resets nothing. Reading disturbs nobody: it wakes no device and changes no
 register.
@@ -8,12 +8,14 @@ What is *not* taken for a fault, and why:
 - One sight of a device that does not answer, or of a narrower link. A guest's driver may reset its GPU, which drops off
   the bus for a moment, or train its link anew. Two sights in a row count.
 - A config space that cannot be read in time. The kernel holds such reads up while it resets the device.
+- Of a unit that nobody uses: any link, as vfio-pci puts an idle device to sleep and its port after it; a function that
+  is not there, which is the inventory's to tell; and one in D3cold, as a look at it would switch its power on.
 - Correctable and nonfatal errors (AER): by definition the link is still reliable (PCI Express Base, 6.2.2).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpupool.v1.inventory_pb2 import Unit
 
@@ -66,10 +68,12 @@ class HealthWatch:
         self._sysfs = sysfs
         self._first: dict[str, Vitals] = {}
         self._before: dict[str, Vitals] = {}
+        self._idle: dict[str, Vitals] = {}
 
     def begin(self, unit: Unit) -> None:
         """Look at the unit as its VM gets it: what is wrong later is wrong against this."""
         for function in unit.functions:
+            self._idle.pop(function.address, None)
             self._first[function.address] = self._before[function.address] = read_vitals(self._sysfs, function.address)
 
     def look(self, unit: Unit) -> str:
@@ -78,11 +82,26 @@ class HealthWatch:
             self.begin(unit)
         return "; ".join(found for function in unit.functions if (found := self._look(function.address)))
 
+    def glance(self, unit: Unit) -> str:
+        """What is wrong with a unit that nobody uses; empty: nothing. The second of two sights counts, as in `look`."""
+        return "; ".join(found for function in unit.functions if (found := self._glance(function.address)))
+
     def end(self, unit: Unit) -> None:
         """Forget the unit: what its next VM finds is another first sight."""
         for function in unit.functions:
             self._first.pop(function.address, None)
             self._before.pop(function.address, None)
+            self._idle.pop(function.address, None)
+
+    def _glance(self, address: str) -> str:
+        before = self._idle.pop(address, None)
+        if self._sysfs.read(f"{DEVICES}/{address}/power_state") == "D3cold":
+            return ""
+        now = replace(read_vitals(self._sysfs, address), width=0)
+        if not now.present:
+            return ""
+        self._idle[address] = now
+        return judge(before, before, now) if before else ""
 
     def _look(self, address: str) -> str:
         now = read_vitals(self._sysfs, address)

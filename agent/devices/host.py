@@ -59,8 +59,11 @@ class Devices(Protocol):
         """
         ...
 
-    async def health(self, units: Sequence[Unit]) -> Mapping[str, str]:
-        """What is wrong with the units that VMs use, by unit; one that is well is not there. Looks at each anew."""
+    async def health(self, units: Sequence[Unit], *, in_use: bool = True) -> Mapping[str, str]:
+        """What is wrong with the units that VMs use, or nobody, by unit; one that is well is not there.
+
+        Looks at each anew.
+        """
         ...
 
     def history(self, unit: Unit) -> UnitHistory:
@@ -153,10 +156,10 @@ class SysfsDevices:
         self._histories.keep(unit, history)
         return outcome.proof
 
-    async def health(self, units: Sequence[Unit]) -> Mapping[str, str]:
+    async def health(self, units: Sequence[Unit], *, in_use: bool = True) -> Mapping[str, str]:
         """See Devices. A unit that another call is busy with, or that cannot be looked at in time, says nothing."""
         idle = [unit for unit in units if not self._busy().intersection(_addresses(unit))]
-        found = await asyncio.gather(*(self._look_at(unit) for unit in idle))
+        found = await asyncio.gather(*(self._look_at(unit, in_use=in_use) for unit in idle))
         return {unit.id: what for unit, what in zip(idle, found, strict=True) if what}
 
     def history(self, unit: Unit) -> UnitHistory:
@@ -167,10 +170,11 @@ class SysfsDevices:
         """See Devices."""
         self._histories.recall(identity, history)
 
-    async def _look_at(self, unit: Unit) -> str:
+    async def _look_at(self, unit: Unit, *, in_use: bool) -> str:
+        look = self._health.look if in_use else self._health.glance
         try:
             async with asyncio.timeout(READ_LIMIT_S):
-                return await self._in_flight.on(_addresses(unit))(lambda: self._health.look(unit))
+                return await self._in_flight.on(_addresses(unit))(lambda: look(unit))
         except TimeoutError:
             return ""
 

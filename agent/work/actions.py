@@ -97,9 +97,9 @@ class Actions:
         if event := self._news.get(allocation):
             event.set()
 
-    async def health(self, units: Sequence[Unit]) -> Mapping[str, str]:
-        """What is wrong with units that VMs have, by unit."""
-        return await self._devices.health(units)
+    async def health(self, units: Sequence[Unit], *, in_use: bool = True) -> Mapping[str, str]:
+        """What is wrong with units that VMs have, or nobody, by unit."""
+        return await self._devices.health(units, in_use=in_use)
 
     def recall(self, identity: str, history: UnitHistory) -> None:
         """What the store has of a unit's reclaims, which this boot's records may not."""

@@ -199,6 +199,13 @@ class Ledger:
         self.units[unit].used = True
         self._save_unit(self.units[unit])
 
+    def doubt(self, unit: str, why: str) -> None:
+        """Something is wrong with a unit that nobody has: it is proven anew, after a reset, before anybody gets it."""
+        record = self.units.get(unit)
+        if record is not None and record.state == UnitIs.FREE:
+            self.suspect(unit)
+            self._unit_change(record, UnitEvent.DOUBTED, why)
+
     def sicken(self, unit: str, why: str) -> None:
         """Something is wrong with a unit that a VM has; the first word stands. The VM's owner is told too."""
         record = self.units[unit]

@@ -254,9 +254,10 @@ class Worker:
         return {unit.id: unit.identity for unit in self._inventory().units if not unit.unfit}
 
     async def _watch_health(self) -> None:
-        """Tell of units that fall sick while a VM has them."""
+        """Tell of units that fall sick while a VM has them, and have those proven anew that do so while nobody has."""
         while True:
             await asyncio.sleep(self._limits.health_s)
+            await self._look_at_free()
             held = {name for name, unit in self._ledger.units.items() if unit.state == UnitIs.HELD}
             if not held:
                 continue
@@ -270,6 +271,18 @@ class Worker:
                 self._ledger.sicken(name, why)
             if sick:
                 self.kick()
+
+    async def _look_at_free(self) -> None:
+        free = {name for name, unit in self._ledger.units.items() if unit.state == UnitIs.FREE} - self._busy.keys()
+        try:
+            found = await self._actions.health([u for u in self._inventory().units if u.id in free], in_use=False)
+        except OSError:
+            _log.exception("cannot look at the units that are free")
+            return
+        for name, why in sorted(found.items()):
+            self._ledger.doubt(name, why)
+        if found:
+            self.kick()
 
     def _wanted(self) -> dict[str, bytes | None]:
         """What should stand in the store: an allocation that we have no record of keeps the report that it has."""

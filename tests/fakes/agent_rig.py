@@ -59,6 +59,7 @@ class FakeDevices:
         self.faults: dict[str, str] = {}
         self.unbindable: dict[str, str] = {}
         self.sick: dict[str, str] = {}
+        self.dead: dict[str, str] = {}  # what a look at a unit that nobody has tells
         self.reclaimed: list[str] = []
         self.reclaim_s = 2.0
         self.recalled: dict[str, records_pb2.UnitHistory] = {}
@@ -82,8 +83,9 @@ class FakeDevices:
             raise DeviceError(unit.id, "config", reason, "as at first sight")
         return "flr; fake checks" if used else "no reset needed; fake checks"
 
-    async def health(self, units: Sequence[inventory_pb2.Unit]) -> Mapping[str, str]:
-        return {unit.id: self.sick[unit.id] for unit in units if unit.id in self.sick}
+    async def health(self, units: Sequence[inventory_pb2.Unit], *, in_use: bool = True) -> Mapping[str, str]:
+        wrong = self.sick if in_use else self.dead
+        return {unit.id: wrong[unit.id] for unit in units if unit.id in wrong}
 
     def history(self, unit: inventory_pb2.Unit) -> records_pb2.UnitHistory:
         return records_pb2.UnitHistory(reclaims=self.reclaimed.count(unit.id))

@@ -209,6 +209,18 @@ async def test_health_of_units_in_use(sysfs: SimulatedSysfs) -> None:
     assert await fleet.health([unit]) == {unit.id: f"{GPU} has vanished from the bus"}
 
 
+async def test_a_free_unit_that_fell_off_the_bus_is_told_of_and_not_proven(sysfs: SimulatedSysfs) -> None:
+    fleet, unit = devices(sysfs), unit_of(sysfs)
+    await fleet.reclaim(unit)
+    assert await fleet.health([unit], in_use=False) == {}
+    sysfs.inject(GPU, kernel.CONFIG_FF)
+    (sysfs.root / DEVICES / GPU / "config").write_bytes(b"\xff" * 4096)
+    assert await fleet.health([unit], in_use=False) == {}
+    assert "does not answer" in (await fleet.health([unit], in_use=False))[unit.id]
+    with pytest.raises(DeviceError):
+        await fleet.reclaim(unit)
+
+
 # Between proof and start
 
 

@@ -73,6 +73,29 @@ def test_a_watch_remembers_between_two_looks() -> None:
     assert watch.look(unit) == "", "another VM, another first sight"
 
 
+def test_a_free_device_that_answers_no_more_is_told_of_at_the_second_sight() -> None:
+    files: dict[str, str | bytes] = {f"{BASE}/config": b"\xde\x10\xb5\x20", f"{BASE}/power_state": "D3hot"}
+    files |= {f"{BASE}/current_link_width": "16", f"{BASE}/aer_dev_fatal": "Malformed TLP 1"}
+    tree, unit = FakeSysfs(files), Unit(id=GPU, functions=[PciFunction(address=GPU)])
+    watch = HealthWatch(tree)
+    assert watch.glance(unit) == ""
+    tree.files[f"{BASE}/current_link_width"] = "63"
+    assert [watch.glance(unit), watch.glance(unit)] == ["", ""], "its port may be asleep"
+    tree.files[f"{BASE}/config"] = b"\xff" * 4096
+    assert watch.glance(unit) == "", "once is not enough"
+    assert watch.glance(unit) == f"{GPU} does not answer: its config space reads 0xff throughout"
+    watch.end(unit)
+    assert watch.glance(unit) == "", "its reclaim has looked at it since"
+    tree.files[f"{BASE}/power_state"] = "D3cold"
+    assert [watch.glance(unit), watch.glance(unit)] == ["", ""], "it is without power"
+    tree.files |= {f"{BASE}/power_state": "D0", f"{BASE}/config": b"\xde\x10\xb5\x20"}
+    assert watch.glance(unit) == ""
+    tree.files[f"{BASE}/aer_dev_fatal"] = "Malformed TLP 3"
+    assert watch.glance(unit) == f"{GPU} had fatal PCIe errors (AER): Malformed TLP +2"
+    tree.files.clear()
+    assert watch.glance(unit) == "", "what is gone is the inventory's to tell"
+
+
 def test_aer_files_of_the_kernel() -> None:
     text = "Undefined 0\nData Link Protocol 3\nSurprise Down Error 1\nTOTAL_ERR_FATAL 4"
     assert parse(text) == {"Undefined": 0, "Data Link Protocol": 3, "Surprise Down Error": 1}

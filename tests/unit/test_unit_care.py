@@ -13,7 +13,7 @@ from tests.fakes.agent_rig import HOST, OTHER, UNIT, Rig
 from tests.fakes.virtual_time import until, virtual_time
 from tests.fakes.vms import Guest
 
-FREE, QUARANTINED = records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED
+DIRTY, FREE, QUARANTINED = records_pb2.UNIT_STATE_DIRTY, records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED
 
 
 @contextlib.asynccontextmanager
@@ -164,6 +164,25 @@ async def test_a_unit_that_falls_sick_is_told_of_and_quarantined_when_it_comes_b
         await rig.ended()
         await until(lambda: rig.unit().state == QUARANTINED)
         assert "2 fatal AER errors" in rig.unit().reason
+
+
+@virtual_time
+async def test_a_free_unit_that_answers_no_more_is_taken_out_before_a_job_lands_on_it() -> None:
+    async with ready() as rig:
+        rig.devices.dead[UNIT] = rig.devices.faults[UNIT] = "0xff throughout"
+        await until(lambda: rig.unit().state == QUARANTINED)
+        assert "0xff throughout" in rig.unit().reason
+        assert rig.unit(OTHER).state == FREE
+
+
+@virtual_time
+async def test_a_free_unit_that_looked_dead_is_free_again_after_a_reset_and_a_proof() -> None:
+    async with ready() as rig:
+        rig.devices.dead[UNIT] = "0xff throughout"
+        await until(lambda: rig.unit().state == DIRTY)
+        rig.devices.dead.clear()
+        await until(lambda: rig.unit().state == FREE)
+        assert rig.unit().proof == "flr; fake checks"
 
 
 @virtual_time
