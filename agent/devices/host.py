@@ -45,10 +45,18 @@ class Devices(Protocol):
         """What the host has now; session and images are for the caller to fill in. Waits for no device that hangs."""
         ...
 
-    async def bind(self, unit: Unit) -> None:
+    async def users(self, units: Sequence[Unit]) -> Mapping[str, str]:
+        """Who else uses functions of these units now, by address, in one look for all of them. Raises DeviceError.
+
+        A look goes through every open file of the host, so a start takes one, however many units it has.
+        """
+        ...
+
+    async def bind(self, unit: Unit, used: Mapping[str, str] | None = None) -> None:
         """Make every function of the unit ready for a VM. Raises DeviceError.
 
-        Also if one is not where its reclaim left it: then somebody else has had it since it was proven clean.
+        Also if one is not where its reclaim left it: then somebody else has had it since it was proven clean. `used`:
+        what `users` has said just before; None: it is looked at anew.
         """
         ...
 
@@ -131,11 +139,23 @@ class SysfsDevices:
         found.notes.extend(f"{address}: {what} of an earlier agent hangs" for address, what in self._hung().items())
         return found
 
-    async def bind(self, unit: Unit) -> None:
+    async def users(self, units: Sequence[Unit]) -> Mapping[str, str]:
+        """See Devices."""
+        addresses = [address for unit in units for address in _addresses(unit)]
+        for unit in units:
+            await self._idle(unit)
+        limit_s = self._policy.patience.step_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._in_flight.on(addresses)(lambda: self._refuse(addresses))
+        except TimeoutError as error:
+            raise Final(units[0].id, "users", f"not known after {limit_s:g} s", "none") from error
+
+    async def bind(self, unit: Unit, used: Mapping[str, str] | None = None) -> None:
         """See Devices."""
         await self._idle(unit)
         await self._in_flight.on(_addresses(unit))(lambda: require_kept(self._sysfs, _addresses(unit)))
-        await self._reclaim_of(unit).bind()
+        await self._reclaim_of(unit).bind(None if used is None else lambda _addresses: used)
         await self._in_flight.on(_addresses(unit))(lambda: self._health.begin(unit))
 
     async def reclaim(self, unit: Unit, *, used: bool = True, allocation: str = "") -> str:

@@ -88,9 +88,10 @@ class Reclaim:
             failures.append(("then", error))
         raise Exhausted(failures) if len(failures) > 1 else failures[0][1]
 
-    async def bind(self) -> None:
-        """Give the unit to vfio-pci. Raises DeviceError."""
-        await self._limited("bind", bind(self._sysfs, self.unit, run_blocking=self.run_blocking, refuse=self.refuse))
+    async def bind(self, refuse: Refuse | None = None) -> None:
+        """Give the unit to vfio-pci; `refuse` instead of its own. Raises DeviceError."""
+        ask = refuse or self.refuse
+        await self._limited("bind", bind(self._sysfs, self.unit, run_blocking=self.run_blocking, refuse=ask))
 
     @property
     def _sysfs(self) -> Sysfs:

@@ -178,18 +178,23 @@ class Actions:
         # That commit says nothing of the allocation, which a store restored from a backup may have forgotten.
         if not await self._worker.wishes.still(want):
             raise VmStartError("its allocation is not in the store, or says otherwise now")
-        for unit in self._units(want.units):
-            await self._bind(unit)
+        await self._bind(self._units(want.units))
         spec = vm_spec(want, await self._mounts(want), self._inventory(), self._reserved_cpus)
         self._ledger.touches(want.id)
         await self._runtime.start(spec, may_run=lambda: self._worker.may_run(want.session))
         self._ledger.vm_started(want.id)
 
-    async def _bind(self, unit: Unit) -> None:
+    async def _bind(self, units: Sequence[Unit]) -> None:
+        """All units of a start, after one look at who uses them. One that is in other hands is reset after it."""
+        at_hand = units
         try:
-            await self._devices.bind(unit)
+            used = await self._devices.users(units)
+            for unit in units:
+                at_hand = [unit]
+                await self._devices.bind(unit, used)
         except BaseException:  # whoever is in the way has used it, or is about to
-            self._ledger.suspect(unit.id)
+            for unit in at_hand:
+                self._ledger.suspect(unit.id)
             raise
 
     async def _fail(self, name: str, message: str) -> None:

@@ -61,6 +61,7 @@ class FakeDevices:
         self.sick: dict[str, str] = {}
         self.dead: dict[str, str] = {}  # what a look at a unit that nobody has tells
         self.reclaimed: list[str] = []
+        self.looks: list[list[str]] = []  # at who else uses units, each with the units of that look
         self.reclaim_s = 2.0
         self.recalled: dict[str, records_pb2.UnitHistory] = {}
 
@@ -71,7 +72,11 @@ class FakeDevices:
         ]
         return inventory_pb2.Inventory(units=units)
 
-    async def bind(self, unit: inventory_pb2.Unit) -> None:
+    async def users(self, units: Sequence[inventory_pb2.Unit]) -> Mapping[str, str]:
+        self.looks.append([unit.id for unit in units])
+        return {}
+
+    async def bind(self, unit: inventory_pb2.Unit, used: Mapping[str, str] | None = None) -> None:
         await asyncio.sleep(0.1)
         if reason := self.unbindable.get(unit.id):
             raise DeviceError(unit.id, "driver", reason, "vfio-pci")

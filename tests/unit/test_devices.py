@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from agent.devices.baseline import DeviceError, NotClean
+from agent.devices.baseline import BindFailed, DeviceError, NotClean
 from agent.devices.blocking import InFlight, in_own_thread
 from agent.devices.host import Policy
 from agent.devices.reclaim import Patience
@@ -219,6 +220,31 @@ async def test_a_free_unit_that_fell_off_the_bus_is_told_of_and_not_proven(sysfs
     assert "does not answer" in (await fleet.health([unit], in_use=False))[unit.id]
     with pytest.raises(DeviceError):
         await fleet.reclaim(unit)
+
+
+async def test_one_look_at_users_serves_all_units_of_a_start(tmp_path: Path) -> None:
+    looks: list[list[str]] = []
+
+    def refuse(addresses: Sequence[str]) -> Mapping[str, str]:
+        looks.append(list(addresses))
+        return {AUDIO: "used by somebody"} if len(looks) > 2 else {}
+
+    both = simulated_host(tmp_path / "two", gpus=2)
+    fleet, units = devices(both, refuse=refuse), [unit_of(both, 0), unit_of(both, 1)]
+    for unit in units:
+        await fleet.reclaim(unit)
+    looks.clear()
+    used = await fleet.users(units)
+    assert looks == [[function.address for unit in units for function in unit.functions]]
+    for unit in units:
+        await fleet.bind(unit, used)
+    assert len(looks) == 1
+    await fleet.bind(units[0])
+    assert len(looks) == 2, "without that word it looks itself"
+    used = await fleet.users(units)
+    await fleet.bind(units[1], used)
+    with pytest.raises(BindFailed, match=f"{AUDIO}: driver is .*used by somebody"):
+        await fleet.bind(units[0], used)
 
 
 # Between proof and start

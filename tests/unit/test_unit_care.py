@@ -13,7 +13,8 @@ from tests.fakes.agent_rig import HOST, OTHER, UNIT, Rig
 from tests.fakes.virtual_time import until, virtual_time
 from tests.fakes.vms import Guest
 
-DIRTY, FREE, QUARANTINED = records_pb2.UNIT_STATE_DIRTY, records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED
+RESETTING = records_pb2.UNIT_STATE_RESETTING
+FREE, QUARANTINED = records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED
 
 
 @contextlib.asynccontextmanager
@@ -49,6 +50,14 @@ async def test_a_unit_that_somebody_else_had_at_the_start_is_reset_though_no_vm_
         rig.allocate()
         assert (await rig.ended()).outcome == job_pb2.OUTCOME_START_FAILED
         assert await free_again(rig) == "flr; fake checks"
+
+
+@virtual_time
+async def test_a_start_looks_once_at_who_uses_its_units() -> None:
+    async with ready() as rig:
+        rig.allocate(units=[UNIT, OTHER])
+        await rig.running()
+        assert rig.devices.looks == [[UNIT, OTHER]]
 
 
 @virtual_time
@@ -179,7 +188,7 @@ async def test_a_free_unit_that_answers_no_more_is_taken_out_before_a_job_lands_
 async def test_a_free_unit_that_looked_dead_is_free_again_after_a_reset_and_a_proof() -> None:
     async with ready() as rig:
         rig.devices.dead[UNIT] = "0xff throughout"
-        await until(lambda: rig.unit().state == DIRTY)
+        await until(lambda: rig.unit().state == RESETTING)
         rig.devices.dead.clear()
         await until(lambda: rig.unit().state == FREE)
         assert rig.unit().proof == "flr; fake checks"
