@@ -45,7 +45,7 @@ class Devices(Protocol):
         """What the host has now; session and images are for the caller to fill in. Waits for no device that hangs."""
         ...
 
-    async def users(self, units: Sequence[Unit]) -> Mapping[str, str]:
+    async def used_by(self, units: Sequence[Unit]) -> Mapping[str, str]:
         """Who else uses functions of these units now, by address, in one look for all of them. Raises DeviceError.
 
         A look goes through every open file of the host, so a start takes one, however many units it has.
@@ -56,7 +56,7 @@ class Devices(Protocol):
         """Make every function of the unit ready for a VM. Raises DeviceError.
 
         Also if one is not where its reclaim left it: then somebody else has had it since it was proven clean. `used`:
-        what `users` has said just before; None: it is looked at anew.
+        what `used_by` has said just before; None: it is looked at anew.
         """
         ...
 
@@ -139,7 +139,7 @@ class SysfsDevices:
         found.notes.extend(f"{address}: {what} of an earlier agent hangs" for address, what in self._hung().items())
         return found
 
-    async def users(self, units: Sequence[Unit]) -> Mapping[str, str]:
+    async def used_by(self, units: Sequence[Unit]) -> Mapping[str, str]:
         """See Devices."""
         addresses = [address for unit in units for address in _addresses(unit)]
         for unit in units:

@@ -188,7 +188,7 @@ class Actions:
         """All units of a start, after one look at who uses them. One that is in other hands is reset after it."""
         at_hand = units
         try:
-            used = await self._devices.users(units)
+            used = await self._devices.used_by(units)
             for unit in units:
                 at_hand = [unit]
                 await self._devices.bind(unit, used)

@@ -72,7 +72,7 @@ class FakeDevices:
         ]
         return inventory_pb2.Inventory(units=units)
 
-    async def users(self, units: Sequence[inventory_pb2.Unit]) -> Mapping[str, str]:
+    async def used_by(self, units: Sequence[inventory_pb2.Unit]) -> Mapping[str, str]:
         self.looks.append([unit.id for unit in units])
         return {}
 

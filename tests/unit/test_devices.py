@@ -234,14 +234,14 @@ async def test_one_look_at_users_serves_all_units_of_a_start(tmp_path: Path) -> 
     for unit in units:
         await fleet.reclaim(unit)
     looks.clear()
-    used = await fleet.users(units)
+    used = await fleet.used_by(units)
     assert looks == [[function.address for unit in units for function in unit.functions]]
     for unit in units:
         await fleet.bind(unit, used)
     assert len(looks) == 1
     await fleet.bind(units[0])
     assert len(looks) == 2, "without that word it looks itself"
-    used = await fleet.users(units)
+    used = await fleet.used_by(units)
     await fleet.bind(units[1], used)
     with pytest.raises(BindFailed, match=f"{AUDIO}: driver is .*used by somebody"):
         await fleet.bind(units[0], used)
