@@ -39,6 +39,10 @@ def domain_xml(shape: DomainShape) -> str:
     # A guest that reboots has ended: its exit code came through the channel or never will.
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         add(domain, event, "destroy")
+    # A guest that sleeps would keep its GPUs, and no event of the job would ever come.
+    pm = ET.SubElement(domain, "pm")
+    for state in ("suspend-to-mem", "suspend-to-disk"):
+        add(pm, state, enabled="no")
     _devices(ET.SubElement(domain, "devices"), shape)
     _commandline(domain, shape)
     ET.indent(domain)
