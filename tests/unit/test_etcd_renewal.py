@@ -21,13 +21,13 @@ class Scripted(rpc_pb2_grpc.LeaseServicer, rpc_pb2_grpc.KVServicer):  # type: ig
         self.term, self.later = term, later
         self.renewals = 0
 
-    async def LeaseKeepAlive(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def LeaseKeepAlive(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         del context
         async for request in requests:
             self.renewals += 1
             yield rpc_pb2.LeaseKeepAliveResponse(header=self._header(self.term), ID=request.ID, TTL=8)
 
-    async def Range(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Range(self, request: Any, context: Any) -> Any:
         del request, context
         return rpc_pb2.RangeResponse(header=self._header(next(self.later, self.term)))
 
