@@ -10,7 +10,7 @@ FIT, OWN, RULED, ROOM = (
     "scheduler/core/ruled.py",
     "scheduler/core/room.py",
 )
-PLACE, COMPANY, MODEL = "scheduler/core/place.py", "scheduler/core/company.py", "scheduler/core/model.py"
+PLACE, MODEL = "scheduler/core/place.py", "scheduler/core/model.py"
 KNOWN, NEAREST, EXPLAIN = "scheduler/core/known.py", "scheduler/core/nearest.py", "scheduler/core/explain.py"
 ORACLE = "unit/test_demands.py"  # random: a scenario beside it makes sure
 
@@ -62,12 +62,6 @@ DEMANDS = (
         "a job that waits to be near another is not tried again when that one is placed",
         [Edit(MODEL, "self.capacity_epoch += 1  # somebody may have", "pass  # somebody may have")],
         tests(scenario("near")),
-    ),
-    Mutant(
-        "company is counted twice",
-        "a host whose inventory changes counts its VMs again, and keeps jobs off after they have gone",
-        [Edit(COMPANY, " or member.id in self.members:\n", ":\n")],
-        tests("unit/test_rules.py"),
     ),
     Mutant(
         "units of any place",
