@@ -190,6 +190,14 @@ class GuestCheckpointed:
 
 
 @dataclass(frozen=True, slots=True)
+class VmPaused:
+    """The VM ran and does not run any more, though its process lives and has its devices; `reason`: who paused it."""
+
+    allocation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class VmGone:
     """No process of this VM exists any more."""
 
@@ -197,7 +205,7 @@ class VmGone:
     reason: str  # "shutdown", "destroyed", "crashed", "failed", or a sentence that says more
 
 
-VmEvent = GuestStarted | GuestLog | GuestExited | GuestCheckpointed | VmGone
+VmEvent = GuestStarted | GuestLog | GuestExited | GuestCheckpointed | VmPaused | VmGone
 
 
 class VmRuntime(Protocol):

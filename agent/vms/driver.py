@@ -35,8 +35,9 @@ class Hypervisor(Protocol):
     ConnectionLostError if the connection broke and it is not known what was done.
     """
 
-    def open(self, on_stop: Callable[[str, str], None]) -> None:
-        """Connect; `on_stop` is then called, in any thread, with each domain that stops and why.
+    def open(self, on_stop: Callable[[str, str], None], on_pause: Callable[[str, str], None]) -> None:
+        """Connect; `on_stop` is then called, in any thread, with each domain that stops and why, `on_pause` with each
+        that was let run and is paused.
 
         Raises RuntimeUnavailableError with what is missing.
         """
@@ -79,9 +80,9 @@ class Driver:
         self._run_dir = run_dir
         self._calls = Calls()
 
-    async def open(self, on_stop: Callable[[str, str], None]) -> None:
+    async def open(self, on_stop: Callable[[str, str], None], on_pause: Callable[[str, str], None]) -> None:
         """See Hypervisor."""
-        await self._calls.run("open", lambda: self._virt.open(on_stop), _OPEN_S)
+        await self._calls.run("open", lambda: self._virt.open(on_stop, on_pause), _OPEN_S)
 
     async def close(self) -> None:
         """See Hypervisor."""

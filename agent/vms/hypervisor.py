@@ -31,6 +31,11 @@ _STOPPED = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "destroyed",
     libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "crashed",
 }
+_PAUSED = {
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED_PAUSED: "somebody suspended it (virsh suspend)",
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR: "an I/O error of its disks",
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG: "its watchdog",
+}
 # Pauses of a domain that was made and never let run; others, such as an I/O error, are of VMs that ran.
 _NEVER_RAN = (libvirt.VIR_DOMAIN_PAUSED_UNKNOWN, libvirt.VIR_DOMAIN_PAUSED_USER, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
 _KEEPALIVE_S, _KEEPALIVE_COUNT = 5, 3
@@ -81,10 +86,12 @@ class Libvirt:
         self._lock = threading.Lock()
         self._connection: Any = None
         self._on_stop: Callable[[str, str], None] = lambda _name, _reason: None
+        self._on_pause: Callable[[str, str], None] = lambda _name, _reason: None
+        self._made: set[str] = set()  # domains that are made paused, until libvirt says that they run
 
-    def open(self, on_stop: Callable[[str, str], None]) -> None:
+    def open(self, on_stop: Callable[[str, str], None], on_pause: Callable[[str, str], None]) -> None:
         """See Hypervisor."""
-        self._on_stop = on_stop
+        self._on_stop, self._on_pause = on_stop, on_pause
         if (root := embed_root(self._uri)) is not None:
             prepare_root(root)
             reaper.start()
@@ -112,6 +119,7 @@ class Libvirt:
         """See Hypervisor."""
         name = ET.fromstring(xml).findtext("name", "")  # noqa: S314 - our own
         self.destroy(name)
+        self._made.add(name)
         with self._translated():
             self._connected().createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
 
@@ -132,6 +140,7 @@ class Libvirt:
 
     def destroy(self, name: str) -> None:
         """See Hypervisor."""
+        self._made.discard(name)
         with self._translated():
             self._unless_ended(lambda: self._domain(name).destroy())
 
@@ -190,10 +199,18 @@ class Libvirt:
                 return
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: object) -> None:
-        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            self._on_stop(domain.name(), _STOPPED.get(detail, "failed"))
-        elif event == libvirt.VIR_DOMAIN_EVENT_CRASHED:
-            self._on_stop(domain.name(), "crashed")
+        name = domain.name()
+        match event:
+            case libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                self._on_stop(name, _STOPPED.get(detail, "failed"))
+            case libvirt.VIR_DOMAIN_EVENT_CRASHED:
+                self._on_stop(name, "crashed")
+            case libvirt.VIR_DOMAIN_EVENT_RESUMED:
+                self._made.discard(name)
+            case libvirt.VIR_DOMAIN_EVENT_SUSPENDED if name not in self._made:
+                self._on_pause(name, _PAUSED.get(detail, "libvirt paused it"))
+            case libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED:
+                self._on_pause(name, "its guest went to sleep")
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from ..devices.blocking import in_own_thread
 from ..domain.seed import seed_image
 from ..domain.shape import shape_of
 from ..domain.xml import allocation_of, domain_xml
-from ..ports import VmEvent, VmSpec, VmStartError
+from ..ports import VmEvent, VmPaused, VmSpec, VmStartError
 from . import accel
 from .capacity import HostState, shortages
 from .cgroup import VmCgroup
@@ -93,10 +93,14 @@ class Runtime:
             with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to tell
                 loop.call_soon_threadsafe(self._stopped, name, reason)
 
+        def on_pause(name: str, reason: str) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._paused, name, reason)
+
         self._accel = await accel.choose(self._accel)
         self._amd = await asyncio.to_thread(accel.is_amd)
         await asyncio.to_thread(self._cgroup.make)
-        await self._driver.open(on_stop)
+        await self._driver.open(on_stop, on_pause)
         for name, never_ran in await self._driver.domains():
             await self._adopt(name, never_ran=never_ran)
         for files in await in_own_thread(lambda: left_behind(self._state_dir, self._overlays)):
@@ -272,6 +276,10 @@ class Runtime:
     def _stopped(self, name: str, reason: str) -> None:
         if vm := self._vms.get(allocation_of(name) or ""):
             vm.stopped(reason)
+
+    def _paused(self, name: str, reason: str) -> None:
+        if vm := self._vms.get(allocation_of(name) or ""):
+            self._sink(VmPaused(vm.allocation, reason))
 
     def _tell(self, allocation: str, kind: str, grace_s: int) -> None:
         if (vm := self._vms.get(allocation)) and vm.channel:

@@ -131,6 +131,13 @@ class Ledger:
                 self._unit_change(held, UnitEvent.RELEASED, f"{allocation} ended")
         self._on_end(record)
 
+    def warn(self, allocation: str, text: str) -> None:
+        """Something for the VM's owner to know; said once."""
+        record = self.vms.get(allocation)
+        if record is not None and record.state != VmIs.ENDED and text not in record.warnings:
+            record.warnings = (*record.warnings, text)
+            self._save_vm(record)
+
     def forget(self, allocation: str) -> None:
         """Drop the record of an ended VM."""
         del self.vms[allocation]

@@ -18,7 +18,7 @@ from gpupool.v1.inventory_pb2 import Inventory
 from gpupool.v1.records_pb2 import Allocation, UnitReport
 
 from ..history import History
-from ..ports import Clock, GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent, VmGone, VmRuntime
+from ..ports import Clock, GuestCheckpointed, GuestExited, GuestLog, GuestStarted, VmEvent, VmGone, VmPaused, VmRuntime
 from ..timing import Limits
 from . import reconcile
 from .actions import Actions
@@ -89,6 +89,8 @@ class Worker:
                 self._actions.heard(allocation)
             case GuestCheckpointed(allocation):
                 self._actions.checkpointed(allocation)
+            case VmPaused(allocation, reason):
+                self._ledger.warn(allocation, f"its VM is paused and keeps its units: {reason}")
             case VmGone(allocation, reason):
                 if not self._actions.defer_end(allocation, reason):
                     self._ledger.gone(allocation, reason)

@@ -35,11 +35,12 @@ class FakeHypervisor:
     xml: dict[str, str] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)
     on_stop: Callable[[str, str], None] = lambda _name, _reason: None
+    on_pause: Callable[[str, str], None] = lambda _name, _reason: None
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def open(self, on_stop: Callable[[str, str], None]) -> None:
-        self.on_stop = on_stop
+    def open(self, on_stop: Callable[[str, str], None], on_pause: Callable[[str, str], None]) -> None:
+        self.on_stop, self.on_pause = on_stop, on_pause
         self.run_dir.mkdir(parents=True, exist_ok=True)
 
     def domains(self) -> list[tuple[str, bool]]:

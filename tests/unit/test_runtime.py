@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent.ports import GuestCell, GuestOptions, PassedFunction, VmEvent, VmGone, VmSpec, VmStartError
+from agent.ports import GuestCell, GuestOptions, PassedFunction, VmEvent, VmGone, VmPaused, VmSpec, VmStartError
 from agent.vms import driver, files, runtime, watch
 from agent.vms.errors import ConnectionLostError, HypervisorError
 from agent.vms.images import FILES
@@ -156,6 +156,14 @@ async def test_a_vm_starts_and_ends(rig: Rig) -> None:
     await rig.vms.destroy("j.1")
     assert rig.events == [VmGone("j.1", "destroyed")]
     assert rig.left() == {}
+
+
+async def test_a_vm_that_is_paused_is_told_of(rig: Rig) -> None:
+    await rig.start()
+    rig.virt.on_pause(NAME, "its guest went to sleep")
+    rig.virt.on_pause("gpupool-other.1", "its guest went to sleep")
+    await rig.until(lambda: rig.events)
+    assert rig.events == [VmPaused("j.1", "its guest went to sleep")]
 
 
 STEPS = ["create", "resume"]

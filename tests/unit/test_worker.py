@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from agent.ports import VmPaused
 from agent.timing import Limits
 from gpupool.store import keys
 from gpupool.store.port import Committed, Guard, Op, Put, Snapshot
@@ -79,6 +80,19 @@ async def test_refused_start_frees_the_unit() -> None:
         report = await rig.ended()
         assert (report.outcome, report.message) == (job_pb2.OUTCOME_START_FAILED, "no hugepages")
         await until(lambda: rig.unit().state == records_pb2.UNIT_STATE_FREE and rig.unit().allocation == "j1.1")
+
+
+@virtual_time
+async def test_the_owner_of_a_paused_vm_is_told_once() -> None:
+    async with ready(FOREVER) as rig:
+        rig.allocate()
+        await rig.running()
+        for _ in range(3):
+            rig.agent.worker.on_event(VmPaused("j1.1", "its guest went to sleep"))
+        rig.agent.worker.on_event(VmPaused("other.1", "its guest went to sleep"))
+        await until(lambda: rig.vm().warnings)
+        assert list(rig.vm().warnings) == ["its VM is paused and keeps its units: its guest went to sleep"]
+        assert rig.vm().state == records_pb2.ALLOCATION_STATE_RUNNING
 
 
 @virtual_time
