@@ -67,7 +67,7 @@ class TestDriverVms:
         def on_stop(name: str, reason: str) -> None:
             loop.call_soon_threadsafe(self._stopped, name, reason)
 
-        await self._calls.run("open", lambda: self._virt.open(on_stop), LIMIT_S)
+        await self._calls.run("open", lambda: self._virt.open(on_stop, lambda _name, _reason: None), LIMIT_S)
 
     async def running(self) -> Sequence[str]:
         """See VmRuntime."""

@@ -33,6 +33,7 @@ from agent.ports import (
     PassedFunction,
     VmEvent,
     VmGone,
+    VmPaused,
     VmStartError,
     VolumeMount,
 )
@@ -155,6 +156,16 @@ async def test_a_job_runs_and_ends(host: Host) -> None:
     async with asyncio.timeout(PATIENCE_S):  # libvirt tells of the end a moment before its list has forgotten it
         while await host.vms.running():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+
+
+async def test_a_vm_that_somebody_suspends_is_told_of(host: Host) -> None:
+    """By libvirt's real events, of which a start has such a pause too."""
+    await host.start("suspended", FOREVER, wait=False)
+    assert host.of(VmPaused, "suspended") == []
+    await asyncio.to_thread(host.vms._driver._virt._domain("gpupool-suspended").suspend)  # type: ignore[attr-defined]
+    await host.until(lambda: host.of(VmPaused, "suspended"))
+    assert host.of(VmPaused, "suspended") == [VmPaused("suspended", "somebody suspended it (virsh suspend)")]
+    await host.vms.destroy("suspended")
 
 
 async def test_no_vm_runs_unless_it_still_may(host: Host) -> None:
