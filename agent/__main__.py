@@ -45,6 +45,7 @@ from .inventory.read import Memory, read_inventory
 from .inventory.sysfs import RealSysfs
 from .inventory.uevents import Uevents
 from .judges import Doctor, Nvml, Users, judges
+from .machine import machine_id
 from .ports import GuardError, VmRuntime
 from .service import AgentService, serve
 from .timing import PROFILES, Identity, Limits, TimingError, timing_of
@@ -263,12 +264,14 @@ async def run(config: Config) -> None:
         judges=judges(config, users, doctor, Nvml(clock, records)),
         changes=Uevents().changes if config.simulate is None else None,
     )  # fmt: skip
-    me = Identity(config.name, config.boot_id, config.address(port), version("gpupool"), config.simulate is not None)
+    simulated = config.simulate is not None
+    machine = machine_id(simulated_in=config.state_dir if simulated else None)
+    me = Identity(config.name, config.boot_id, config.address(port), version("gpupool"), simulated, machine)
     try:
         service.agent = Agent(
             me, config.timing, config.limits, parts, unguarded=KEPT if config.keep_on_store_loss else ""
         )
-        _log.info("host %s answers at %s", me.host, me.address)
+        _log.info("host %s, machine %s, answers at %s", me.host, me.machine or "unknown", me.address)
         await _until(stop, service.agent)
     finally:
         await server.stop(grace=1.0)

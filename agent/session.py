@@ -16,6 +16,8 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from google.protobuf.message import DecodeError
+
 from gpupool.store import keys
 from gpupool.store.port import Created, Delete, KeyValue, LeaseNotFound, Put, Store, StoreError, Unmodified
 from gpupool.v1 import records_pb2
@@ -24,7 +26,7 @@ from .deadline import Deadline
 from .declare import Declaration, Said
 from .history import History
 from .ports import Clock, Guard, GuardError
-from .timing import Identity, Timing, why_keep_lease, why_not_replace
+from .timing import UNKNOWN, Identity, Timing, why_keep_lease, why_not_replace
 from .work.records import Records
 
 _log = logging.getLogger(__name__)
@@ -315,6 +317,7 @@ class SessionKeeper:
             kv = None
         said = self._declaration.due(sent + ttl_s - self._timing.kill_margin_s)
         if kv is None:
+            await self._warn_of_another()
             self._send(said)
             done = await self._store.commit([Created(self._key, 0)], [self._put(said), self._last_word(said)])
             if not done.succeeded:
@@ -339,6 +342,22 @@ class SessionKeeper:
         self._started_s, self._nonce = self._clock.wall(), secrets.token_hex(8)
         self._save(0)
         return sent, self._timing.ttl_s
+
+    async def _warn_of_another(self) -> None:
+        """Say what the cluster will make of it if the last session of this name was of another machine."""
+        kv = await self._store.get(self._guard_key)
+        try:
+            last = records_pb2.GuardRecord.FromString(kv.value) if kv is not None else None
+        except DecodeError:
+            return  # that is for schedulers to judge
+        if last is not None and last.machine != self._me.machine:
+            self._tell(
+                f"the last session of host {self._me.host!r} was of machine {last.machine or UNKNOWN} at "
+                f"{last.address}, and this is machine {self._me.machine or UNKNOWN}. If anything ran there, it may run "
+                f"still: the host stays FENCING until that is known to be dead, and nothing starts here. Make sure "
+                f"that the other machine is off, then: gpupool confirm-dead {self._me.host} --reason ...; or give one "
+                f"of the two another --name"
+            )
 
     async def _make_way(self, kv: KeyValue) -> bool:
         """Remove the session of this machine's last boot; False while one that must be waited for stands there."""
@@ -387,12 +406,19 @@ class SessionKeeper:
             version=self._me.version,
             vms_found_dead=True,
             nonce=self._nonce,
+            machine=self._me.machine,
         )
         return Put(self._key, record.SerializeToString(deterministic=True), self._lease)
 
     def _last_word(self, said: Said, session: int = 0) -> Put:
         """The same of the guard, for when the record is gone with its lease. 0: the session begins with this write."""
-        record = records_pb2.GuardRecord(session=session, guard=said.guard, unguarded=said.unguarded)
+        record = records_pb2.GuardRecord(
+            session=session,
+            guard=said.guard,
+            unguarded=said.unguarded,
+            machine=self._me.machine,
+            address=self._me.address,
+        )
         return Put(self._guard_key, record.SerializeToString(deterministic=True))
 
     def _save(self, session: int) -> None:

@@ -100,21 +100,31 @@ class Identity:
     address: str
     version: str
     simulated: bool = False
+    machine: str = ""  # machine.py; "": unknown
 
     def __str__(self) -> str:
         return f"{self.address} (boot {self.boot_id})"
+
+
+UNKNOWN = "(unknown, or its agent is of an older version)"
 
 
 def why_not_replace(old: records_pb2.Session, me: Identity, *, had_session: bool) -> str:
     """Why `me` must wait until the session that stands under its name expires; empty: it is my own machine's last boot.
 
     A reboot faster than the TTL leaves a session of another boot at the same address, and all VMs of it died with that
-    boot. But another machine may have been given the same name, and replacing its live session would kill its jobs;
+    boot. But another machine may have been given the same name, and replacing its live session would kill its jobs. So
+    the machines' ids must be equal, of which two unknown ones are, for agents of before there were ids. Beside that,
     so an address that says nothing about the machine is not believed (simulated hosts share one machine), and an
     agent that lost its own session to somebody never takes it back, or the two would fight for ever.
     """
     if old.boot_id == me.boot_id:
         return "it is of this very boot: another agent runs here, or this one lost its state directory"
+    if old.machine != me.machine:
+        return (
+            f"it is of machine {old.machine or UNKNOWN}, and this is machine {me.machine or UNKNOWN}: two agents must "
+            "not have one name"
+        )
     machine, mine = (address.rpartition(":")[0] for address in (old.address, me.address))
     if machine != mine:
         return "it is another machine: two agents must not have one name"

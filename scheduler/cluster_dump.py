@@ -149,6 +149,10 @@ def _plain(kind: Kind, value: bytes) -> bytes:
             session.ClearField("nonce")
             session.ClearField("address")
             return session.SerializeToString()
+        case Kind.GUARD:
+            word = records_pb2.GuardRecord.FromString(value)
+            word.ClearField("address")
+            return word.SerializeToString()
         case Kind.INVENTORY:
             inventory = inventory_pb2.Inventory.FromString(value)
             for name in ("findings", "nics", "notes"):

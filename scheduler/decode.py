@@ -193,7 +193,7 @@ def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
     """Give a host the state that the leader last recorded for it."""
     host.state = _HOST_STATE[record.state]
     host.session, host.boot_id, host.simulated = record.session, record.boot_id, record.simulated
-    host.guard = _guard(record.guard)
+    host.guard, host.machine = _guard(record.guard), record.machine
     host.since_s, host.boot_s = record.since_s, record.boot_s
     host.lost_s = tuple(record.lost_s)
     host.held_out, host.held_out_s = record.held_out, record.held_out_s
@@ -281,6 +281,7 @@ def session_of(wire: records_pb2.Session, create_revision: int) -> facts.Session
         nonce=wire.nonce,
         unguarded=wire.unguarded,
         ttl_s=wire.ttl_s,
+        machine=wire.machine,
     )
 
 
@@ -292,7 +293,7 @@ def last_word(kv: KeyValue) -> facts.LastWord:
     except UNREADABLE as exc:
         _log.error("%s is unreadable, so it counts as no guard (%r)", kv.key, exc)
         return facts.LastWord(kv.mod_revision, facts.GuardKind.NONE)
-    return facts.LastWord(wire.session or kv.mod_revision, guard)
+    return facts.LastWord(wire.session or kv.mod_revision, guard, wire.machine)
 
 
 def inventory_of(wire: inventory_pb2.Inventory) -> facts.InventoryFact:

@@ -64,6 +64,7 @@ def host_record(host: Host) -> records_pb2.HostRecord:
         simulated=host.simulated,
         since_s=host.since_s,
         boot_s=host.boot_s,
+        machine=host.machine,
     )
     if host.guard.value != "NONE":
         wire.guard = records_pb2.GuardKind.Value(f"GUARD_KIND_{host.guard.value}")

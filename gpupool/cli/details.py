@@ -31,6 +31,7 @@ def host_facts(host: scheduler_pb2.Host, now_s: float) -> Pairs:
         *planned_views.planned(host, now_s),
         ("session", str(record.session or "")),
         ("boot", f"{record.boot_id}, first seen {moment(record.boot_s)}" if record.boot_s else record.boot_id),
+        ("machine", planned_views.machine(host)),
         ("guard", planned_views.guard(host)),
         ("address", host.session.address),
         ("version", host.session.version),

@@ -108,6 +108,14 @@ def guard(host: scheduler_pb2.Host) -> str:
     return kind or (f"none: {session.unguarded}" if session.unguarded else "none")
 
 
+def machine(host: scheduler_pb2.Host) -> str:
+    """Of which machine the host's session was, and which holds its name by now; "": it is the same."""
+    record, session = host.record, host.session
+    if session.machine == record.machine or not host.HasField("session") or not record.session:
+        return ""
+    return f"{record.machine or 'unknown'}; its name is held by {session.machine or 'unknown'} at {session.address}"
+
+
 def last_fence(record: records_pb2.HostRecord, evidence: str) -> str:
     """The evidence on which it last counted as dead, and when."""
     fence = record.last_fence

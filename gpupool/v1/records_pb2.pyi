@@ -176,6 +176,7 @@ class Session(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     WATCHDOG_S_FIELD_NUMBER: _builtins.int
     UNGUARDED_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.str
     address: _builtins.str
     """host:port of the agent's gRPC service"""
@@ -196,6 +197,8 @@ class Session(_message.Message):
     """the hardware watchdog's timeout; 0: none is armed"""
     unguarded: _builtins.str
     """why no guard is declared, e.g. by the site's policy or while disarmed; empty: one is"""
+    machine: _builtins.str
+    """which machine it is, whatever boots there: a hash; empty: unknown, or an older agent"""
     def __init__(
         self,
         *,
@@ -210,10 +213,11 @@ class Session(_message.Message):
         nonce: _builtins.str = ...,
         watchdog_s: _builtins.int = ...,
         unguarded: _builtins.str = ...,
+        machine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "guard", b"guard", "nonce", b"nonce", "simulated", b"simulated", "started_s", b"started_s", "ttl_s", b"ttl_s", "unguarded", b"unguarded", "version", b"version", "vms_found_dead", b"vms_found_dead", "watchdog_s", b"watchdog_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "guard", b"guard", "machine", b"machine", "nonce", b"nonce", "simulated", b"simulated", "started_s", b"started_s", "ttl_s", b"ttl_s", "unguarded", b"unguarded", "version", b"version", "vms_found_dead", b"vms_found_dead", "watchdog_s", b"watchdog_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,21 +232,27 @@ class GuardRecord(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     GUARD_FIELD_NUMBER: _builtins.int
     UNGUARDED_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """that said so; 0: the one that began with this very write, whose id is its revision"""
     guard: Global___GuardKind.ValueType
     unguarded: _builtins.str
-    """as in Session"""
+    """this and the rest as in Session"""
+    machine: _builtins.str
+    address: _builtins.str
     def __init__(
         self,
         *,
         session: _builtins.int = ...,
         guard: Global___GuardKind.ValueType = ...,
         unguarded: _builtins.str = ...,
+        machine: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guard", b"guard", "session", b"session", "unguarded", b"unguarded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "guard", b"guard", "machine", b"machine", "session", b"session", "unguarded", b"unguarded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -688,6 +698,7 @@ class HostRecord(_message.Message):
     HELD_OUT_S_FIELD_NUMBER: _builtins.int
     POWER_FIELD_NUMBER: _builtins.int
     BOOT_S_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     state: Global___HostState.ValueType
     session: _builtins.int
     """the session that the state speaks of"""
@@ -702,6 +713,8 @@ class HostRecord(_message.Message):
     """Unix time; an operator's uncordon after it lets the host in again"""
     boot_s: _builtins.float
     """Unix time at which boot_id was first seen"""
+    machine: _builtins.str
+    """of `session`; only another boot of this very machine proves that its VMs are dead"""
     @_builtins.property
     def last_fence(self) -> Global___FenceRecord: ...
     @_builtins.property
@@ -725,10 +738,11 @@ class HostRecord(_message.Message):
         held_out_s: _builtins.float = ...,
         power: Global___PowerFencing | None = ...,
         boot_s: _builtins.float = ...,
+        machine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_fence", b"last_fence", "power", b"power"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "boot_s", b"boot_s", "guard", b"guard", "held_out", b"held_out", "held_out_s", b"held_out_s", "last_fence", b"last_fence", "lost_s", b"lost_s", "power", b"power", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "boot_s", b"boot_s", "guard", b"guard", "held_out", b"held_out", "held_out_s", b"held_out_s", "last_fence", b"last_fence", "lost_s", b"lost_s", "machine", b"machine", "power", b"power", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,6 +66,7 @@ class SessionFact:
     nonce: str = ""
     unguarded: str = ""  # why no guard is declared
     ttl_s: int = 0
+    machine: str = ""  # "": unknown
 
     @property
     def declared(self) -> GuardKind:
@@ -79,6 +80,7 @@ class LastWord:
 
     session: int
     guard: GuardKind
+    machine: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,9 @@ def session_changed(cluster: Cluster, host: Host, fact: SessionFact | None, now:
         )  # a guard that died proves nothing at the lease's end
         cluster.dirty.hosts.add(host.name)
         cluster.touch(host)
+    if fact is not None and not over and fact.machine not in ("", host.machine):  # an agent that tells it by now
+        host.machine = fact.machine
+        cluster.dirty.hosts.add(host.name)
     if over and host.state in (HostState.JOINING, HostState.READY):
         why = "is gone" if fact is None else f"was followed by {fact.session}"
         cluster.change_host(host, HostEvent.SESSION_LOST, now, f"session {host.session} {why}")
@@ -53,6 +56,8 @@ def unwatched(cluster: Cluster, host: Host, word: LastWord | None) -> None:
     leaves none, or deletes it) it surely may if fencing was or is disarmed since. A word of a later session says
     nothing of this one. Whoever saw a loss has put on record what was declared.
     """
+    if word is not None and word.session == host.session:
+        host.machine = word.machine or host.machine
     if host.state not in (HostState.JOINING, HostState.READY):
         return
     watched = not cluster.intent.disarmed and cluster.intent.at_s == cluster.noted_s
@@ -68,7 +73,9 @@ _STRENGTH = (GuardKind.NONE, GuardKind.SOFT, GuardKind.HARDWARE)
 def lost_unseen(cluster: Cluster, host: Host, word: LastWord | None, now: float) -> None:
     """The host's session is gone, and this cluster never saw it alive."""
     unwatched(cluster, host, word)
-    host.fact = SessionFact(host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False)
+    host.fact = SessionFact(
+        host.session, host.boot_id, host.guard, host.simulated, vms_found_dead=False, machine=host.machine
+    )
     session_changed(cluster, host, None, now)
 
 
@@ -108,9 +115,9 @@ def evidence(cluster: Cluster, host: Host) -> tuple[Evidence, str] | None:
     back = host.fact if host.fact is not None and host.fact.session != host.session else None
     if not host.allocations:
         return Evidence.NOTHING_RAN, "no VM was allocated there"
-    if back is not None and back.boot_id != host.boot_id:
+    if back is not None and back.boot_id != host.boot_id and host.taken_by() is None:
         return Evidence.OTHER_BOOT, f"it is back with boot id {back.boot_id}"
-    if back is not None and back.vms_found_dead:
+    if back is not None and back.boot_id == host.boot_id and back.vms_found_dead:
         return Evidence.AGENT_REPORTED_DEAD, f"session {back.session} of the same boot found no VM alive"
     if off := seen_off(host):
         return Evidence.POWER_OFF, off
@@ -164,7 +171,7 @@ def _adopt(cluster: Cluster, host: Host, fact: SessionFact, now: float) -> None:
         cluster.change_host(host, HostEvent.SESSION_BEGAN, now, f"session {fact.session}")
     if host.boot_id != fact.boot_id:
         host.boot_s = now
-    host.session, host.boot_id = fact.session, fact.boot_id
+    host.session, host.boot_id, host.machine = fact.session, fact.boot_id, fact.machine
     host.guard, host.simulated = fact.declared, fact.simulated
     host.since_s = now
     cluster.note_alive(host)

@@ -266,6 +266,7 @@ class Host:
     held_out_s: float = 0.0
     power: PowerFencing | None = None
     boot_s: float = 0.0  # when `boot_id` was first seen
+    machine: str = ""  # that `session` is of; "": unknown
     fact: SessionFact | None = None
     inventory: InventoryFact | None = None
     intent: HostIntent = _NO_WISH
@@ -284,6 +285,17 @@ class Host:
         if unit.unfit or unit.id not in self.sick:
             return unit.unfit
         return f"sick: {self.reports[unit.id].sick}"
+
+    def taken_by(self) -> SessionFact | None:
+        """The later session under its name, if nothing says that it is of the same machine; None: there is none such.
+
+        Two unknown machines pass for one, as before machines were known; one that is known and one that is not do not.
+        The same boot is the same machine.
+        """
+        fact = self.fact
+        if fact is None or fact.session == self.session or fact.boot_id == self.boot_id:
+            return None
+        return fact if fact.machine != self.machine else None
 
     def unit_state(self, unit: str) -> UnitState:
         """As the scheduler must see it: held from the decision on, and dirty unless this session says otherwise."""

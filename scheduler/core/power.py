@@ -56,6 +56,8 @@ def power_fenced(cluster: Cluster, host: Host, event: PowerFenced) -> None:
     """A try has ended. What it was for must still be so, or it says nothing."""
     if host.state is not HostState.FENCING or event.session != host.session:
         return
+    if host.taken_by() is not None:
+        return  # nobody knows which of the two machines it was
     before = _tried(host)
     if before is not None and (event.at_s, event.off) == (before.last_s, not before.error):
         return  # told again; an earlier one may have been dated later, by the clock of another leader
@@ -79,6 +81,14 @@ def seen_off(host: Host) -> str:
 
 def told(cluster: Cluster, host: Host, now: float) -> str:
     """How it stands with power fencing of a host in FENCING, for people; "": nothing can switch it off."""
+    if (other := host.taken_by()) is not None:
+        sure = "holds" if host.machine and other.machine else "may hold"
+        return (
+            f"not used, as another machine {sure} the name: session {host.session} was of machine "
+            f"{host.machine or 'unknown'} (boot {host.boot_id}), session {other.session} is of machine "
+            f"{other.machine or 'unknown'} (boot {other.boot_id}). Make sure that the first is off, or that they are "
+            f"one, then confirm-dead"
+        )
     if host.name not in cluster.policy.powered:
         return ""
     power = _tried(host)
@@ -107,6 +117,8 @@ def _wanted(cluster: Cluster) -> Iterator[Host]:
 
 def _would_help(host: Host) -> bool:
     if host.state is not HostState.FENCING or not host.allocations or seen_off(host):
+        return False
+    if host.taken_by() is not None:
         return False
     return host.fact is None or host.fact.session != host.session  # or else it lives
 

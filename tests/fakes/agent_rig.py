@@ -167,6 +167,7 @@ class Rig:
     backend: MemoryBackend = field(default_factory=MemoryBackend)
     boot_id: str = "boot-1"
     address: str = "10.0.0.1:50152"
+    machine: str = "m1"
     timing: Timing = field(default_factory=lambda: Timing(ttl_s=15, renew_s=4.0, kill_margin_s=3.0))
     limits: Limits = field(default_factory=Limits)
     images: list[str] = field(default_factory=lambda: ["ubuntu"])
@@ -190,7 +191,7 @@ class Rig:
             self.store, self.vms, self.guard, self.clock, self.devices, self.records, self.logs, self.volumes,
             lambda: self.images, run_blocking=inline,
         )  # fmt: skip
-        me = Identity(HOST, self.boot_id, self.address, "test")
+        me = Identity(HOST, self.boot_id, self.address, "test", machine=self.machine)
         self.agent = Agent(me, self.timing, self.limits, parts, unguarded=self.unguarded)
         self._task = asyncio.create_task(self.agent.run())
         await until(lambda: self.session)

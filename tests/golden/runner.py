@@ -85,11 +85,13 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
         step(self.cluster, event, self.now)  # a fact told twice changes nothing
 
     def do_host(self, name: str, *gpus: str, guard: str = "SOFT", simulated: str = "yes", boot: str = "b1",
-                dead: str = "yes") -> None:  # fmt: skip
+                dead: str = "yes", machine: str = "m1") -> None:  # fmt: skip
+        """`machine=`: nobody knows which."""
         self.session += 1
         if gpus:
             self.gpus[name] = {model: int(n) for n, model in (g.split("x", 1) for g in gpus)}
-        fact = SessionFact(self.session, f"{name}-{boot}", GuardKind[guard], simulated == "yes", dead == "yes")
+        fact = SessionFact(self.session, f"{name}-{boot}", GuardKind[guard], simulated == "yes", dead == "yes",
+                           machine=machine)  # fmt: skip
         self.tell(events.SessionChanged(name, fact))
         self._note()
         found = inventory(self.session, self.gpus[name])
@@ -194,10 +196,15 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
         for host in hosts:
             self.cluster.hosts[host].fact = None
 
-    def do_back(
-        self, host: str, boot: str = "b2", dead: str = "yes", guard: str = "SOFT", simulated: str = "yes"
-    ) -> None:
-        self.do_host(host, boot=boot, dead=dead, guard=guard, simulated=simulated)
+    def do_back(self, host: str, boot: str = "b2", **more: str) -> None:
+        """For `more` see `host`."""
+        self.do_host(host, boot=boot, **more)
+
+    def do_back_unseen(self, host: str, boot: str, machine: str) -> None:
+        """As `back`, while no leader watches."""
+        self.session += 1
+        fact = SessionFact(self.session, f"{host}-{boot}", GuardKind.SOFT, False, True, machine=machine)
+        self.said[host] = self.cluster.hosts[host].fact = fact
 
     def do_guard(self, host: str, kind: str) -> None:
         """The agent's session says, from now on, that it has this guard."""

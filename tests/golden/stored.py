@@ -42,7 +42,8 @@ def stored(cluster: Cluster, reports: dict[str, VmReported], said: Mapping[str, 
         for key, message, revision in _facts(host):
             put(key, message, revision)
     for name, fact in said.items():
-        put(keys.guard(name), records_pb2.GuardRecord(guard=_guard(fact), unguarded=fact.unguarded), fact.session)
+        word = records_pb2.GuardRecord(guard=_guard(fact), unguarded=fact.unguarded, machine=fact.machine)
+        put(keys.guard(name), word, fact.session)
     for name, queue in cluster.books.queues.known.items():
         put(keys.queue(name), wire_queue(queue))
     put(keys.SHARES, encode.shares(cluster))
@@ -125,6 +126,7 @@ def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
             nonce=fact.nonce,
             unguarded=fact.unguarded,
             ttl_s=fact.ttl_s,
+            machine=fact.machine,
         )
         yield keys.session(host.name), session, fact.session
     if host.inventory is not None:

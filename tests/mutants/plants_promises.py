@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 SESSION, DECLARE, RIDING = "agent/session.py", "agent/declare.py", "agent/riding.py"
-FENCE = "scheduler/core/fence.py"
+FENCE, MODEL = "scheduler/core/fence.py", "scheduler/core/model.py"
 
 PROMISES = (
     Mutant(
@@ -85,6 +85,54 @@ PROMISES = (
         "an agent that tidies its reports deletes what it said of its guard",
         [Edit("agent/work/report.py", "kv.key not in self._not_ours", "kv.key != self._session_key")],
         tests("unit/test_last_word.py"),
+    ),
+    Mutant(
+        "another machine's boot",
+        "a session of another machine, with another boot id, proves that the first one's VMs are dead",
+        [Edit(MODEL, "return fact if fact.machine != self.machine else None", "return None")],
+        tests("golden"),
+    ),
+    Mutant(
+        "another machine's word",
+        "an agent on another machine vouches that no VM lives on the first",
+        [Edit(FENCE, "back.boot_id == host.boot_id and back.vms_found_dead", "back.vms_found_dead")],
+        tests("golden"),
+    ),
+    Mutant(
+        "another machine's power",
+        "a host is switched off, and counts as off, although nobody knows which of two machines that is",
+        [
+            Edit(
+                "scheduler/core/power.py",
+                "    if host.taken_by() is not None:\n        return  #",
+                "    if False:\n        return  #",
+            )
+        ],
+        tests("golden"),
+    ),
+    Mutant(
+        "another machine's session",
+        "an agent deletes the live session of another machine that has its name and address",
+        [Edit("agent/timing.py", "if old.machine != me.machine:", "if False:")],
+        tests("unit/test_machine.py::test_another_machine_at_the_same_address_ends_no_live_session"),
+    ),
+    Mutant(
+        "known and unknown are one",
+        "an unknown machine passes for one that is known",
+        [
+            Edit(
+                MODEL,
+                "return fact if fact.machine != self.machine else None",
+                "return fact if fact.machine and self.machine and fact.machine != self.machine else None",
+            )
+        ],
+        tests("golden"),
+    ),
+    Mutant(
+        "firmware's placeholder",
+        "a product UUID that many boards have passes for a machine's own",
+        [Edit("agent/machine.py", " and digits not in _PLACEHOLDERS", "")],
+        tests("unit/test_machine.py"),
     ),
     Mutant(
         "killer VM at large",

@@ -107,7 +107,8 @@ class Cluster:
 
     async def agent_main(self, machine: Machine) -> None:
         node = f"{machine.name}/agent"
-        me = Identity(machine.name, machine.boot_id, f"{machine.name}:1", "sim", simulated=self.site == "simulated")
+        simulated, board = self.site == "simulated", f"board of {machine.name}"
+        me = Identity(machine.name, machine.boot_id, f"{machine.name}:1", "sim", simulated, board)
         parts = Parts(
             self.world.store(node), machine.vms, machine.guard, machine.clock, machine.devices, machine.records,
             machine.logs, machine.volumes, lambda: ["img"], run_blocking=inline,

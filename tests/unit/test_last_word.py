@@ -36,13 +36,13 @@ def word(rig: Rig) -> LastWord:
 async def test_it_is_written_with_the_record_and_stays_when_that_goes() -> None:
     rig = Rig()
     session = await rig.ready()
-    assert word(rig) == LastWord(session, GuardKind.SOFT)
+    assert word(rig) == LastWord(session, GuardKind.SOFT, "m1")
     rig.guard.armed_s = 4.0
     await until(lambda: rig.session_record().guard == HARDWARE)
-    assert word(rig) == LastWord(session, GuardKind.HARDWARE)
+    assert word(rig) == LastWord(session, GuardKind.HARDWARE, "m1")
     rig.guard.armed_s = 0.0
     await until(lambda: rig.session_record().guard == SOFT)
-    assert word(rig) == LastWord(session, GuardKind.SOFT)
+    assert word(rig) == LastWord(session, GuardKind.SOFT, "m1")
     record, said = rig.backend.get(keys.session(HOST)), rig.backend.get(keys.guard(HOST))
     assert record is not None
     assert said is not None
@@ -50,7 +50,7 @@ async def test_it_is_written_with_the_record_and_stays_when_that_goes() -> None:
     await rig.kill_agent()
     await asyncio.sleep(60)
     assert rig.backend.get(keys.session(HOST)) is None
-    assert word(rig) == LastWord(session, GuardKind.SOFT)
+    assert word(rig) == LastWord(session, GuardKind.SOFT, "m1")
 
 
 @virtual_time
@@ -62,7 +62,7 @@ async def test_the_next_session_says_its_own() -> None:
     rig.unguarded = KEPT
     second = await rig.ready()
     assert second > first
-    assert word(rig) == LastWord(second, GuardKind.NONE)
+    assert word(rig) == LastWord(second, GuardKind.NONE, "m1")
     await rig.close()
 
 
@@ -74,7 +74,7 @@ async def test_a_resumed_session_says_it_too() -> None:
     await rig.kill_agent()
     rig.unguarded = KEPT
     assert await rig.ready() == session
-    assert word(rig) == LastWord(session, GuardKind.NONE)
+    assert word(rig) == LastWord(session, GuardKind.NONE, "m1")
     await rig.close()
 
 
