@@ -193,7 +193,7 @@ def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
     """Give a host the state that the leader last recorded for it."""
     host.state = _HOST_STATE[record.state]
     host.session, host.boot_id, host.simulated = record.session, record.boot_id, record.simulated
-    host.guard, host.machine = _guard(record.guard), record.machine
+    host.guard, host.machine = guard_of(record.guard), record.machine
     host.since_s, host.boot_s = record.since_s, record.boot_s
     host.lost_s = tuple(record.lost_s)
     host.held_out, host.held_out_s = record.held_out, record.held_out_s
@@ -231,7 +231,8 @@ def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -
         cluster.brake = losses.Brake(brake.since_s, brake.until_s, brake.reason, tuple(brake.hosts))
 
 
-def _guard(value: int) -> facts.GuardKind:
+def guard_of(value: int) -> facts.GuardKind:
+    """As the core calls it."""
     return _GUARD[value] if value else facts.GuardKind.NONE
 
 
@@ -275,7 +276,7 @@ def session_of(wire: records_pb2.Session, create_revision: int) -> facts.Session
     return facts.SessionFact(
         session=create_revision,
         boot_id=wire.boot_id,
-        guard=_guard(wire.guard),
+        guard=guard_of(wire.guard),
         simulated=wire.simulated,
         vms_found_dead=wire.vms_found_dead,
         nonce=wire.nonce,
@@ -289,7 +290,7 @@ def last_word(kv: KeyValue) -> facts.LastWord:
     """What a session said last of its guard; of one that cannot be read, that nothing is known."""
     try:
         wire = records_pb2.GuardRecord.FromString(kv.value)
-        guard = facts.GuardKind.NONE if wire.unguarded else _guard(wire.guard)
+        guard = facts.GuardKind.NONE if wire.unguarded else guard_of(wire.guard)
     except UNREADABLE as exc:
         _log.error("%s is unreadable, so it counts as no guard (%r)", kv.key, exc)
         return facts.LastWord(kv.mod_revision, facts.GuardKind.NONE)

@@ -24,6 +24,7 @@ from .failover_plan import FailoverPlans
 from .host_intents import HostIntents
 from .intents import ApiError
 from .mirror import EVENTS_KEPT, Mirror
+from .provable import powered_unknown, unprovable
 from .queue_intents import QueueIntents
 from .subscribe import Subscription
 
@@ -48,6 +49,7 @@ class OperationsApi:
         self._replica = replica
         self._version = version
         self._wall = wall
+        self._policy = policy or Policy()
         self.host_intents = HostIntents(store, mirror, self.host, wall)
         self.cluster_intents = ClusterIntents(store, mirror, wall)
         self.queues = QueueIntents(store, mirror, policy or Policy(), wall)
@@ -72,6 +74,8 @@ class OperationsApi:
             record=self._mirror.get(Kind.CLUSTER, records_pb2.ClusterRecord),
             intent=self._mirror.get(Kind.CLUSTER_INTENT, records_pb2.ClusterIntent),
             reservation=self.plans.reservation(),
+            unprovable=unprovable(self._mirror, self._policy),
+            powered_unknown=powered_unknown(self._mirror, self._policy),
         )
 
     # Hosts and units

@@ -16,6 +16,8 @@ def safety(cluster: scheduler_pb2.Cluster, now_s: float) -> Pairs:
         ("fencing", fencing(cluster, now_s)),
         ("brake", brake(cluster, now_s)),
         ("room for restarts", room(cluster)),
+        ("no proof of loss", unproven(cluster)),
+        ("fence devices", strangers(cluster)),
     ]
 
 
@@ -30,6 +32,28 @@ def room(cluster: scheduler_pb2.Cluster) -> str:
     shown = ", ".join(each.domain for each in uncovered[:3]) + (", ..." if len(uncovered) > 3 else "")
     jobs = sum(len(each.jobs) for each in uncovered)
     return f"NOT for the loss of {shown}: {len(uncovered)} in all, {jobs} jobs would find no place"
+
+
+def unproven(cluster: scheduler_pb2.Cluster) -> str:
+    """Hosts whose loss nobody could prove, and what to do about it; "" where each could be."""
+    found = cluster.unprovable
+    if not found:
+        return ""
+    shown = ", ".join(f"{each.host} ({each.why})" for each in found[:5]) + (", ..." if len(found) > 5 else "")
+    many = f"{len(found)} hosts whose" if len(found) > 1 else "1 host whose"
+    return (
+        f"{many} loss would wait for its return or an operator: {shown}; give them a hardware watchdog "
+        "(gpupool-agent --watchdog) or a fence device (gpupool-scheduler --power)"
+    )
+
+
+def strangers(cluster: scheduler_pb2.Cluster) -> str:
+    """Fence devices of hosts that are not known; "" where there are none."""
+    names = cluster.powered_unknown
+    if not names:
+        return ""
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} in the --power file for hosts that are not known: {shown}; a slip in a name?"
 
 
 def fencing(cluster: scheduler_pb2.Cluster, now_s: float) -> str:

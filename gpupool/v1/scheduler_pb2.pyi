@@ -794,6 +794,8 @@ class Cluster(_message.Message):
     RECORD_FIELD_NUMBER: _builtins.int
     INTENT_FIELD_NUMBER: _builtins.int
     RESERVATION_FIELD_NUMBER: _builtins.int
+    UNPROVABLE_FIELD_NUMBER: _builtins.int
+    POWERED_UNKNOWN_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """the one that answers"""
     version: _builtins.str
@@ -821,6 +823,14 @@ class Cluster(_message.Message):
     def reservation(self) -> Global___Reservation:
         """absent: the site keeps none"""
 
+    @_builtins.property
+    def unprovable(self) -> _containers.RepeatedCompositeFieldContainer[Global___Unprovable]:
+        """hosts in use whose loss would wait for a reboot or an operator, by name"""
+
+    @_builtins.property
+    def powered_unknown(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """named by the file of fence devices, and no host is known by that name"""
+
     def __init__(
         self,
         *,
@@ -836,14 +846,40 @@ class Cluster(_message.Message):
         record: _records_pb2.ClusterRecord | None = ...,
         intent: _records_pb2.ClusterIntent | None = ...,
         reservation: Global___Reservation | None = ...,
+        unprovable: _abc.Iterable[Global___Unprovable] | None = ...,
+        powered_unknown: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "leader", b"leader", "record", b"record", "reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "hosts_ready", b"hosts_ready", "intent", b"intent", "jobs", b"jobs", "leader", b"leader", "record", b"record", "replica", b"replica", "reservation", b"reservation", "revision", b"revision", "units", b"units", "units_free", b"units_free", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "hosts_ready", b"hosts_ready", "intent", b"intent", "jobs", b"jobs", "leader", b"leader", "powered_unknown", b"powered_unknown", "record", b"record", "replica", b"replica", "reservation", b"reservation", "revision", b"revision", "units", b"units", "units_free", b"units_free", "unprovable", b"unprovable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cluster: _TypeAlias = Cluster  # noqa: Y015
+
+@_typing.final
+class Unprovable(_message.Message):
+    """A host that has a session now, and that nothing but its own return, or a person, could prove dead."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unprovable: _TypeAlias = Unprovable  # noqa: Y015
 
 @_typing.final
 class Host(_message.Message):

@@ -11,6 +11,7 @@ from .facts import GuardKind, LastWord, SessionFact
 from .losses import Evidence, FenceRecord
 from .model import Cluster, Host, Outcome
 from .power import seen_off
+from .proof import lease_proves
 from .retry import end_attempt, units_clean
 from .tables import AllocationEvent, AllocationState, HostEvent, HostState
 
@@ -123,21 +124,10 @@ def evidence(cluster: Cluster, host: Host) -> tuple[Evidence, str] | None:
         return Evidence.POWER_OFF, off
     if 0 < host.intent.confirmed_dead_session == host.session:
         return Evidence.OPERATOR, f"{host.intent.confirmed_by}: {host.intent.confirmed_reason}"
-    return _lease_ran_out(cluster, host) if host.fact is None else None
-
-
-def _lease_ran_out(cluster: Cluster, host: Host) -> tuple[Evidence, str] | None:
-    """What the end of a lease proves: no more than the guard that the session last declared can do."""
-    seen = "the lease ran out, and the session last declared"
-    if host.guard is GuardKind.HARDWARE:
-        return Evidence.LEASE_EXPIRED_WATCHDOG, f"{seen} a guard behind an armed hardware watchdog"
-    if host.guard is not GuardKind.SOFT:
+    if host.fact is not None:
         return None
-    if cluster.policy.soft_guard_is_enough:
-        return Evidence.LEASE_EXPIRED_GUARDED, f"{seen} a soft guard, which the site takes for enough"
-    if host.simulated and host.name not in cluster.policy.powered:
-        return Evidence.LEASE_EXPIRED_GUARDED, f"{seen} a soft guard, which is enough for a simulated host"
-    return None
+    powered = host.name in cluster.policy.powered
+    return lease_proves(host.guard, simulated=host.simulated, powered=powered, policy=cluster.policy)
 
 
 def _fenced(cluster: Cluster, host: Host, kind: Evidence, detail: str, now: float) -> None:

@@ -28,9 +28,9 @@ POLICIES = (
         "soft guard of a real host is enough",
         [
             Edit(
-                "scheduler/core/fence.py",
-                "if host.simulated and host.name not in cluster.policy.powered:",
-                "if host.guard is GuardKind.SOFT:",
+                "scheduler/core/proof.py",
+                "    if simulated and not powered:",
+                "    if guard is GuardKind.SOFT:",
             )
         ],
         scenario("evidence_soft_guard_where_power_could_tell"),

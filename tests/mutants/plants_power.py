@@ -129,4 +129,22 @@ POWER_FENCING = (
         [Edit(ACTING, "                task.cancel()\n                del", "                del")],
         tests("unit/test_power_acting.py::test_a_host_that_comes_back_during_the_try_is_let_go"),
     ),
+    Mutant(
+        "unproven and untold",
+        "a real host behind a soft guard, without a fence device, is not told of before it dies",
+        [
+            Edit(
+                "scheduler/core/proof.py",
+                "    if powered or lease_proves(",
+                "    if guard is GuardKind.SOFT or lease_proves(",
+            )
+        ],
+        tests("unit/test_provable.py"),
+    ),
+    Mutant(
+        "a slip in the power file",
+        "a fence device of a host that nobody knows is not told of",
+        [Edit("scheduler/provable.py", "policy.powered - {ids[0]", "policy.powered & {ids[0]")],
+        tests("unit/test_provable.py"),
+    ),
 )

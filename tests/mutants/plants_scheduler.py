@@ -161,8 +161,8 @@ SCHEDULER = (
         [
             Edit(
                 FENCE,
-                "    return _lease_ran_out(cluster, host) if host.fact is None else None\n",
-                '    return Evidence.OPERATOR, "it will be dead by now"\n',
+                "    if host.fact is not None:\n        return None\n    powered",
+                '    return Evidence.OPERATOR, "it will be dead by now"\n    powered',
             )
         ],
         tests("golden"),
@@ -170,7 +170,7 @@ SCHEDULER = (
     Mutant(
         "any guard is enough",
         "the end of a lease proves the VMs dead although no guard was declared any more",
-        [Edit(FENCE, "    if host.guard is not GuardKind.SOFT:\n        return None\n", "")],
+        [Edit("scheduler/core/proof.py", "    if guard is not GuardKind.SOFT:\n        return None\n", "")],
         tests("golden/test_golden.py", "unit/test_leader.py::test_a_guard_that_died_is_no_evidence"),
     ),
     Mutant(

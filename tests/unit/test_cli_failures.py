@@ -160,7 +160,9 @@ def test_what_holds_failures_up(shows: Callable[[str], None]) -> None:
     manual = scheduler_pb2.Cluster(record=records_pb2.ClusterRecord(brake=brake))
     released = records_pb2.ClusterIntent(brake_released_s=NOW, brake_by="ann@ops", brake_reason="a switch")
     ending = scheduler_pb2.Cluster(record=records_pb2.ClusterRecord(brake=brake), intent=released)
-    for each in (calm, settled, on, manual, ending):
+    weak = [scheduler_pb2.Unprovable(host=f"h{n}", why="a soft guard only, and no fence device") for n in range(1, 8)]
+    unproven = scheduler_pb2.Cluster(unprovable=weak, powered_unknown=["gpu-17"])
+    for each in (calm, settled, on, manual, ending, unproven, scheduler_pb2.Cluster(unprovable=weak[:1])):
         pairs(planned_views.safety(each, NOW))
     held = job("j1", hold="3 hosts in a row died with it", held_s=NOW - 60)
     pairs(fact for fact in views.job_facts(held, NOW) if fact[0] in ("id", "held"))
