@@ -27,7 +27,7 @@ LENT = (
         "anybody is in the way",
         "a job that is not preemptible is stopped for a restart",
         [Edit(LENDING, "live and job is not None and job.terms.preemptible and", "live and job is not None and")],
-        RESTARTS,
+        tests("unit/test_lent.py::test_only_who_is_preemptible_is_in_the_way"),
     ),
     Mutant(
         "restart takes another's room",

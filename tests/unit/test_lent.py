@@ -11,14 +11,18 @@ from hypothesis import strategies as st
 
 from scheduler.core.events import JobCancelRequested, JobSubmitted, SessionChanged, UnitReported, VmReported
 from scheduler.core.facts import UnitReport, UnitState
+from scheduler.core.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.lent import GRACE_S
+from scheduler.core.lent import GRACE_S, in_the_way
 from scheduler.core.model import Allocation, Job, Outcome, Request
 from scheduler.core.policy import BrakePolicy, Policy
 from scheduler.core.reserve import Reserve
+from scheduler.core.room import Take
+from scheduler.core.scratch import without
 from scheduler.core.step import step
 from scheduler.core.tables import AllocationState, JobState
 from scheduler.core.terms import Terms
+from tests.golden.runner import Player
 from tests.unit.test_reserve import KEEP, RACKS, SEEDS, World, domain_of, reserve_of, scene
 
 CALM = replace(KEEP, starts_at_once=0, brake=BrakePolicy(share=0.0))
@@ -146,3 +150,17 @@ def test_kept_room_is_no_bar_to_those_who_leave(seed: int) -> None:
     step(cluster, JobSubmitted(job), world.now)
     world.place()
     assert (job.state is JobState.STARTING) == bool(room)
+
+
+def test_only_who_is_preemptible_is_in_the_way() -> None:
+    player = Player()
+    player.play("host h1 2xa100\nsubmit j0 gpus=2\nplace\nrun")
+    cluster, job = player.cluster, player.cluster.jobs["j0"]
+    (there,) = cluster.allocations.values()
+    host = cluster.hosts["h1"]
+    found = fit(without(host, [there]), job.request)
+    assert isinstance(found, Fit)
+    take = Take(job.request, "h1", found)
+    assert in_the_way(cluster, host, take) is None
+    job.terms = replace(job.terms, preemptible=True)
+    assert in_the_way(cluster, host, take) == [there]
