@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from .jobs_api import JobsApi
 from .mirror import Mirror
 from .operations_api import OperationsApi
 from .policy_file import PolicyFileError, load_policy
+from .provable import compare
 from .replica import Replica, run_until
 from .service import JobService, OperationsService
 
@@ -94,9 +95,9 @@ def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int
         level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
     )
     devices = _devices(power)
-    if check_power:
-        sys.exit(_check(devices, output))
     decided = replace(_policy(policy, soft_guard_is_enough), powered=frozenset(devices))
+    if check_power:
+        sys.exit(_check(devices, output, etcd.split(","), decided))
     config = Config(
         name, tuple(etcd.split(",")), listen, advertise, leader_ttl_s, decided, announce, devices
     )  # fmt: skip
@@ -130,12 +131,22 @@ def _devices(power: Path | None) -> Mapping[str, FenceDevice]:
         sys.exit(2)
 
 
-def _check(devices: Mapping[str, FenceDevice], output: str) -> int:
+def _check(devices: Mapping[str, FenceDevice], output: str, etcd: Sequence[str], policy: Policy) -> int:
     if not devices:
         raise click.UsageError("--check-power needs the file that names the devices: --power FILE")
     answers = asyncio.run(check.ask(devices))
     click.echo(check.as_json(answers) if output == "json" else check.as_table(answers))
+    for line in asyncio.run(_compared(etcd, policy)):
+        click.echo(line, err=True)
     return check.exit_code(answers)
+
+
+async def _compared(etcd: Sequence[str], policy: Policy) -> list[str]:
+    store = EtcdStore(etcd)
+    try:
+        return await compare(store, policy)
+    finally:
+        await store.close()
 
 
 async def serve(config: Config) -> None:

@@ -5,9 +5,12 @@ It decides nothing: `core/proof.py` says what the end of a lease proves, with th
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 
 from gpupool.store.keys import Kind
+from gpupool.store.port import Store, StoreError
 from gpupool.v1 import records_pb2, scheduler_pb2
 
 from .core.policy import Policy
@@ -33,3 +36,26 @@ def unprovable(mirror: Mirror, policy: Policy) -> Iterator[scheduler_pb2.Unprova
 def powered_unknown(mirror: Mirror, policy: Policy) -> list[str]:
     """Names in the file of fence devices that no host has: a slip, or a host that has never been there."""
     return sorted(policy.powered - {ids[0] for ids in mirror.ids(Kind.HOST)})
+
+
+def in_words(mirror: Mirror, policy: Policy) -> Iterator[str]:
+    """The same, one line each."""
+    for name in powered_unknown(mirror, policy):
+        yield f"{name}: no host is known by this name; a slip in the power file?"
+    for each in unprovable(mirror, policy):
+        yield f"{each.host}: nobody could prove its loss: {each.why}"
+
+
+async def compare(store: Store, policy: Policy, patience_s: float = 3.0) -> list[str]:
+    """What is to be said of the hosts that are known, for who has a store and no replica; also that it is away."""
+    mirror = Mirror(store, time.time)
+    task = asyncio.create_task(mirror.run())
+    try:
+        async with asyncio.timeout(patience_s):
+            await mirror.synced.wait()
+        return list(in_words(mirror, policy))
+    except (StoreError, TimeoutError):
+        return ["etcd does not answer, so the names in the file were compared with no hosts"]
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -16,6 +16,7 @@ from scheduler.core.policy import Policy
 from scheduler.core.proof import why_unprovable
 from scheduler.mirror import Mirror
 from scheduler.operations_api import OperationsApi
+from scheduler.provable import compare
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import virtual_time
 
@@ -72,4 +73,9 @@ async def test_the_summary_names_those_that_live_and_slips_of_the_power_file() -
     assert [each.host for each in found.unprovable] == ["kept", "soft"]
     assert found.unprovable[0].why == f"no guard ({KEPT}), and no fence device"
     assert list(found.powered_unknown) == ["pwoered"]
+    assert await compare(pool.store, policy) == [
+        "pwoered: no host is known by this name; a slip in the power file?",
+        f"kept: nobody could prove its loss: no guard ({KEPT}), and no fence device",
+        "soft: nobody could prove its loss: a soft guard only, and no fence device",
+    ]
     task.cancel()
