@@ -95,7 +95,7 @@ def _bind(
             places.admission.own_affair(member)
             for other in reversed(bound):
                 places.unbind(cluster, other, now)
-            mark.restore(cluster)
+            mark.restore(cluster, now)
             return taken.host
         places.bind(cluster, member, choice, now)
         bound.append(member)
@@ -120,11 +120,12 @@ class _Mark:
         said = {member.id: (member.message, member.not_before_s) for member in members}
         return cls(cluster.capacity_epoch, len(cluster.log), set(said) - cluster.dirty.jobs, said)
 
-    def restore(self, cluster: Cluster) -> None:
+    def restore(self, cluster: Cluster, now: float) -> None:
         cluster.capacity_epoch = self.epoch
         del cluster.log[self.log :]
         cluster.dirty.jobs -= self.clean
         for job_id, (message, not_before_s) in self.said.items():
             job = cluster.jobs[job_id]
-            job.message, job.not_before_s = message, not_before_s
+            job.message = message
+            job.not_before_s = not_before_s if not_before_s > now else 0.0  # what is due would be due again and again
             cluster.enqueue(job)

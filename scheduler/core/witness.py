@@ -16,6 +16,7 @@ from .model import Host, NumaPolicy, Request
 from .room import Rooms, Take, occupy, trial
 
 FITS_MAX = 400  # questions to hosts in one search
+STATES_MAX = 1000  # partial assignments in one: answers are kept, so many may be looked at with few questions
 _NUMA = {NumaPolicy.REQUIRED: 0, NumaPolicy.PREFERRED: 1, NumaPolicy.NONE: 2}
 
 
@@ -43,6 +44,12 @@ class _Search:
     rooms: Rooms
     avoid: Collection[str]
     left: int
+    states: int = STATES_MAX
+
+    @property
+    def over(self) -> bool:
+        """Its bound is reached."""
+        return self.left <= 0 or self.states <= 0
 
     def ask(self, name: str, made: Host | None, request: Request) -> Fit | None:
         """Whether the host, or the copy of it that is in use, takes the request too."""
@@ -135,17 +142,18 @@ class _Exact:
     def run(self) -> Found:
         if self._from(0):
             return Found(tuple(take for _, takes in sorted(self.used.items()) for take in takes))
-        return Found(None, complete=self.search.left > 0)
+        return Found(None, complete=not self.search.over)
 
     def _from(self, index: int) -> bool:
         if index == len(self.wanted):
             return True
+        self.search.states -= 1
         state = index, frozenset(Counter(self._load(name) for name in self.used).items())
         if state in self.failed:
             return False
         request = self.wanted[index]
         for name in self._choices(request):
-            if self.search.left <= 0:
+            if self.search.over:
                 return False
             before = self.used.get(name, ())
             takes = self._pack(name, before, request)

@@ -125,6 +125,9 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
 
     def do_place(self) -> None:
         self.placer.place(self.cluster, self.now)
+        due_s = self.cluster.pending.next_due_s()
+        if due_s is not None and due_s <= self.now:  # whoever sleeps until then never sleeps
+            self.log.append("VIOLATION what was due is due still")
         self.ask_to_stop()
         for allocation_id in sorted(self.cluster.dirty.created):
             a = self.cluster.allocations[allocation_id]

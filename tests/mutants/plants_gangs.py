@@ -153,4 +153,10 @@ GANGS = (
         ],
         scenario("gang_member_restarts_alone"),
     ),
+    Mutant(
+        "due for ever",
+        "what was due when a gang was refused is due again at once, so the leader never sleeps",
+        [Edit("scheduler/core/gang_place.py", "not_before_s if not_before_s > now else 0.0", "not_before_s")],
+        tests("golden/test_golden.py::test_scenario[gang_refused_after_its_wait]"),
+    ),
 )
