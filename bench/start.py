@@ -117,6 +117,7 @@ def _allocate(rig: Rig, name: str) -> None:
         attempt=1,
         host=HOST,
         session=rig.session,
+        session_nonce=rig.agent.keeper.nonce,
         units=UNITS,
         pci_addresses=UNITS,
         numa_nodes=[0],
