@@ -173,7 +173,7 @@ SCHEDULER = (
         "any session's word on a VM",
         "a report counts although it comes from a session that has no say in the allocation",
         [Edit(STEP, " or allocation.session != event.session:\n", ":\n")],
-        tests("unit/test_leader.py", "golden"),
+        tests("unit/test_leader.py::test_another_sessions_word_on_a_vm_is_none"),
     ),
     Mutant(
         "stale unit reports",
@@ -183,7 +183,7 @@ SCHEDULER = (
                 MODEL, "current = report is not None and report.session == self.session", "current = report is not None"
             )
         ],
-        Sim("power-cut", "unproven", seeds=40),
+        tests("unit/test_leader.py::test_what_an_earlier_session_told_counts_no_more"),
     ),
     Mutant(
         "stale inventory",
@@ -195,7 +195,7 @@ SCHEDULER = (
                 "if host.state is HostState.JOINING and host.inventory and host.session:",
             )
         ],
-        tests("golden", "unit/test_leader.py"),
+        tests("unit/test_leader.py::test_what_an_earlier_session_told_counts_no_more"),
     ),
     Mutant(
         "allocation deleted before proof",
@@ -207,7 +207,7 @@ SCHEDULER = (
                 "",
             )
         ],
-        tests("golden"),
+        tests("unit/test_leader.py::test_an_allocation_stays_until_its_units_are_proven"),
     ),
     Mutant(
         "unit shared",

@@ -44,7 +44,7 @@ STORE = (
                 "                    if False:\n",
             )
         ],
-        tests("contract"),
+        tests("unit/test_etcd_renewal.py"),
     ),
     Mutant(
         "restored store waited for",

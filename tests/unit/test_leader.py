@@ -364,6 +364,64 @@ async def test_an_attempt_that_ended_before_its_host_was_lost_has_ended() -> Non
 
 
 @virtual_time
+async def test_another_sessions_word_on_a_vm_is_none() -> None:
+    """An end that a session tells which does not have the VM ends nothing."""
+    pool = Pool()
+    await pool.join("h1")
+    await pool.submit("j1")
+    async with leading(pool, pool.store):
+        await until(pool.allocations)
+        (allocation,) = pool.allocations()
+        other = records_pb2.Allocation()
+        other.CopyFrom(allocation)
+        other.session += 1
+        await pool.report(other, records_pb2.ALLOCATION_STATE_ENDED, job_pb2.OUTCOME_EXITED, 0)
+        await asyncio.sleep(30)
+        assert pool.status("j1").state == job_pb2.JOB_STATE_STARTING
+        await pool.finish(allocation)
+        await until(lambda: pool.status("j1").state == job_pb2.JOB_STATE_SUCCEEDED)
+
+
+@pytest.mark.parametrize("what", ["inventory", "unit"])
+@virtual_time
+async def test_what_an_earlier_session_told_counts_no_more(what: str) -> None:
+    """Nothing is placed on a host before this session has told what it has, nor on a unit that it has not proven."""
+    pool = Pool()
+    await pool.join("h1", gpus=1)
+    key = keys.inventory("h1") if what == "inventory" else keys.unit("h1", "u0")
+    before = pool.backend.get(key)
+    await pool.join("h1", gpus=1, boot="b2")
+    now = pool.backend.get(key)
+    assert before is not None
+    assert now is not None
+    await pool.put(Put(key, before.value))
+    async with leading(pool, pool.store):
+        await pool.submit("j1")
+        await asyncio.sleep(30)
+        assert not pool.allocations()
+        await pool.put(Put(key, now.value))
+        await until(pool.allocations)
+
+
+@virtual_time
+async def test_an_allocation_stays_until_its_units_are_proven() -> None:
+    pool = Pool()
+    await pool.join("h1", gpus=1)
+    await pool.submit("j1")
+    async with leading(pool, pool.store):
+        await until(pool.allocations)
+        (allocation,) = pool.allocations()
+        await pool.report(allocation, records_pb2.ALLOCATION_STATE_ENDED, job_pb2.OUTCOME_EXITED, 0)
+        for state in (records_pb2.UNIT_STATE_DIRTY, records_pb2.UNIT_STATE_RESETTING):
+            told = records_pb2.UnitReport(state=state, session=allocation.session, allocation=allocation.id)
+            await pool.put(Put(keys.unit("h1", "u0"), told.SerializeToString()))
+            await asyncio.sleep(10)
+            assert [a.id for a in pool.allocations()] == [allocation.id]
+        await pool.clean(allocation)
+        await until(lambda: not pool.allocations())
+
+
+@virtual_time
 async def test_a_guard_that_died_is_no_evidence() -> None:
     pool = Pool()
     await pool.join("h1")
