@@ -19,12 +19,10 @@ class Scripted(rpc_pb2_grpc.LeaseServicer, rpc_pb2_grpc.KVServicer):  # type: ig
 
     def __init__(self, term: int, later: Iterator[int]) -> None:
         self.term, self.later = term, later
-        self.renewals = 0
 
     async def LeaseKeepAlive(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         del context
         async for request in requests:
-            self.renewals += 1
             yield rpc_pb2.LeaseKeepAliveResponse(header=self._header(self.term), ID=request.ID, TTL=8)
 
     async def Range(self, request: Any, context: Any) -> Any:
