@@ -11,12 +11,12 @@ import argparse
 import time
 from collections.abc import Iterator
 
-from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
-from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.model import Cluster, Job, Outcome, Request
 from scheduler.core.place import Placer
+from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
+from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from scheduler.core.state.model import Cluster, Job, Outcome, Request
+from scheduler.core.state.tables import AllocationState
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState
 
 CORES_A_NODE, NODE_MIB = 32, 512 * 1024
 

@@ -15,16 +15,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
-from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.model import Cluster, Job, Request
+from scheduler.core.fitting.valuation import Valuation
 from scheduler.core.packing import HostSize, Mix, NodeSize, Packer, Shape
 from scheduler.core.packing.sizes import WHOLE
 from scheduler.core.place import Placer
-from scheduler.core.policy import Policy
-from scheduler.core.rules import Rules
+from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from scheduler.core.state.model import Cluster, Job, Request
+from scheduler.core.state.policy import Policy
+from scheduler.core.state.rules import Rules
 from scheduler.core.step import step
-from scheduler.core.valuation import Valuation
 from scheduler.simulate.openb import arrivals
 from scheduler.simulate.traces import read_hosts, read_tasks
 

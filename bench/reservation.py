@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
-from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.fit import Fit, fit
-from scheduler.core.model import Allocation, Attempt, Cluster, Host, Job, Request
-from scheduler.core.policy import Policy, ReservationPolicy
-from scheduler.core.reserve import Reserve
+from scheduler.core.fitting.fit import Fit, fit
+from scheduler.core.reservation.reserve import Reserve
+from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from scheduler.core.state.model import Allocation, Attempt, Cluster, Host, Job, Request
+from scheduler.core.state.policy import Policy, ReservationPolicy
+from scheduler.core.state.tables import JobState
 from scheduler.core.step import step
-from scheduler.core.tables import JobState
 
 from .row import Row
 

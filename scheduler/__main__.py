@@ -23,7 +23,7 @@ from gpupool.store.port import StoreError
 from gpupool.v1 import scheduler_pb2_grpc
 
 from . import deathwatch, heap
-from .core.policy import Policy
+from .core.state.policy import Policy
 from .fencing import check
 from .fencing.config import PowerFileError, load_power
 from .fencing.port import FenceDevice

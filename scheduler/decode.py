@@ -17,11 +17,11 @@ from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .core import events, facts, losses, model, terms
-from .core.amounts import Amounts
-from .core.hugepages import HugepagesFact
-from .core.rules import Rules
-from .core.tables import AllocationState, HostState, JobState
+from .core.state import events, facts, losses, model, terms
+from .core.state.amounts import Amounts
+from .core.state.hugepages import HugepagesFact
+from .core.state.rules import Rules
+from .core.state.tables import AllocationState, HostState, JobState
 from .decode_rules import labels_of, models_of, rules_of, vendor_named
 from .interned import same
 from .records import TYPES, Ids

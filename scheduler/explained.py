@@ -5,7 +5,7 @@ from __future__ import annotations
 from gpupool.v1 import scheduler_pb2
 
 from .core.explain import Explanation
-from .core.reasons import Refusal
+from .core.state.reasons import Refusal
 
 VERDICTS_MAX = 1000
 

@@ -11,10 +11,10 @@ import grpc
 
 from gpupool.v1 import job_pb2, scheduler_pb2
 
-from .core.model import Cluster
-from .core.plan import Expected, Restart, plan
-from .core.policy import Policy
-from .core.reserve import Gap
+from .core.failover.plan import Expected, Restart, plan
+from .core.reservation.reserve import Gap
+from .core.state.model import Cluster
+from .core.state.policy import Policy
 from .intents import ApiError
 from .view import View
 

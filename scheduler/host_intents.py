@@ -13,7 +13,7 @@ from gpupool.store import keys
 from gpupool.store.port import Store
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from .core.skew import answers
+from .core.state.skew import answers
 from .intents import ApiError, change_intent, need
 from .mirror import Mirror
 

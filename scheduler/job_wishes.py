@@ -14,7 +14,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from .core.skew import no_earlier
+from .core.state.skew import no_earlier
 from .intents import ApiError, change_intent
 from .mirror import FINAL, Mirror
 

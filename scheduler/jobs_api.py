@@ -18,10 +18,10 @@ from gpupool.store.port import Created, Put, Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from . import queue_rules
-from .core.events import JobSubmitted
 from .core.explain import explain
-from .core.policy import Policy
-from .core.skew import answers
+from .core.state.events import JobSubmitted
+from .core.state.policy import Policy
+from .core.state.skew import answers
 from .core.step import step
 from .decode import job_of
 from .dependencies import unknown

@@ -1,7 +1,7 @@
 """Which jobs no known host could ever take, and why, by what agents have told: kept up from a mirror, in turns.
 
-It decides nothing; `core/known.py` does. It must not hold others up: a large fleet's inventories are read a few at a
-time.
+It decides nothing; `core/fitting/known.py` does. It must not hold others up: a large fleet's inventories are
+read a few at a time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import asyncio
 from gpupool.store.keys import Kind
 from gpupool.v1 import inventory_pb2, job_pb2
 
-from .core.hugepages import size_name
-from .core.known import Known
-from .core.model import party_of
+from .core.fitting.known import Known
+from .core.state.hugepages import size_name
+from .core.state.model import party_of
 from .decode import inventory_of, member_of, request_of
 from .decode_rules import models_of
 from .mirror import Mirror

@@ -17,14 +17,14 @@ from gpupool.store import keys
 from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreError
 
 from . import encode, heap
-from .core import together
-from .core.drain import drain
+from .core.failover.drain import drain
+from .core.failover.power import PowerOff, next_power_s
+from .core.gangs import together
 from .core.invariants import violations
-from .core.model import Allocation, Cluster, Dirty
 from .core.place import Placer, retract
-from .core.policy import Policy
-from .core.power import PowerOff, next_power_s
-from .core.preempt import Preempter
+from .core.queueing.preempt import Preempter
+from .core.state.model import Allocation, Cluster, Dirty
+from .core.state.policy import Policy
 from .core.step import step
 from .core.todo import EvidenceWanted, todo
 from .decode import fact_of

@@ -16,11 +16,11 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import KeyValue, StoreError
 from gpupool.v1 import job_pb2, records_pb2
 
-from .core import events, model
-from .core.ahead import bring_back
-from .core.books import Claim
-from .core.brake import consider
-from .core.fence import intent_noted, lost_unseen, unwatched
+from .core.failover.ahead import bring_back
+from .core.failover.brake import consider
+from .core.failover.fence import intent_noted, lost_unseen, unwatched
+from .core.state import events, model
+from .core.state.books import Claim
 from .core.step import step
 from .decode import (
     UNREADABLE,

@@ -22,8 +22,8 @@ from gpupool.store.port import Change, KeyValue, Snapshot, Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from . import heap, wishes_told
-from .core.model import Cluster
-from .core.policy import Policy
+from .core.state.model import Cluster
+from .core.state.policy import Policy
 from .feed import Feed
 from .load import load
 from .records import TYPES, Ids, News, Record, Records, news_of, read

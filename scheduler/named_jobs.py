@@ -1,7 +1,7 @@
 """Jobs by name, and whether those that a new spec names in `restart.after` make sense. Read from a mirror.
 
 A name that nobody has is a slip of the pen more often than a job to come, and a circle orders nothing: the core would
-let go whoever is in it (core/order.py). It decides nothing about jobs that are there already.
+let go whoever is in it (core/queueing/order.py). It decides nothing about jobs that are there already.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
 from .cluster_dump import ClusterDump
 from .cluster_intents import ClusterIntents
-from .core.policy import Policy
-from .core.skew import answers
+from .core.state.policy import Policy
+from .core.state.skew import answers
 from .failover_plan import FailoverPlans
 from .host_intents import HostIntents
 from .intents import ApiError

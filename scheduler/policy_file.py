@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from .core.brake import LOSSES_KEPT
-from .core.policy import Policy
+from .core.failover.brake import LOSSES_KEPT
+from .core.state.policy import Policy
 
 SECTIONS = {
     "brake": "brake",

@@ -1,6 +1,7 @@
 """Hosts whose loss nobody could prove, and fence devices of hosts that nobody knows: told before a death, not at it.
 
-It decides nothing: `core/proof.py` says what the end of a lease proves, with the policy of the replica that answers.
+It decides nothing: `core/failover/proof.py` says what the end of a lease proves, with the policy of the replica that
+answers.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store, StoreError
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from .core.policy import Policy
-from .core.proof import why_unprovable
+from .core.failover.proof import why_unprovable
+from .core.state.policy import Policy
 from .decode import guard_of
 from .mirror import Mirror
 

@@ -16,10 +16,10 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Created, Delete, Put, Store, Unmodified
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from .core.amounts import NOTHING, Amounts
-from .core.policy import Policy
-from .core.tables import JobState
-from .core.terms import DEFAULT_QUEUE
+from .core.state.amounts import NOTHING, Amounts
+from .core.state.policy import Policy
+from .core.state.tables import JobState
+from .core.state.terms import DEFAULT_QUEUE
 from .decode import amounts_of
 from .intents import ApiError, change_intent
 from .mirror import Mirror

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gpupool.store.keys import Kind
 from gpupool.v1 import job_pb2, records_pb2
 
-from .core.terms import DEFAULT_QUEUE
+from .core.state.terms import DEFAULT_QUEUE
 from .mirror import Mirror
 
 

@@ -12,7 +12,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Restored, Store, StoreError
 from gpupool.v1 import records_pb2
 
-from .core.policy import Policy
+from .core.state.policy import Policy
 from .deathwatch import Gone, never
 from .election import TermLostError, lead
 from .fencing.port import FenceDevice

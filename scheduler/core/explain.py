@@ -6,17 +6,19 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import backfill, claims, gang_explain, limits
-from .admission import kept_out
-from .fit import Fit, fit
-from .model import Cluster, Job
-from .nearest import Miss, nearest
-from .own import asked, barred, case
-from .power import told
-from .reasons import Reason, Refusal
-from .reserve import Reserve
-from .tables import HostState, JobState
-from .wait import JobWait, ignored, wait
+from .failover.power import told
+from .fitting.fit import Fit, fit
+from .fitting.nearest import Miss, nearest
+from .fitting.own import asked, barred, case
+from .gangs import explain as gang_explain
+from .queueing import backfill, claims
+from .queueing.wait import JobWait, ignored, wait
+from .reservation.admission import kept_out
+from .reservation.reserve import Reserve
+from .state import limits
+from .state.model import Cluster, Job
+from .state.reasons import Reason, Refusal
+from .state.tables import HostState, JobState
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .model import STARTING, Allocation, Cluster, Host
-from .rules import means
-from .tables import JobState
-from .terms import OnLoss
+from .state.model import STARTING, Allocation, Cluster, Host
+from .state.rules import means
+from .state.tables import JobState
+from .state.terms import OnLoss
 
 
 def violations(cluster: Cluster) -> list[str]:

@@ -14,16 +14,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
 
-from . import backfill, brake, claims, failovers, gang_place, hold, lent, order, own, upkeep
-from .admission import TRIES, Admission, Choice
-from .fit import Fit
-from .model import Allocation, Attempt, Cluster, Host, Job, Outcome, Party, Request
-from .own import Case, Own, case
-from .queue import Lane
-from .ranking import FreeUnits, Rank, Ranking
-from .retry import crashed_on
-from .tables import JobEvent
-from .valuation import Valuation
+from .failover import brake, failovers
+from .failover.retry import crashed_on
+from .fitting import own
+from .fitting.fit import Fit
+from .fitting.own import Case, Own, case
+from .fitting.ranking import FreeUnits, Rank, Ranking
+from .fitting.valuation import Valuation
+from .gangs import place as gang_place
+from .queueing import backfill, claims, hold, lent, order, upkeep
+from .queueing.queue import Lane
+from .reservation.admission import TRIES, Admission, Choice
+from .state.model import Allocation, Attempt, Cluster, Host, Job, Outcome, Party, Request
+from .state.tables import JobEvent
 
 ANSWERS_KEPT = 640_000  # of hosts to shapes; the ranking that was not asked for the longest goes
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import hold
-from .ends import cancel
-from .events import (
+from .failover.fence import advance, armed_changed, intent_changed, intent_noted, session_changed
+from .failover.power import power_fenced
+from .failover.retry import end_attempt, units_clean
+from .queueing import hold
+from .queueing.ends import cancel
+from .queueing.shares import capacity_of
+from .state.events import (
     ClusterIntentChanged,
     Event,
     HostIntentChanged,
@@ -24,14 +28,19 @@ from .events import (
     UnitReported,
     VmReported,
 )
-from .facts import InventoryFact, UnitFact, UnitState
-from .fence import advance, armed_changed, intent_changed, intent_noted, session_changed
-from .hugepages import MAY_HAVE_PAGES, pool_of
-from .model import Allocation, Cluster, Host, Job, Node, Outcome
-from .power import power_fenced
-from .retry import end_attempt, units_clean
-from .shares import capacity_of
-from .tables import ALLOCATION, AllocationEvent, AllocationState, HostEvent, HostState, JobEvent, JobState, Transition
+from .state.facts import InventoryFact, UnitFact, UnitState
+from .state.hugepages import MAY_HAVE_PAGES, pool_of
+from .state.model import Allocation, Cluster, Host, Job, Node, Outcome
+from .state.tables import (
+    ALLOCATION,
+    AllocationEvent,
+    AllocationState,
+    HostEvent,
+    HostState,
+    JobEvent,
+    JobState,
+    Transition,
+)
 
 WARNINGS_KEPT = 16  # of one attempt, the newest
 

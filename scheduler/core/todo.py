@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model import Cluster
-from .power import PowerOff, power_owed, told, under_way
+from .failover.power import PowerOff, power_owed, told, under_way
+from .state.model import Cluster
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from ..core.events import PowerFenced
-from ..core.power import PowerOff
+from ..core.failover.power import PowerOff
+from ..core.state.events import PowerFenced
 from .port import FenceDevice, FenceError
 
 _log = logging.getLogger(__name__)

@@ -14,13 +14,13 @@ from typing import Any
 from gpupool.errors import InvalidSpec
 from gpupool.store.keys import check_name
 
-from ..core.events import HostIntentChanged, QueueChanged
-from ..core.facts import InventoryFact, QueueIntent, UnitFact
-from ..core.model import Cluster
-from ..core.policy import Policy
-from ..core.ruled import labels_of
-from ..core.rules import HOST, Label, has, shown
-from ..core.tables import HostState
+from ..core.fitting.ruled import labels_of
+from ..core.state.events import HostIntentChanged, QueueChanged
+from ..core.state.facts import InventoryFact, QueueIntent, UnitFact
+from ..core.state.model import Cluster
+from ..core.state.policy import Policy
+from ..core.state.rules import HOST, Label, has, shown
+from ..core.state.tables import HostState
 from .vms import Agents
 
 GIB = 1024

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..core.facts import UnitState
-from ..core.fit import Fit, fit
-from ..core.model import Cluster, Host, Request
-from ..core.tables import HostState
+from ..core.fitting.fit import Fit, fit
+from ..core.state.facts import UnitState
+from ..core.state.model import Cluster, Host, Request
+from ..core.state.tables import HostState
 
 KINDS = 48  # of tasks, those that are most; the others would change little, and cost as much
 

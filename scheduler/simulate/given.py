@@ -15,8 +15,8 @@ from gpupool.errors import InvalidSpec
 from gpupool.store.keys import check_name
 from gpupool.v1 import scheduler_pb2
 
-from ..core.facts import QueueIntent
-from ..core.policy import Policy
+from ..core.state.facts import QueueIntent
+from ..core.state.policy import Policy
 from ..decode import queue_intent_of
 from ..policy_file import PolicyFileError, load_policy
 

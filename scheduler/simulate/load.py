@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any
 
-from ..core.events import JobSubmitted, QueueChanged
-from ..core.facts import QueueIntent
-from ..core.known import Known
-from ..core.model import Cluster
-from ..core.policy import Policy
-from ..core.queues import asked_for
-from ..core.tables import JobState
+from ..core.fitting.known import Known
+from ..core.queueing.queues import asked_for
+from ..core.state.events import JobSubmitted, QueueChanged
+from ..core.state.facts import QueueIntent
+from ..core.state.model import Cluster
+from ..core.state.policy import Policy
+from ..core.state.tables import JobState
 from . import metrics
 from .failures import Failing, Failures
 from .fragments import Fragments

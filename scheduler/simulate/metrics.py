@@ -11,7 +11,7 @@ from math import ceil
 from statistics import fmean, median
 from typing import Any
 
-from ..core.tables import JobState
+from ..core.state.tables import JobState
 from .recorder import Point
 from .work import Task
 

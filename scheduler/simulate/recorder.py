@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..core.model import Cluster, Dirty
-from ..core.tables import AllocationState, HostState, JobState, Transition
+from ..core.state.model import Cluster, Dirty
+from ..core.state.tables import AllocationState, HostState, JobState, Transition
 from .fragments import Fragments
 from .vms import Agents
 from .work import Task

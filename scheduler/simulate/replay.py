@@ -15,12 +15,12 @@ from pathlib import Path
 from gpupool.errors import InvalidSpec
 from gpupool.store.keys import check_name
 
-from ..core.facts import QueueIntent
-from ..core.model import Request
 from ..core.packing import HostSize, Shape
 from ..core.packing.sizes import WHOLE
-from ..core.rules import Rules
-from ..core.terms import DEFAULT_QUEUE
+from ..core.state.facts import QueueIntent
+from ..core.state.model import Request
+from ..core.state.rules import Rules
+from ..core.state.terms import DEFAULT_QUEUE
 from . import traces
 from .work import IMAGE, Load, SimHost, Task, host_of
 

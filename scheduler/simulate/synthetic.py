@@ -16,9 +16,9 @@ from typing import TypeVar
 
 from gpupool.errors import InvalidSpec
 
-from ..core.facts import QueueIntent
-from ..core.model import Request
-from ..core.terms import DEFAULT_QUEUE
+from ..core.state.facts import QueueIntent
+from ..core.state.model import Request
+from ..core.state.terms import DEFAULT_QUEUE
 from .work import IMAGE, Load, SimHost, Task, host_of
 
 CPUS_PER_GPU, MIB_PER_GPU = 16, 131_072  # of a host; a job takes three quarters of it beside each GPU

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
-from ..core.events import InventoryChanged, SessionChanged, UnitReported, VmReported
-from ..core.facts import GuardKind, SessionFact, UnitReport, UnitState
-from ..core.model import Allocation, Cluster, Dirty, Outcome
-from ..core.tables import AllocationState, Transition
+from ..core.state.events import InventoryChanged, SessionChanged, UnitReported, VmReported
+from ..core.state.facts import GuardKind, SessionFact, UnitReport, UnitState
+from ..core.state.model import Allocation, Cluster, Dirty, Outcome
+from ..core.state.tables import AllocationState, Transition
 from .work import Machine
 from .world import World
 

@@ -16,17 +16,17 @@ from typing import Any
 from gpupool.dumpfile import Dump
 from gpupool.errors import InvalidSpec
 
-from ..core.events import PowerFenced
 from ..core.explain import Explanation, explain
-from ..core.facts import UnitState
-from ..core.model import Cluster, Dirty, Job, Request
-from ..core.own import case
-from ..core.plan import POWER_OFF_S
-from ..core.policy import Policy
-from ..core.queue import Lane
-from ..core.reserve import Reserve
-from ..core.tables import AllocationState, HostState, JobState, Transition
-from ..core.wait import wait
+from ..core.failover.plan import POWER_OFF_S
+from ..core.fitting.own import case
+from ..core.queueing.queue import Lane
+from ..core.queueing.wait import wait
+from ..core.reservation.reserve import Reserve
+from ..core.state.events import PowerFenced
+from ..core.state.facts import UnitState
+from ..core.state.model import Cluster, Dirty, Job, Request
+from ..core.state.policy import Policy
+from ..core.state.tables import AllocationState, HostState, JobState, Transition
 from ..load import UnreadableDecisionError, load
 from ..policy_file import PolicyFileError, read_policy
 from . import changes as changing

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..core.facts import InventoryFact, QueueIntent, UnitFact
-from ..core.model import Job, Request
-from ..core.terms import DEFAULT_QUEUE, Terms
+from ..core.state.facts import InventoryFact, QueueIntent, UnitFact
+from ..core.state.model import Job, Request
+from ..core.state.terms import DEFAULT_QUEUE, Terms
 
 IMAGE = "any"  # all jobs have it, and so have all hosts
 Nodes = tuple[tuple[int, tuple[tuple[int, ...], ...], int], ...]

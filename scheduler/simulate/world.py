@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
-from ..core import together
-from ..core.drain import drain
-from ..core.events import Event
+from ..core.failover.drain import drain
+from ..core.failover.power import PowerOff, next_power_s
+from ..core.gangs import together
 from ..core.invariants import violations
-from ..core.model import Cluster, Dirty
 from ..core.place import Placer
-from ..core.power import PowerOff, next_power_s
-from ..core.preempt import Preempter
+from ..core.queueing.preempt import Preempter
+from ..core.state.events import Event
+from ..core.state.model import Cluster, Dirty
+from ..core.state.tables import Transition
 from ..core.step import step
-from ..core.tables import Transition
 from ..core.todo import todo
 
 IDLE_S = 5.0  # how often the leader looks when nothing happens

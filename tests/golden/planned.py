@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from scheduler.core import events, together
-from scheduler.core.drain import drain, stopping
-from scheduler.core.facts import Drain
-from scheduler.core.model import Cluster
+from scheduler.core.failover.drain import drain, stopping
+from scheduler.core.gangs import together
 from scheduler.core.place import Placer
-from scheduler.core.preempt import Preempter
+from scheduler.core.queueing.preempt import Preempter
+from scheduler.core.state import events
+from scheduler.core.state.facts import Drain
+from scheduler.core.state.model import Cluster
 
 
 class Planned:

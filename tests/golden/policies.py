@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from scheduler.core import events, failovers
-from scheduler.core.facts import ClusterIntent, GuardKind, JobIntent, SessionFact
-from scheduler.core.model import Cluster
-from scheduler.core.policy import Policy
-from scheduler.core.skew import answers
-from scheduler.core.tables import AllocationState
+from scheduler.core.failover import failovers
+from scheduler.core.state import events
+from scheduler.core.state.facts import ClusterIntent, GuardKind, JobIntent, SessionFact
+from scheduler.core.state.model import Cluster
+from scheduler.core.state.policy import Policy
+from scheduler.core.state.skew import answers
+from scheduler.core.state.tables import AllocationState
 
 
 class Policies:

@@ -8,12 +8,12 @@ from math import inf, isinf
 from typing import Any
 
 from gpupool.v1 import job_pb2, records_pb2
-from scheduler.core import events
-from scheduler.core.amounts import Amounts
-from scheduler.core.facts import JobIntent, QueueIntent
-from scheduler.core.model import Cluster
-from scheduler.core.skew import no_earlier
-from scheduler.core.terms import Dependency, Element, Member, OnLoss, Terms, When
+from scheduler.core.state import events
+from scheduler.core.state.amounts import Amounts
+from scheduler.core.state.facts import JobIntent, QueueIntent
+from scheduler.core.state.model import Cluster
+from scheduler.core.state.skew import no_earlier
+from scheduler.core.state.terms import Dependency, Element, Member, OnLoss, Terms, When
 
 
 def wire_terms(terms: Terms) -> dict[str, Any]:

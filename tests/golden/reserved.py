@@ -6,12 +6,12 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
-from scheduler.core import events
-from scheduler.core.admission import gaps
-from scheduler.core.facts import InventoryFact
-from scheduler.core.model import Cluster
-from scheduler.core.plan import plan
-from scheduler.core.reserve import Reserve
+from scheduler.core.failover.plan import plan
+from scheduler.core.reservation.admission import gaps
+from scheduler.core.reservation.reserve import Reserve
+from scheduler.core.state import events
+from scheduler.core.state.facts import InventoryFact
+from scheduler.core.state.model import Cluster
 
 
 class Reserved:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpupool.v1 import inventory_pb2, job_pb2
-from scheduler.core import events
 from scheduler.core.explain import explain
-from scheduler.core.facts import InventoryFact, UnitFact
-from scheduler.core.model import Cluster, Job
-from scheduler.core.rules import Labels, Rules, Within, meant
+from scheduler.core.state import events
+from scheduler.core.state.facts import InventoryFact, UnitFact
+from scheduler.core.state.model import Cluster, Job
+from scheduler.core.state.rules import Labels, Rules, Within, meant
 
 DEMANDS = frozenset(
     {"near", "apart", "labels", "models", "vendor", "driver", "within", "hosts", "not_hosts", "whole", "failures"}

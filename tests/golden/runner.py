@@ -8,18 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from scheduler.core import events
 from scheduler.core.explain import explain
-from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.hugepages import HugepagesFact
+from scheduler.core.failover.power import told
 from scheduler.core.invariants import violations
-from scheduler.core.losses import Brake
-from scheduler.core.model import Cluster, Job, NumaPolicy, Outcome, Request
 from scheduler.core.place import Placer
-from scheduler.core.policy import Policy
-from scheduler.core.power import told
+from scheduler.core.state import events
+from scheduler.core.state.facts import (
+    GuardKind,
+    HostIntent,
+    InventoryFact,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.state.hugepages import HugepagesFact
+from scheduler.core.state.losses import Brake
+from scheduler.core.state.model import Cluster, Job, NumaPolicy, Outcome, Request
+from scheduler.core.state.policy import Policy
+from scheduler.core.state.tables import AllocationState, HostState
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState, HostState
 from scheduler.core.todo import todo
 from scheduler.load import load
 from tests.golden.planned import Planned

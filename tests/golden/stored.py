@@ -11,9 +11,9 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import encode
-from scheduler.core.events import VmReported
-from scheduler.core.facts import HostIntent, JobIntent, SessionFact
-from scheduler.core.model import Cluster, Host, Job
+from scheduler.core.state.events import VmReported
+from scheduler.core.state.facts import HostIntent, JobIntent, SessionFact
+from scheduler.core.state.model import Cluster, Host, Job
 from tests.golden.queued import wire_queue, wire_terms
 from tests.golden.ruled import as_asked, functions
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, Suite, tests
 
-SKEW, AHEAD, POWER = "scheduler/core/skew.py", "scheduler/core/ahead.py", "scheduler/core/power.py"
+SKEW, AHEAD, POWER = (
+    "scheduler/core/state/skew.py",
+    "scheduler/core/failover/ahead.py",
+    "scheduler/core/failover/power.py",
+)
 WORDS = tests("unit/test_intents_api.py")
 
 
@@ -76,7 +80,7 @@ CLOCKS = (
     Mutant(
         "released before it began",
         "the release of an earlier brake ends a later one that is dated before it",
-        [Edit("scheduler/core/brake.py", "no_earlier(now, cluster.intent.brake_released_s)", "now")],
+        [Edit("scheduler/core/failover/brake.py", "no_earlier(now, cluster.intent.brake_released_s)", "now")],
         golden("brake_under_a_slower_leader"),
     ),
     Mutant(
@@ -94,13 +98,13 @@ CLOCKS = (
     Mutant(
         "let in before it was held out",
         "an old uncordon lets a host in that was held out after it, by a clock that is behind",
-        [Edit("scheduler/core/flap.py", "no_earlier(now, host.intent.uncordoned_s)", "now")],
+        [Edit("scheduler/core/failover/flap.py", "no_earlier(now, host.intent.uncordoned_s)", "now")],
         golden("flapping_under_a_slower_leader"),
     ),
     Mutant(
         "released before it was held",
         "the release of an earlier hold ends a later one that is dated before it",
-        [Edit("scheduler/core/breaker.py", "no_earlier(now, job.intent.released_s)", "now")],
+        [Edit("scheduler/core/failover/breaker.py", "no_earlier(now, job.intent.released_s)", "now")],
         golden("hold_under_a_slower_leader"),
     ),
     Mutant(

@@ -5,13 +5,17 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 FIT, OWN, RULED, ROOM = (
-    "scheduler/core/fit.py",
-    "scheduler/core/own.py",
-    "scheduler/core/ruled.py",
-    "scheduler/core/room.py",
+    "scheduler/core/fitting/fit.py",
+    "scheduler/core/fitting/own.py",
+    "scheduler/core/fitting/ruled.py",
+    "scheduler/core/reservation/room.py",
 )
-PLACE, MODEL = "scheduler/core/place.py", "scheduler/core/model.py"
-KNOWN, NEAREST, EXPLAIN = "scheduler/core/known.py", "scheduler/core/nearest.py", "scheduler/core/explain.py"
+PLACE, MODEL = "scheduler/core/place.py", "scheduler/core/state/model.py"
+KNOWN, NEAREST, EXPLAIN = (
+    "scheduler/core/fitting/known.py",
+    "scheduler/core/fitting/nearest.py",
+    "scheduler/core/explain.py",
+)
 ORACLE = "unit/test_demands.py"  # random: a scenario beside it makes sure
 
 
@@ -54,7 +58,7 @@ DEMANDS = (
     Mutant(
         "room kept from one is kept from all",
         "a job that may use few hosts only, whose room is kept for restarts, stops all others of its shape",
-        [Edit("scheduler/core/admission.py", "        self.refused.discard(_kind(job))\n", "")],
+        [Edit("scheduler/core/reservation/admission.py", "        self.refused.discard(_kind(job))\n", "")],
         tests("unit/test_rules.py"),
     ),
     Mutant(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, Suite, tests
 
-CORE, RETRY, FIT = "scheduler/core/drain.py", "scheduler/core/retry.py", "scheduler/core/fit.py"
+CORE, RETRY, FIT = (
+    "scheduler/core/failover/drain.py",
+    "scheduler/core/failover/retry.py",
+    "scheduler/core/fitting/fit.py",
+)
 ROLLING, DRAINING = "gpupool/cli/rolling.py", "gpupool/cli/draining.py"
 MOVE = "    move = outcome is Outcome.STOPPED and bool(moved)\n"
 EXITED, CANCELLED = "    if outcome is Outcome.EXITED and exit", "    elif job.cancel_reason is not None:\n"

@@ -33,7 +33,7 @@ GANGS = (
         "a gang's lost member starts again before the VMs of the others are dead",
         [
             Edit(
-                "scheduler/core/gangs.py",
+                "scheduler/core/gangs/members.py",
                 "            return frozenset(self.free) if self.alone else frozenset()\n",
                 "            return frozenset(self.free)\n",
             )
@@ -46,7 +46,7 @@ GANGS = (
         "the same, with machines that fail",
         [
             Edit(
-                "scheduler/core/gangs.py",
+                "scheduler/core/gangs/members.py",
                 "            return frozenset(self.free) if self.alone else frozenset()\n",
                 "            return frozenset(self.free)\n",
             ),
@@ -59,7 +59,7 @@ GANGS = (
         "when room for restarts forbids one member, not all that were bound before are taken back",
         [
             Edit(
-                "scheduler/core/gang_place.py",
+                "scheduler/core/gangs/place.py",
                 "            for other in reversed(bound):\n",
                 "            for other in reversed(bound[1:]):\n",
             )
@@ -71,7 +71,7 @@ GANGS = (
         "a gang that was taken back leaves the impression that something was set free",
         [
             Edit(
-                "scheduler/core/gang_place.py",
+                "scheduler/core/gangs/place.py",
                 "        cluster.capacity_epoch = self.epoch\n        del cluster.log[self.log :]\n",
                 "        del cluster.log[self.log :]\n",
             )
@@ -81,13 +81,13 @@ GANGS = (
     Mutant(
         "others go on",
         "the others of a gang are not asked to stop when one has lost its VM",
-        [Edit("scheduler/core/together.py", "    if not gone and not stops:\n", "    if True:\n")],
+        [Edit("scheduler/core/gangs/together.py", "    if not gone and not stops:\n", "    if True:\n")],
         scenario("gang_restarts_as_one"),
     ),
     Mutant(
         "others go on under another leader",
         "a new leader looks only at what it sees change",
-        [Edit("scheduler/core/gangs.py", "        self.touched.add(member.gang)\n", "        pass\n")],
+        [Edit("scheduler/core/gangs/members.py", "        self.touched.add(member.gang)\n", "        pass\n")],
         tests(f"{API}::test_what_of_a_gang_is_left_is_done_by_another_leader"),
     ),
     Mutant(
@@ -95,7 +95,7 @@ GANGS = (
         "the others of a gang are stopped while too much is lost to start them again",
         [
             Edit(
-                "scheduler/core/together.py",
+                "scheduler/core/gangs/together.py",
                 "    if cluster.brake is not None or cluster.intent.disarmed:\n        cluster.books",
                 "    if cluster.intent.disarmed:\n        cluster.books",
             )
@@ -107,7 +107,7 @@ GANGS = (
         "of a gang one member is counted before it starts",
         [
             Edit(
-                "scheduler/core/gang_place.py",
+                "scheduler/core/gangs/place.py",
                 "    if cluster.books.queues.refusal(job, len(members)):\n",
                 "    if cluster.books.queues.refusal(job):\n",
             ),
@@ -124,7 +124,7 @@ GANGS = (
         "of what a gang needs on a host room for one member is kept",
         [
             Edit(
-                "scheduler/core/claims.py",
+                "scheduler/core/queueing/claims.py",
                 "    return not shuns(ask, host) and len(seats(ask, host, count)) >= count\n",
                 "    return not shuns(ask, host) and len(seats(ask, host, 1)) >= 1\n",
             )
@@ -136,7 +136,7 @@ GANGS = (
         "a member that may not use a host does not change its seat with another",
         [
             Edit(
-                "scheduler/core/arrange.py",
+                "scheduler/core/gangs/arrange.py",
                 "        if _give(taken[member], options, members, taken, seen):\n",
                 "        if False:\n",
             )
@@ -148,7 +148,9 @@ GANGS = (
         "a member that starts again alone does not mind where the others are",
         [
             Edit(
-                "scheduler/core/arrange.py", "            if cell and cell not in ask.used:\n", "            if cell:\n"
+                "scheduler/core/gangs/arrange.py",
+                "            if cell and cell not in ask.used:\n",
+                "            if cell:\n",
             )
         ],
         scenario("gang_member_restarts_alone"),
@@ -156,7 +158,7 @@ GANGS = (
     Mutant(
         "due for ever",
         "what was due when a gang was refused is due again at once, so the leader never sleeps",
-        [Edit("scheduler/core/gang_place.py", "not_before_s if not_before_s > now else 0.0", "not_before_s")],
+        [Edit("scheduler/core/gangs/place.py", "not_before_s if not_before_s > now else 0.0", "not_before_s")],
         tests("golden/test_golden.py::test_scenario[gang_refused_after_its_wait]"),
     ),
 )

@@ -5,8 +5,12 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 from tests.mutants.plants_reserve import scenario
 
-ADMISSION = "scheduler/core/admission.py"
-LENDING, ROOM, RESERVE = "scheduler/core/lent.py", "scheduler/core/room.py", "scheduler/core/reserve.py"
+ADMISSION = "scheduler/core/reservation/admission.py"
+LENDING, ROOM, RESERVE = (
+    "scheduler/core/queueing/lent.py",
+    "scheduler/core/reservation/room.py",
+    "scheduler/core/reservation/reserve.py",
+)
 RESTARTS = tests("unit/test_lent.py::test_what_is_covered_does_restart_once_they_have_left")
 
 LENT = (
@@ -34,7 +38,7 @@ LENT = (
         "a restart whose room is lent takes what another needs",
         [
             Edit(
-                "scheduler/core/admission.py",
+                "scheduler/core/reservation/admission.py",
                 "        on_loan = kept is None and any(",
                 "        on_loan = False and any(",
             )
@@ -52,7 +56,7 @@ LENT = (
         "a preemptible job stops, by its priority, what it left its place for",
         [
             Edit(
-                "scheduler/core/preempt.py",
+                "scheduler/core/queueing/preempt.py",
                 "return bool(cluster.policy.reservation.hosts) and job.terms.preemptible",
                 "return False and job.terms.preemptible",
             )
@@ -68,7 +72,13 @@ LENT = (
     Mutant(
         "room beside each, not all",
         "a job may take what is free beside each place that is kept on a host, though not beside all of them",
-        [Edit("scheduler/core/claims.py", "return found | _crowded(cluster, job, places - found)", "return found")],
+        [
+            Edit(
+                "scheduler/core/queueing/claims.py",
+                "return found | _crowded(cluster, job, places - found)",
+                "return found",
+            )
+        ],
         scenario("lent_until_a_restart"),
     ),
 )

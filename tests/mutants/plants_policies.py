@@ -16,7 +16,7 @@ POLICIES = (
         "the brake does not hold up what is queued already",
         [
             Edit(
-                "scheduler/core/brake.py",
+                "scheduler/core/failover/brake.py",
                 "        cluster.dirty.cluster = True\n        cluster.requeue_lost()\n\n\ndef _until_s",
                 "        cluster.dirty.cluster = True\n\n\ndef _until_s",
             )
@@ -28,7 +28,7 @@ POLICIES = (
         "soft guard of a real host is enough",
         [
             Edit(
-                "scheduler/core/proof.py",
+                "scheduler/core/failover/proof.py",
                 "    if simulated and not powered:",
                 "    if guard is GuardKind.SOFT:",
             )
@@ -40,7 +40,7 @@ POLICIES = (
         "a declared guard counts though the agent says it does not stand",
         [
             Edit(
-                "scheduler/core/facts.py",
+                "scheduler/core/state/facts.py",
                 "return GuardKind.NONE if self.unguarded else self.guard",
                 "return self.guard",
             )
@@ -50,7 +50,13 @@ POLICIES = (
     Mutant(
         "old losses count again",
         "losses before the last release count again",
-        [Edit("scheduler/core/brake.py", "return last_s if last_s > cluster.settled_s else -inf", "return last_s")],
+        [
+            Edit(
+                "scheduler/core/failover/brake.py",
+                "return last_s if last_s > cluster.settled_s else -inf",
+                "return last_s",
+            )
+        ],
         scenario("brake_released_and_needed_again"),
     ),
     Mutant(
@@ -64,7 +70,7 @@ POLICIES = (
         "all hosts lost is nothing special",
         [
             Edit(
-                "scheduler/core/brake.py",
+                "scheduler/core/failover/brake.py",
                 'return found if by_number or by_share or everything else ""',
                 'return found if by_number or by_share else ""',
             )
@@ -74,7 +80,7 @@ POLICIES = (
     Mutant(
         "arming without a look",
         "arming does not weigh what is still lost",
-        [Edit("scheduler/core/brake.py", "        last_s = max(last_s, armed_s)\n", "        pass\n")],
+        [Edit("scheduler/core/failover/brake.py", "        last_s = max(last_s, armed_s)\n", "        pass\n")],
         scenario("disarm_much_still_lost_when_armed"),
     ),
     Mutant(
@@ -82,7 +88,7 @@ POLICIES = (
         "lost jobs restart while disarmed",
         [
             Edit(
-                "scheduler/core/model.py",
+                "scheduler/core/state/model.py",
                 "        withheld = job.lost and (self.brake is not None or self.intent.disarmed)",
                 "        withheld = job.lost and self.brake is not None",
             )
@@ -94,7 +100,7 @@ POLICIES = (
         "the breaker holds nothing",
         [
             Edit(
-                "scheduler/core/breaker.py",
+                "scheduler/core/failover/breaker.py",
                 "if not 0 < job.max_host_deaths <= job.host_deaths or job.hold:",
                 "if True:",
             )
@@ -104,7 +110,7 @@ POLICIES = (
     Mutant(
         "long runs clear nothing",
         "an hour on the host clears nothing",
-        [Edit("scheduler/core/breaker.py", "if started_s and lost_s - started_s >= LONG_RUN_S:", "if False:")],
+        [Edit("scheduler/core/failover/breaker.py", "if started_s and lost_s - started_s >= LONG_RUN_S:", "if False:")],
         scenario("killer_vm_long_run_clears"),
     ),
     Mutant(
@@ -112,7 +118,7 @@ POLICIES = (
         "jobs are blamed for a mass failure",
         [
             Edit(
-                "scheduler/core/breaker.py",
+                "scheduler/core/failover/breaker.py",
                 "if cluster.brake is not None:\n        return",
                 "if False:\n        return",
             )
@@ -122,7 +128,7 @@ POLICIES = (
     Mutant(
         "blamed for nothing",
         "jobs are blamed for hosts they never reached",
-        [Edit("scheduler/core/fence.py", "ran = allocation.state is not AllocationState.BOUND", "ran = True")],
+        [Edit("scheduler/core/failover/fence.py", "ran = allocation.state is not AllocationState.BOUND", "ran = True")],
         scenario("killer_vm_not_before_it_started"),
     ),
     Mutant(
@@ -130,7 +136,7 @@ POLICIES = (
         "an uncordon before the flapping lets the host in",
         [
             Edit(
-                "scheduler/core/flap.py",
+                "scheduler/core/failover/flap.py",
                 "if not host.held_out or host.intent.uncordoned_s <= host.held_out_s:",
                 "if not host.held_out:",
             )
@@ -142,7 +148,7 @@ POLICIES = (
         "who waits for each other waits for ever",
         [
             Edit(
-                "scheduler/core/order.py",
+                "scheduler/core/queueing/order.py",
                 "return [other for other in _named(cluster, job) if not _leads_to(cluster, other, job)]",
                 "return list(_named(cluster, job))",
             )
@@ -154,7 +160,7 @@ POLICIES = (
         "order is judged once only",
         [
             Edit(
-                "scheduler/core/order.py",
+                "scheduler/core/queueing/order.py",
                 "if parked != cluster.pending.parked(job_id):",
                 "if parked and parked != cluster.pending.parked(job_id):",
             )
@@ -166,7 +172,7 @@ POLICIES = (
         "a start that is over is not counted off",
         [
             Edit(
-                "scheduler/core/model.py",
+                "scheduler/core/state/model.py",
                 "            host.starting.discard(allocation.id)\n            if enough",
                 "            if enough",
             )
@@ -178,7 +184,7 @@ POLICIES = (
         "nobody is told that one may start again",
         [
             Edit(
-                "scheduler/core/model.py",
+                "scheduler/core/state/model.py",
                 "            if enough:\n                self.touch(host)",
                 "            pass",
             )
@@ -190,7 +196,7 @@ POLICIES = (
         "restart priority is ignored",
         [
             Edit(
-                "scheduler/core/model.py",
+                "scheduler/core/state/model.py",
                 "first = (0, -job.restart_priority) if lost",
                 "first = (0, 0) if lost",
             )
@@ -200,31 +206,31 @@ POLICIES = (
     Mutant(
         "elsewhere at once",
         "a crashed VM does not wait for its own units",
-        [Edit("scheduler/core/retry.py", "delay_s = max(delay_s, SAME_HOST_S)", "pass")],
+        [Edit("scheduler/core/failover/retry.py", "delay_s = max(delay_s, SAME_HOST_S)", "pass")],
         scenario("vm_crashes"),
     ),
     Mutant(
         "units clean, unheard",
         "who waits for its units is not told that they are clean",
-        [Edit("scheduler/core/retry.py", "    if due_s < job.not_before_s:", "    if False:")],
+        [Edit("scheduler/core/failover/retry.py", "    if due_s < job.not_before_s:", "    if False:")],
         scenario("brake_and_a_crash_elsewhere"),
     ),
     Mutant(
         "planned work is a loss",
         "planned work counts as a loss",
-        [Edit("scheduler/core/fence.py", "if not brake.planned(host):", "if True:")],
+        [Edit("scheduler/core/failover/fence.py", "if not brake.planned(host):", "if True:")],
         scenario("brake_ignores_planned_work"),
     ),
     Mutant(
         "last host switched off",
         "the last host is switched off",
-        [Edit("scheduler/core/power.py", 'if nothing_lives(cluster) else ""', 'if False else ""')],
+        [Edit("scheduler/core/failover/power.py", 'if nothing_lives(cluster) else ""', 'if False else ""')],
         scenario("last_host_is_not_switched_off"),
     ),
     Mutant(
         "no jitter",
         "jitter is the same for all",
-        [Edit("scheduler/core/retry.py", "sha256(what.encode())", 'sha256(b"x")')],
+        [Edit("scheduler/core/failover/retry.py", "sha256(what.encode())", 'sha256(b"x")')],
         scenario("restart_waits_longer_each_time"),
     ),
 )

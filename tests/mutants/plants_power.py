@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, Suite, tests
 
-POWER, ACTING, LEADER = "scheduler/core/power.py", "scheduler/fencing/acting.py", "scheduler/leader.py"
+POWER, ACTING, LEADER = "scheduler/core/failover/power.py", "scheduler/fencing/acting.py", "scheduler/leader.py"
 REDFISH, AGENTS = "scheduler/fencing/redfish.py", "scheduler/fencing/agents.py"
 
 
@@ -134,7 +134,7 @@ POWER_FENCING = (
         "a real host behind a soft guard, without a fence device, is not told of before it dies",
         [
             Edit(
-                "scheduler/core/proof.py",
+                "scheduler/core/failover/proof.py",
                 "    if powered or lease_proves(",
                 "    if guard is GuardKind.SOFT or lease_proves(",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 SESSION, DECLARE, RIDING = "agent/session.py", "agent/declare.py", "agent/riding.py"
-FENCE, MODEL = "scheduler/core/fence.py", "scheduler/core/model.py"
+FENCE, MODEL = "scheduler/core/failover/fence.py", "scheduler/core/state/model.py"
 
 PROMISES = (
     Mutant(
@@ -103,7 +103,7 @@ PROMISES = (
         "a host is switched off, and counts as off, although nobody knows which of two machines that is",
         [
             Edit(
-                "scheduler/core/power.py",
+                "scheduler/core/failover/power.py",
                 "    if host.taken_by() is not None:\n        return  #",
                 "    if False:\n        return  #",
             )

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, Sim, Suite, tests
 
-RESERVE, ROOM, ADMISSION = "scheduler/core/reserve.py", "scheduler/core/room.py", "scheduler/core/admission.py"
-WITNESS, PLAN, DOMAINS = "scheduler/core/witness.py", "scheduler/core/plan.py", "scheduler/core/domains.py"
+RESERVE, ROOM, ADMISSION = (
+    "scheduler/core/reservation/reserve.py",
+    "scheduler/core/reservation/room.py",
+    "scheduler/core/reservation/admission.py",
+)
+WITNESS, PLAN, DOMAINS = (
+    "scheduler/core/reservation/witness.py",
+    "scheduler/core/failover/plan.py",
+    "scheduler/core/reservation/domains.py",
+)
 SCRATCH, BRUTE = "test_kept_up_as_from_scratch", "test_as_brute_force_says"
 OTHERS = "self._mended(made, shapes, known.get(domain), self._domains.members(domain))"
 

@@ -6,13 +6,13 @@ from tests.mutants.model import Edit, Mutant, Sim, tests
 
 LEADER, ELECTION, LOAD = "scheduler/leader.py", "scheduler/election.py", "scheduler/load.py"
 FENCE, STEP, MODEL, RANKING = (
-    "scheduler/core/fence.py",
+    "scheduler/core/failover/fence.py",
     "scheduler/core/step.py",
-    "scheduler/core/model.py",
-    "scheduler/core/ranking.py",
+    "scheduler/core/state/model.py",
+    "scheduler/core/fitting/ranking.py",
 )
 
-VALUATION = "scheduler/core/valuation.py"
+VALUATION = "scheduler/core/fitting/valuation.py"
 
 SCHEDULER = (
     Mutant(
@@ -170,7 +170,7 @@ SCHEDULER = (
     Mutant(
         "any guard is enough",
         "the end of a lease proves the VMs dead although no guard was declared any more",
-        [Edit("scheduler/core/proof.py", "    if guard is not GuardKind.SOFT:\n        return None\n", "")],
+        [Edit("scheduler/core/failover/proof.py", "    if guard is not GuardKind.SOFT:\n        return None\n", "")],
         tests("golden/test_golden.py", "unit/test_leader.py::test_a_guard_that_died_is_no_evidence"),
     ),
     Mutant(

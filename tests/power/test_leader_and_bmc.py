@@ -13,7 +13,7 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import job_pb2, records_pb2
-from scheduler.core.policy import Policy
+from scheduler.core.state.policy import Policy
 from scheduler.election import Term
 from scheduler.fencing.config import load_power
 from scheduler.leader import Leader

@@ -19,8 +19,8 @@ from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
 from gpupool.store.port import Put, Store, StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.core import model as core
-from scheduler.core.policy import Policy, PreemptionPolicy, ReservationPolicy
+from scheduler.core.state import model as core
+from scheduler.core.state.policy import Policy, PreemptionPolicy, ReservationPolicy
 from scheduler.deathwatch import never
 from scheduler.intents import ApiError
 from scheduler.jobs_api import JobsApi

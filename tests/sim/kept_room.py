@@ -12,10 +12,10 @@ from copy import deepcopy
 
 from gpupool.store import keys
 from gpupool.store.port import Change
-from scheduler.core.domains import ran_before
-from scheduler.core.model import Cluster
-from scheduler.core.reserve import Reserve
-from scheduler.core.tables import JobState
+from scheduler.core.reservation.domains import ran_before
+from scheduler.core.reservation.reserve import Reserve
+from scheduler.core.state.model import Cluster
+from scheduler.core.state.tables import JobState
 
 
 class KeptRoom:

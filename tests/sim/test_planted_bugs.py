@@ -11,7 +11,9 @@ from agent import deadline, riding
 from agent.work.ledger import Ledger
 from gpupool.store.port import Sight
 from scheduler import leader
-from scheduler.core import facts, fence, model, retry, step
+from scheduler.core import step
+from scheduler.core.failover import fence, retry
+from scheduler.core.state import facts, model
 from tests.fakes.vms import FakeGuard
 from tests.sim import hardware
 from tests.sim.cluster import scenario

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from itertools import combinations
 
-from scheduler.core.facts import UnitFact
-from scheduler.core.model import Allocation, Cluster, Host, Job, NumaPolicy, Outcome, Request
-from scheduler.core.rules import Labels, Rules, Within
-from scheduler.core.tables import HostState
+from scheduler.core.state.facts import UnitFact
+from scheduler.core.state.model import Allocation, Cluster, Host, Job, NumaPolicy, Outcome, Request
+from scheduler.core.state.rules import Labels, Rules, Within
+from scheduler.core.state.tables import HostState
 
 FAILED = (Outcome.START_FAILED, Outcome.CRASHED, Outcome.HOST_LOST)
 

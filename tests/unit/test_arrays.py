@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gpupool.store import keys
 from gpupool.store.port import Delete
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.core.tables import JobState
+from scheduler.core.state.tables import JobState
 from scheduler.intents import ApiError
 from scheduler.validate import faults
 from tests.fakes.pool import Pool, spec

@@ -7,8 +7,8 @@ from random import Random
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.core import limits
-from scheduler.core.tables import JobState
+from scheduler.core.state import limits
+from scheduler.core.state.tables import JobState
 from tests.golden.runner import Player
 
 GRACE_S = 5

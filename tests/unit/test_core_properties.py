@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from scheduler.core.invariants import violations
-from scheduler.core.tables import HostState, JobState
+from scheduler.core.state.tables import HostState, JobState
 from tests.golden.runner import Player
 from tests.golden.stored import stored
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scheduler.core import tables
+from scheduler.core.state import tables
 
 TABLES: dict[str, tuple[dict[Any, Any], Any, Any]] = {
     "host": (tables.HOST, tables.HostState, tables.HostEvent),

@@ -12,9 +12,9 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler import decode, encode
-from scheduler.core import facts, losses, model
-from scheduler.core.hugepages import HugepagesFact
-from scheduler.core.tables import HostState, JobState
+from scheduler.core.state import facts, losses, model
+from scheduler.core.state.hugepages import HugepagesFact
+from scheduler.core.state.tables import HostState, JobState
 from scheduler.load import UnreadableDecisionError, load
 from tests.fakes.pool import spec
 

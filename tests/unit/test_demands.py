@@ -9,7 +9,14 @@ from typing import Any
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.events import (
+from scheduler.core.explain import explain
+from scheduler.core.fitting.fit import Fit, fit
+from scheduler.core.fitting.known import Known
+from scheduler.core.fitting.nearest import lacks
+from scheduler.core.fitting.own import asked
+from scheduler.core.invariants import violations
+from scheduler.core.place import Placer
+from scheduler.core.state.events import (
     HostIntentChanged,
     InventoryChanged,
     JobSubmitted,
@@ -17,20 +24,21 @@ from scheduler.core.events import (
     UnitReported,
     VmReported,
 )
-from scheduler.core.explain import explain
-from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.fit import Fit, fit
-from scheduler.core.hugepages import HugepagesFact
-from scheduler.core.invariants import violations
-from scheduler.core.known import Known
-from scheduler.core.model import Cluster, Job, Node, NumaPolicy, Outcome, Request
-from scheduler.core.nearest import lacks
-from scheduler.core.own import asked
-from scheduler.core.place import Placer
-from scheduler.core.policy import Policy
-from scheduler.core.rules import Rules, Within, meant
+from scheduler.core.state.facts import (
+    GuardKind,
+    HostIntent,
+    InventoryFact,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.state.hugepages import HugepagesFact
+from scheduler.core.state.model import Cluster, Job, Node, NumaPolicy, Outcome, Request
+from scheduler.core.state.policy import Policy
+from scheduler.core.state.rules import Rules, Within, meant
+from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState, JobState
 from tests.unit.oracle import choices, could_take, overdrawn, wrong
 
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # examples are small; shrinking them takes minutes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.tables import JobState
+from scheduler.core.state.tables import JobState
 from tests.golden.runner import Player
 
 OK = JobState.SUCCEEDED

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduler.core import events
-from scheduler.core.drain import drain
-from scheduler.core.facts import Drain
-from scheduler.core.fit import fit
+from scheduler.core.failover.drain import drain
+from scheduler.core.fitting.fit import fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Host, Outcome
 from scheduler.core.place import Placer
-from scheduler.core.reasons import Reason, Refusal
+from scheduler.core.state import events
+from scheduler.core.state.facts import Drain
+from scheduler.core.state.model import Cluster, Host, Outcome
+from scheduler.core.state.reasons import Reason, Refusal
+from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState, JobState
 from scheduler.load import load
 from tests.golden.runner import Player
 from tests.golden.stored import stored

@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from gpupool.v1 import job_pb2, scheduler_pb2
-from scheduler.core.model import Cluster
-from scheduler.core.policy import Policy, ReservationPolicy
+from scheduler.core.state.model import Cluster
+from scheduler.core.state.policy import Policy, ReservationPolicy
 from scheduler.failover_plan import FailoverPlans
 from scheduler.intents import ApiError
 from scheduler.view import View

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpupool.v1 import scheduler_pb2
-from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
-from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.fit import Fit, fit
+from scheduler.core.fitting.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Host, Job, NumaPolicy, Request
 from scheduler.core.place import Placer
-from scheduler.core.reasons import Reason, Refusal
+from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from scheduler.core.state.model import Cluster, Host, Job, NumaPolicy, Request
+from scheduler.core.state.reasons import Reason, Refusal
 from scheduler.core.step import step
 
 NODES = st.lists(

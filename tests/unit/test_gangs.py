@@ -7,15 +7,15 @@ from itertools import permutations, product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core import limits
-from scheduler.core.arrange import Seat
-from scheduler.core.gang_ask import ask_of
-from scheduler.core.gang_place import find
-from scheduler.core.model import Attempt, Job, Outcome
+from scheduler.core.gangs.arrange import Seat
+from scheduler.core.gangs.ask import ask_of
+from scheduler.core.gangs.place import find
+from scheduler.core.gangs.together import as_one
 from scheduler.core.place import retract
-from scheduler.core.tables import AllocationState, JobState
-from scheduler.core.terms import OnLoss
-from scheduler.core.together import as_one
+from scheduler.core.state import limits
+from scheduler.core.state.model import Attempt, Job, Outcome
+from scheduler.core.state.tables import AllocationState, JobState
+from scheduler.core.state.terms import OnLoss
 from tests.golden.runner import Player
 
 GANGS = st.lists(

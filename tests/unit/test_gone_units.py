@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.core import events
-from scheduler.core.facts import InventoryFact, UnitReport, UnitState
+from scheduler.core.state import events
+from scheduler.core.state.facts import InventoryFact, UnitReport, UnitState
 from tests.golden.runner import Player
 
 UNIT = "0000:10:00.0"

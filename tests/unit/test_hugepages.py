@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
-from scheduler.core.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.fit import fit
-from scheduler.core.hugepages import HugepagesFact, Pool, pool_of, size_name
+from scheduler.core.fitting.fit import fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Allocation, Cluster, Job, NumaPolicy, Outcome, Request
 from scheduler.core.place import Placer
-from scheduler.core.reasons import Reason, Refusal
+from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
+from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from scheduler.core.state.hugepages import HugepagesFact, Pool, pool_of, size_name
+from scheduler.core.state.model import Allocation, Cluster, Job, NumaPolicy, Outcome, Request
+from scheduler.core.state.reasons import Reason, Refusal
+from scheduler.core.state.tables import AllocationState as State
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState as State
 from scheduler.load import load
 from tests.golden.stored import stored
 

@@ -12,7 +12,7 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.core.policy import Policy
+from scheduler.core.state.policy import Policy
 from scheduler.intents import ApiError
 from scheduler.jobs_api import JobsApi
 from scheduler.mirror import Mirror

@@ -7,11 +7,11 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.facts import InventoryFact, UnitFact
-from scheduler.core.hugepages import HugepagesFact
-from scheduler.core.known import Known
-from scheduler.core.model import NumaPolicy, Request
-from scheduler.core.rules import Rules, Within
+from scheduler.core.fitting.known import Known
+from scheduler.core.state.facts import InventoryFact, UnitFact
+from scheduler.core.state.hugepages import HugepagesFact
+from scheduler.core.state.model import NumaPolicy, Request
+from scheduler.core.state.rules import Rules, Within
 
 CORES = tuple((n,) for n in range(8))
 

@@ -10,9 +10,9 @@ from agent.declare import KEPT
 from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import records_pb2
-from scheduler.core.facts import GuardKind, LastWord
-from scheduler.core.losses import Evidence
-from scheduler.core.model import Cluster
+from scheduler.core.state.facts import GuardKind, LastWord
+from scheduler.core.state.losses import Evidence
+from scheduler.core.state.model import Cluster
 from scheduler.decode import last_word
 from scheduler.load import load
 from tests.fakes.agent_rig import HOST, Rig

@@ -9,19 +9,19 @@ from dataclasses import replace
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.events import JobCancelRequested, JobSubmitted, SessionChanged, UnitReported, VmReported
-from scheduler.core.facts import UnitReport, UnitState
-from scheduler.core.fit import Fit, fit
+from scheduler.core.fitting.fit import Fit, fit
+from scheduler.core.fitting.scratch import without
 from scheduler.core.invariants import violations
-from scheduler.core.lent import GRACE_S, in_the_way
-from scheduler.core.model import Allocation, Job, Outcome, Request
-from scheduler.core.policy import BrakePolicy, Policy
-from scheduler.core.reserve import Reserve
-from scheduler.core.room import Take
-from scheduler.core.scratch import without
+from scheduler.core.queueing.lent import GRACE_S, in_the_way
+from scheduler.core.reservation.reserve import Reserve
+from scheduler.core.reservation.room import Take
+from scheduler.core.state.events import JobCancelRequested, JobSubmitted, SessionChanged, UnitReported, VmReported
+from scheduler.core.state.facts import UnitReport, UnitState
+from scheduler.core.state.model import Allocation, Job, Outcome, Request
+from scheduler.core.state.policy import BrakePolicy, Policy
+from scheduler.core.state.tables import AllocationState, JobState
+from scheduler.core.state.terms import Terms
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState, JobState
-from scheduler.core.terms import Terms
 from tests.golden.runner import Player
 from tests.unit.test_reserve import KEEP, RACKS, SEEDS, World, domain_of, reserve_of, scene
 

@@ -14,10 +14,10 @@ from gpupool.cli import planned_views
 from gpupool.store import keys
 from gpupool.v1 import records_pb2, scheduler_pb2
 from scheduler import encode
-from scheduler.core.losses import Evidence
-from scheduler.core.model import Cluster, Host
-from scheduler.core.power import told
-from scheduler.core.tables import HostState
+from scheduler.core.failover.power import told
+from scheduler.core.state.losses import Evidence
+from scheduler.core.state.model import Cluster, Host
+from scheduler.core.state.tables import HostState
 from scheduler.decode import restore_host
 from scheduler.load import load
 from tests.fakes.agent_rig import HOST, Rig

@@ -8,8 +8,14 @@ from operator import itemgetter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.admission import Choice
-from scheduler.core.events import (
+from scheduler.core.fitting.fit import Fit, fit
+from scheduler.core.fitting.own import Case
+from scheduler.core.fitting.ranking import FreeUnits, Rank, Ranking, answer, placeable
+from scheduler.core.fitting.valuation import Valuation
+from scheduler.core.invariants import violations
+from scheduler.core.place import Placer, retract
+from scheduler.core.reservation.admission import Choice
+from scheduler.core.state.events import (
     Event,
     HostIntentChanged,
     InventoryChanged,
@@ -18,17 +24,19 @@ from scheduler.core.events import (
     UnitReported,
     VmReported,
 )
-from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.fit import Fit, fit
-from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Host, Job, Outcome, Request
-from scheduler.core.movers import KEPT, Movers
-from scheduler.core.own import Case
-from scheduler.core.place import Placer, retract
-from scheduler.core.ranking import FreeUnits, Rank, Ranking, answer, placeable
+from scheduler.core.state.facts import (
+    GuardKind,
+    HostIntent,
+    InventoryFact,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.state.model import Cluster, Host, Job, Outcome, Request
+from scheduler.core.state.movers import KEPT, Movers
+from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState, JobState
-from scheduler.core.valuation import Valuation
 
 HOSTS = ("h1", "h2", "h3")
 UNITS = ("u0", "u1", "u2", "u3")

@@ -8,15 +8,15 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core import events
-from scheduler.core.facts import ClusterIntent, GuardKind, JobIntent, SessionFact, UnitReport, UnitState
+from scheduler.core.failover.retry import BACKOFF_MAX_S, restart_delay_s, start_retry_delay_s
 from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Job, Outcome, Request
 from scheduler.core.place import Placer
-from scheduler.core.policy import BrakePolicy, FlapPolicy, Policy
-from scheduler.core.retry import BACKOFF_MAX_S, restart_delay_s, start_retry_delay_s
+from scheduler.core.state import events
+from scheduler.core.state.facts import ClusterIntent, GuardKind, JobIntent, SessionFact, UnitReport, UnitState
+from scheduler.core.state.model import Cluster, Job, Outcome, Request
+from scheduler.core.state.policy import BrakePolicy, FlapPolicy, Policy
+from scheduler.core.state.tables import AllocationState, HostState, JobState
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState, HostState, JobState
 from scheduler.core.todo import todo
 from scheduler.load import load
 from tests.golden.runner import inventory

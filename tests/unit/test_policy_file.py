@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.core.policy import BrakePolicy, FlapPolicy, Policy, ReservationPolicy
+from scheduler.core.state.policy import BrakePolicy, FlapPolicy, Policy, ReservationPolicy
 from scheduler.policy_file import SECTIONS, PolicyFileError, load_policy
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/policy.yaml"

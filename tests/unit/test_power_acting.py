@@ -11,8 +11,8 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Change, Delete, KeyValue, Put, Store, Unavailable
 from gpupool.v1 import job_pb2, records_pb2
-from scheduler.core.policy import Policy
-from scheduler.core.power import PowerOff
+from scheduler.core.failover.power import PowerOff
+from scheduler.core.state.policy import Policy
 from scheduler.election import Term, TermLostError
 from scheduler.fencing.acting import AT_ONCE, Acting
 from scheduler.fencing.port import FenceDevice

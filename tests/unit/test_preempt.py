@@ -7,11 +7,11 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.claims import fits_without
-from scheduler.core.losses import Brake
-from scheduler.core.model import Allocation, Cluster, Job
-from scheduler.core.preempt import HEADS, PAUSE_S, Preempter
-from scheduler.core.tables import JobState
+from scheduler.core.queueing.claims import fits_without
+from scheduler.core.queueing.preempt import HEADS, PAUSE_S, Preempter
+from scheduler.core.state.losses import Brake
+from scheduler.core.state.model import Allocation, Cluster, Job
+from scheduler.core.state.tables import JobState
 from tests.golden.runner import Player
 
 HOSTS = st.lists(st.integers(1, 4), min_size=1, max_size=3)

@@ -11,9 +11,9 @@ from agent.declare import KEPT
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import records_pb2
-from scheduler.core.facts import GuardKind
-from scheduler.core.policy import Policy
-from scheduler.core.proof import why_unprovable
+from scheduler.core.failover.proof import why_unprovable
+from scheduler.core.state.facts import GuardKind
+from scheduler.core.state.policy import Policy
 from scheduler.mirror import Mirror
 from scheduler.operations_api import OperationsApi
 from scheduler.provable import compare

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.queue import Lane, PendingQueue, Share
+from scheduler.core.queueing.queue import Lane, PendingQueue, Share
 
 JOBS = st.sampled_from([f"j{n}" for n in range(8)])
 LANES = st.sampled_from([("q", "ann", 0), ("q", "bob", 0), ("r", "ann", 0)])

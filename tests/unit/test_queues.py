@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from gpupool.store import keys
 from gpupool.v1 import records_pb2, scheduler_pb2
-from scheduler.core import shares
-from scheduler.core.amounts import NO_LIMIT, Amounts
-from scheduler.core.events import QueueChanged
-from scheduler.core.facts import QueueIntent
-from scheduler.core.model import Cluster, Job, Request
-from scheduler.core.own import Case
+from scheduler.core.fitting.own import Case
 from scheduler.core.place import Placer
+from scheduler.core.queueing import shares
+from scheduler.core.state.amounts import NO_LIMIT, Amounts
+from scheduler.core.state.events import QueueChanged
+from scheduler.core.state.facts import QueueIntent
+from scheduler.core.state.model import Cluster, Job, Request
+from scheduler.core.state.terms import Terms
 from scheduler.core.step import step
-from scheduler.core.terms import Terms
 from scheduler.intents import ApiError
 from scheduler.operations_api import OperationsApi
 from tests.fakes.pool import Pool, spec, wall

@@ -10,8 +10,13 @@ from itertools import permutations, product
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.domains import Domain
-from scheduler.core.events import (
+from scheduler.core.fitting.fit import Fit, fit
+from scheduler.core.invariants import violations
+from scheduler.core.place import Placer
+from scheduler.core.reservation.domains import Domain
+from scheduler.core.reservation.reserve import Reserve
+from scheduler.core.reservation.room import Take, occupy, standing, trial
+from scheduler.core.state.events import (
     HostIntentChanged,
     InventoryChanged,
     JobCancelRequested,
@@ -20,17 +25,20 @@ from scheduler.core.events import (
     UnitReported,
     VmReported,
 )
-from scheduler.core.facts import GuardKind, HostIntent, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.fit import Fit, fit
-from scheduler.core.invariants import violations
-from scheduler.core.model import Cluster, Host, Job, NumaPolicy, Outcome, Request
-from scheduler.core.place import Placer
-from scheduler.core.policy import BrakePolicy, Policy, ReservationPolicy
-from scheduler.core.reserve import Reserve
-from scheduler.core.room import Take, occupy, standing, trial
-from scheduler.core.rules import Rules, Within
+from scheduler.core.state.facts import (
+    GuardKind,
+    HostIntent,
+    InventoryFact,
+    SessionFact,
+    UnitFact,
+    UnitReport,
+    UnitState,
+)
+from scheduler.core.state.model import Cluster, Host, Job, NumaPolicy, Outcome, Request
+from scheduler.core.state.policy import BrakePolicy, Policy, ReservationPolicy
+from scheduler.core.state.rules import Rules, Within
+from scheduler.core.state.tables import AllocationState, HostState, JobState
 from scheduler.core.step import step
-from scheduler.core.tables import AllocationState, HostState, JobState
 
 KEEP = Policy(reservation=ReservationPolicy(hosts=1))
 WARN = Policy(reservation=ReservationPolicy(hosts=1, warn=True))

@@ -9,18 +9,18 @@ import pytest
 
 from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
-from scheduler.core.company import Company
-from scheduler.core.domains import restartable
-from scheduler.core.events import HostIntentChanged, InventoryChanged, JobSubmitted
-from scheduler.core.facts import HostIntent
-from scheduler.core.fit import Fit, fit
+from scheduler.core.fitting.fit import Fit, fit
 from scheduler.core.invariants import violations
-from scheduler.core.model import Attempt, Job, Outcome, Request
 from scheduler.core.place import Placer
-from scheduler.core.policy import Policy, ReservationPolicy
-from scheduler.core.reasons import Reason, Refusal
-from scheduler.core.room import Take, occupy, standing, trial
-from scheduler.core.rules import Rules, Within
+from scheduler.core.reservation.domains import restartable
+from scheduler.core.reservation.room import Take, occupy, standing, trial
+from scheduler.core.state.company import Company
+from scheduler.core.state.events import HostIntentChanged, InventoryChanged, JobSubmitted
+from scheduler.core.state.facts import HostIntent
+from scheduler.core.state.model import Attempt, Job, Outcome, Request
+from scheduler.core.state.policy import Policy, ReservationPolicy
+from scheduler.core.state.reasons import Reason, Refusal
+from scheduler.core.state.rules import Rules, Within
 from scheduler.core.step import step
 from scheduler.decode import inventory_of, job_of, request_of
 from scheduler.decode_rules import rules_of

@@ -12,7 +12,7 @@ from gpupool.store import keys
 from gpupool.store.memory import MemoryBackend, MemoryStore
 from gpupool.store.port import Committed, Delete, Put, Restored
 from gpupool.v1 import job_pb2, records_pb2
-from scheduler.core.policy import Policy
+from scheduler.core.state.policy import Policy
 from scheduler.history import History
 from scheduler.mirror import Mirror
 from scheduler.replica import Replica

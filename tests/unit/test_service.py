@@ -17,7 +17,7 @@ from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, inventory_pb2, job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
 from scheduler.agent_doctor import DOCTOR_S, doctor
-from scheduler.core.policy import Policy
+from scheduler.core.state.policy import Policy
 from scheduler.intents import ApiError
 from scheduler.jobs_api import JobsApi
 from scheduler.mirror import Mirror

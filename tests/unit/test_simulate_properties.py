@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.facts import UnitState
-from scheduler.core.fit import Fit, fit
-from scheduler.core.model import Cluster, Dirty
-from scheduler.core.policy import BackfillPolicy, Policy, PreemptionPolicy
-from scheduler.core.tables import HostState, JobState, Transition
+from scheduler.core.fitting.fit import Fit, fit
+from scheduler.core.state.facts import UnitState
+from scheduler.core.state.model import Cluster, Dirty
+from scheduler.core.state.policy import BackfillPolicy, Policy, PreemptionPolicy
+from scheduler.core.state.tables import HostState, JobState, Transition
 from scheduler.simulate.failures import Failing
 from scheduler.simulate.load import Replay, Settings
 from scheduler.simulate.synthetic import Synthetic, load_of

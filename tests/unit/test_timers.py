@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from gpupool.store import keys
 from gpupool.v1 import job_pb2
-from scheduler.core.policy import Policy
-from scheduler.core.timers import Timers
+from scheduler.core.state.policy import Policy
+from scheduler.core.state.timers import Timers
 from scheduler.leader import Leader
 from scheduler.validate import faults
 from tests.fakes.pool import WALL, Pool, spec

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gpupool.v1 import records_pb2, scheduler_pb2
 from scheduler import encode
-from scheduler.core.losses import Brake
-from scheduler.core.model import Cluster
-from scheduler.core.wait import JobWait
+from scheduler.core.queueing.wait import JobWait
+from scheduler.core.state.losses import Brake
+from scheduler.core.state.model import Cluster
 from scheduler.decode import restore_cluster
 
 

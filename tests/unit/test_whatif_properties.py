@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpupool import dumpfile
-from scheduler.core.events import VmReported
-from scheduler.core.model import Cluster
-from scheduler.core.tables import AllocationState
+from scheduler.core.state.events import VmReported
+from scheduler.core.state.model import Cluster
+from scheduler.core.state.tables import AllocationState
 from scheduler.simulate.changes import Changes
 from scheduler.simulate.load import Replay, Settings
 from scheduler.simulate.synthetic import Synthetic, load_of

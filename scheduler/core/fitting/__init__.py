@@ -1,0 +1,1 @@
+"""Which host can take a request, with what exactly, and which does so best."""

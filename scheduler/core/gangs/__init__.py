@@ -1,0 +1,1 @@
+"""Gangs: several jobs that start together or not at all."""

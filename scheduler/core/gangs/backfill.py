@@ -1,0 +1,92 @@
+"""When and where a gang has room, by declared limits of time: the places that backfill keeps for it, on several hosts.
+
+The more have left, the more room there is, so the first moment at which all members have seats is found by bisection
+over the moments at which somebody is gone. It looks at copies of hosts and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+from ..fitting.fit import Fit, closed, fit
+from ..fitting.own import failed_on
+from ..fitting.scratch import without
+from ..queueing.claims import ends, owner
+from ..state.books import Claim
+from ..state.model import Allocation, Cluster, Host, Job
+from .arrange import Hosts, Seat, arrange, hosts_of, shuns
+from .ask import ask_of
+
+HOSTS = 128  # that are looked at, those first that may have GPUs enough for one member the soonest
+
+_Ends = dict[str, list[tuple[float, Allocation]]]
+
+
+def places(cluster: Cluster, job: Job, now: float) -> dict[str, Claim]:
+    """The places to be kept for all that are placed with the job: for each host one, under a member's name."""
+    found = _soonest(cluster, job, now)
+    if found is None:
+        return {}
+    at_s, seats = found
+    by_host: dict[str, list[str]] = {}
+    for member, seat in seats.items():
+        by_host.setdefault(seat.host, []).append(member)
+    return {members[0]: Claim(host, at_s, len(members)) for host, members in sorted(by_host.items())}
+
+
+def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None:
+    """When all have room at the latest, and on which hosts; None: nobody knows."""
+    found = _soonest(cluster, job, now)
+    return None if found is None else (found[0], hosts_of(found[1].values()))
+
+
+def _soonest(cluster: Cluster, job: Job, now: float) -> tuple[float, dict[str, Seat]] | None:
+    members = [cluster.jobs[job_id] for job_id in cluster.books.gangs.party(job)]
+    mine = owner(cluster, job.id)
+    taken = {claim.host for other, claim in cluster.books.claims.items() if owner(cluster, other) != mine}
+    hosts = [host for name, host in sorted(cluster.hosts.items()) if name not in taken and closed(host) is None]
+    leave: _Ends = {host.name: ends(cluster, host, now) for host in hosts}
+    soonest = sorted((_one_s(host, leave[host.name], job, now), host.name) for host in hosts)[:HOSTS]
+    near = {name: at_s for at_s, name in soonest if at_s < inf}
+    times = sorted({now, *(at_s for name in near for at_s, _ in leave[name])})
+    low, high, best = 0, len(times) - 1, None
+    if len(seats := _seats(cluster, members, near, leave, times[high])) < len(members):
+        return None
+    best = times[high], seats
+    while low < high:
+        middle = (low + high) // 2
+        seats = _seats(cluster, members, near, leave, times[middle])
+        if len(seats) == len(members):
+            high, best = middle, (times[middle], seats)
+        else:
+            low = middle + 1
+    return best
+
+
+def _one_s(host: Host, leave: Sequence[tuple[float, Allocation]], job: Job, now: float) -> float:
+    """When it may have GPUs enough for one member at the earliest, whatever else it lacks."""
+    free = len(host.units.keys() - host.held.keys())
+    if free >= job.request.gpus:
+        return now
+    for at_s, allocation in leave:
+        free += len(allocation.units)
+        if free >= job.request.gpus:
+            return at_s
+    return inf
+
+
+def _seats(
+    cluster: Cluster, members: Sequence[Job], near: dict[str, float], leave: _Ends, at_s: float
+) -> dict[str, Seat]:
+    """Seats for the members once all have left who are gone by then; fewer than members, if there are not enough."""
+    ask = ask_of(cluster, members)
+    then = {
+        name: without(cluster.hosts[name], [a for gone_s, a in leave[name] if gone_s <= at_s])
+        for name in sorted(near)
+        if near[name] <= at_s
+    }
+    found = {name: fit(host, ask.request) for name, host in then.items() if not shuns(ask, host)}
+    fits = {name: one for name, one in found.items() if isinstance(one, Fit)}
+    firsts = {name: fits[name] for name in sorted(fits, key=lambda name: (*fits[name].order, name))}
+    return arrange(ask, Hosts(firsts, then.__getitem__), {member.id: failed_on(member) for member in members})

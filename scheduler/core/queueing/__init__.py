@@ -1,0 +1,1 @@
+"""Who may start next: order, limits, shares, preemption, backfill, dependencies, and the ends of jobs."""

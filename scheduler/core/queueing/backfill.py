@@ -1,0 +1,92 @@
+"""Backfill with a reservation: the first job that fits nowhere has the place where it can start soonest kept for it.
+
+EASY backfill (Lifka, "The ANL/IBM SP Scheduling System", JSSPP 1995): later jobs may pass as long as they do not delay
+the first one. When a place will be free is known from declared limits of time: a VM is gone a grace after its limit. So
+only where all that must leave have limits can there be a reservation; others may well end sooner than nobody knows.
+With more `reservations` the first so many jobs have one each, on different hosts, which delays fewer of them (as
+conservative backfill, which gives one to all).
+
+It keeps places (`claims.py`), and starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+from ..fitting.fit import closed
+from ..gangs import backfill as gang_backfill
+from ..state.books import Claim
+from ..state.model import Allocation, Cluster, Host, Job
+from .claims import ends, fits_without, owner, turn
+
+HOSTS = 256  # that are looked at for one job, those first that may have GPUs enough the soonest
+_NEVER = float("inf")
+
+
+def reserve(cluster: Cluster, job: Job, now: float) -> None:
+    """The job, or its gang, fits nowhere now: keep it a place, if it is among the first that wait."""
+    allowed, claims = cluster.policy.backfill.reservations, cluster.books.claims
+    mine, owners = owner(cluster, job.id), {owner(cluster, other): other for other in sorted(claims)}
+    if not allowed or not cluster.books.limited or mine in owners:
+        return
+    timed = [other for other in owners.values() if claims[other].at_s]
+    waiting = sorted(timed, key=lambda other: turn(cluster, cluster.jobs[other]))
+    ahead = [other for other in waiting if turn(cluster, cluster.jobs[other]) < turn(cluster, job)]
+    if len(ahead) >= allowed:
+        return
+    over = {owner(cluster, other) for other in waiting[allowed - 1 :]}  # it comes before these
+    for other in [other for other in claims if owner(cluster, other) in over]:
+        del claims[other]
+    if job.terms.member is not None:
+        claims.update(gang_backfill.places(cluster, job, now))
+    elif (found := estimate(cluster, job, now)) is not None:
+        claims[job.id] = Claim(found[1], found[0])
+
+
+def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None:
+    """When a host can take the job at the latest, by declared limits, and which; None: nobody knows."""
+    if job.terms.member is not None:
+        return gang_backfill.estimate(cluster, job, now)
+    taken = {claim.host for other, claim in cluster.books.claims.items() if other != job.id}
+    hosts = [host for name, host in sorted(cluster.hosts.items()) if name not in taken and closed(host) is None]
+    soonest = sorted((_enough_gpus_s(cluster, host, job, now), host.name) for host in hosts)
+    best: tuple[float, str] | None = None
+    for at_s, name in soonest[:HOSTS]:
+        if at_s == _NEVER or (best is not None and at_s >= best[0]):
+            break
+        found_s = _free_s(cluster, cluster.hosts[name], job, now)
+        if found_s is not None and (best is None or (found_s, name) < best):
+            best = found_s, name
+    return best
+
+
+def _enough_gpus_s(cluster: Cluster, host: Host, job: Job, now: float) -> float:
+    """When it may have GPUs enough at the earliest, whatever else it lacks."""
+    free = len(host.units.keys() - host.held.keys())
+    if free >= job.request.gpus:
+        return now
+    for at_s, allocation in ends(cluster, host, now):
+        free += len(allocation.units)
+        if free >= job.request.gpus:
+            return at_s
+    return _NEVER
+
+
+def _free_s(cluster: Cluster, host: Host, job: Job, now: float) -> float | None:
+    """When it can take the job; None: not when all have left that are known to leave."""
+    leave = ends(cluster, host, now)
+    gone: list[Allocation] = []
+    if not fits_without(cluster, host, job, [allocation for _, allocation in leave]):
+        return None
+    if fits_without(cluster, host, job, ()):
+        return now
+    for at_s, allocation in leave:
+        gone.append(allocation)
+        if fits_without(cluster, host, job, gone):
+            return at_s
+    return None
+
+
+def in_words(found: tuple[float, str] | None, now: float) -> str:
+    """What is said of an estimate; "": there is none."""
+    if found is None or found[0] <= now:
+        return ""
+    return f"; by declared limits of time there is room on {found[1]} in {found[0] - now:.0f} s at the latest"
