@@ -23,17 +23,17 @@ from gpupool.store.port import StoreError
 from gpupool.v1 import scheduler_pb2_grpc
 
 from . import deathwatch, heap
+from .api.jobs_api import JobsApi
+from .api.operations_api import OperationsApi
+from .api.provable import compare
+from .api.service import JobService, OperationsService
 from .core.state.policy import Policy
 from .fencing import check
 from .fencing.config import PowerFileError, load_power
 from .fencing.port import FenceDevice
-from .jobs_api import JobsApi
-from .mirror import Mirror
-from .operations_api import OperationsApi
+from .mirror.mirror import Mirror
 from .policy_file import PolicyFileError, load_policy
-from .provable import compare
 from .replica import Replica, run_until
-from .service import JobService, OperationsService
 
 _log = logging.getLogger("scheduler")
 

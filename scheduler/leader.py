@@ -16,7 +16,9 @@ from enum import IntEnum
 from gpupool.store import keys
 from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreError
 
-from . import encode, heap
+from . import heap
+from .codec import encode
+from .codec.decode import fact_of
 from .core.failover.drain import drain
 from .core.failover.power import PowerOff, next_power_s
 from .core.gangs import together
@@ -27,15 +29,14 @@ from .core.state.model import Allocation, Cluster, Dirty
 from .core.state.policy import Policy
 from .core.step import step
 from .core.todo import EvidenceWanted, todo
-from .decode import fact_of
 from .election import Term, TermLostError
-from .feed import Feed
 from .fencing.acting import Acting
 from .fencing.port import FenceDevice
 from .history import History
 from .load import load_in_turns
-from .mirror import Mirror
-from .records import News
+from .mirror.feed import Feed
+from .mirror.mirror import Mirror
+from .mirror.records import News
 
 _log = logging.getLogger(__name__)
 

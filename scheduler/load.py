@@ -16,13 +16,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import KeyValue, StoreError
 from gpupool.v1 import job_pb2, records_pb2
 
-from .core.failover.ahead import bring_back
-from .core.failover.brake import consider
-from .core.failover.fence import intent_noted, lost_unseen, unwatched
-from .core.state import events, model
-from .core.state.books import Claim
-from .core.step import step
-from .decode import (
+from .codec.decode import (
     UNREADABLE,
     allocation_of,
     fact_of,
@@ -34,7 +28,13 @@ from .decode import (
     restore_shares,
     restore_status,
 )
-from .records import Stored, by_kind
+from .core.failover.ahead import bring_back
+from .core.failover.brake import consider
+from .core.failover.fence import intent_noted, lost_unseen, unwatched
+from .core.state import events, model
+from .core.state.books import Claim
+from .core.step import step
+from .mirror.records import Stored, by_kind
 
 _log = logging.getLogger(__name__)
 

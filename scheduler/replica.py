@@ -17,7 +17,7 @@ from .deathwatch import Gone, never
 from .election import TermLostError, lead
 from .fencing.port import FenceDevice
 from .leader import Leader
-from .mirror import Mirror
+from .mirror.mirror import Mirror
 
 _log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from gpupool.errors import InvalidSpec
 from gpupool.store.keys import check_name
 from gpupool.v1 import scheduler_pb2
 
+from ..codec.decode import queue_intent_of
 from ..core.state.facts import QueueIntent
 from ..core.state.policy import Policy
-from ..decode import queue_intent_of
 from ..policy_file import PolicyFileError, load_policy
 
 FILE = click.Path(path_type=Path, dir_okay=False, readable=False)

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
-from scheduler import encode
+from scheduler.codec import encode
 from scheduler.core.state.events import VmReported
 from scheduler.core.state.facts import HostIntent, JobIntent, SessionFact
 from scheduler.core.state.model import Cluster, Host, Job

@@ -20,13 +20,13 @@ CLOCKS = (
     Mutant(
         "brake released by date",
         "the release of the brake is dated by the replica's own clock",
-        [Edit("scheduler/cluster_intents.py", "= record.brake.since_s ", "= self._wall() ")],
+        [Edit("scheduler/api/cluster_intents.py", "= record.brake.since_s ", "= self._wall() ")],
         WORDS,
     ),
     Mutant(
         "uncordoned by date",
         "an uncordon is dated by the replica's own clock",
-        [Edit("scheduler/host_intents.py", "= answers(*record.lost_s, record.held_out_s)", "= self._wall()")],
+        [Edit("scheduler/api/host_intents.py", "= answers(*record.lost_s, record.held_out_s)", "= self._wall()")],
         WORDS,
     ),
     Mutant(
@@ -34,7 +34,7 @@ CLOCKS = (
         "the release of a job is dated by the replica's own clock",
         [
             Edit(
-                "scheduler/jobs_api.py",
+                "scheduler/api/jobs_api.py",
                 "= answers(job.status.held_s, intent.held_s, intent.released_s)",
                 "= self._wall()",
             )
@@ -44,7 +44,7 @@ CLOCKS = (
     Mutant(
         "unit retried by date",
         "the retry of a unit is dated by the replica's own clock",
-        [Edit("scheduler/operations_api.py", "asked_s = answers(view.report.since_s)", "asked_s = self._wall()")],
+        [Edit("scheduler/api/operations_api.py", "asked_s = answers(view.report.since_s)", "asked_s = self._wall()")],
         WORDS,
     ),
     Mutant(

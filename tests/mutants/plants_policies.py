@@ -62,7 +62,7 @@ POLICIES = (
     Mutant(
         "brake forgotten",
         "a new leader forgets the brake",
-        [Edit("scheduler/decode.py", 'if record.HasField("brake"):', "if False:")],
+        [Edit("scheduler/codec/decode.py", 'if record.HasField("brake"):', "if False:")],
         scenario("brake_survives_the_leader"),
     ),
     Mutant(

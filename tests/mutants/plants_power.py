@@ -96,7 +96,7 @@ POWER_FENCING = (
     Mutant(
         "a new leader hammers",
         "tries are not on record, so each leader begins at once",
-        [Edit("scheduler/encode.py", "if (power := host.power) is not None:", "if (power := None) is not None:")],
+        [Edit("scheduler/codec/encode.py", "if (power := host.power) is not None:", "if (power := None) is not None:")],
         golden("power_backoff_survives_a_new_leader"),
     ),
     Mutant(
@@ -144,7 +144,7 @@ POWER_FENCING = (
     Mutant(
         "a slip in the power file",
         "a fence device of a host that nobody knows is not told of",
-        [Edit("scheduler/provable.py", "policy.powered - {ids[0]", "policy.powered & {ids[0]")],
+        [Edit("scheduler/api/provable.py", "policy.powered - {ids[0]", "policy.powered & {ids[0]")],
         tests("unit/test_provable.py"),
     ),
 )

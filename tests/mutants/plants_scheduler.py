@@ -86,7 +86,7 @@ SCHEDULER = (
         "a leader goes on with what its replica's mirror has thrown away, and never hears of the changes in between",
         [
             Edit(
-                "scheduler/mirror.py",
+                "scheduler/mirror/mirror.py",
                 "            feed.end()\n        self._whole",
                 "            pass\n        self._whole",
             )
@@ -96,7 +96,7 @@ SCHEDULER = (
     Mutant(
         "a leader takes over half a mirror",
         "a leader begins while its replica's mirror is still being filled, and never hears of the rest",
-        [Edit("scheduler/mirror.py", "lambda: self._whole and self.revision", "lambda: self.revision")],
+        [Edit("scheduler/mirror/mirror.py", "lambda: self._whole and self.revision", "lambda: self.revision")],
         tests("unit/test_feed.py"),
     ),
     Mutant(
@@ -255,7 +255,7 @@ SCHEDULER = (
         "a submission that is repeated after a lost answer is another job",
         [
             Edit(
-                "scheduler/jobs_api.py",
+                "scheduler/api/jobs_api.py",
                 "request.idempotency_key.encode() if request.idempotency_key else self._token()",
                 "self._token()",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, Suite, tests
 
-DUMP, WORLD, VMS = "scheduler/cluster_dump.py", "scheduler/simulate/world.py", "scheduler/simulate/vms.py"
+DUMP, WORLD, VMS = "scheduler/api/cluster_dump.py", "scheduler/simulate/world.py", "scheduler/simulate/vms.py"
 PREEMPT = "scheduler/core/queueing/preempt.py"
 WAITS = "    return claim is not None and not claim.at_s\n"
 

@@ -19,12 +19,12 @@ from agent.timing import Identity, Limits, Timing
 from gpupool.store import keys
 from gpupool.store.port import Put, Store, StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from scheduler.api.intents import ApiError
+from scheduler.api.jobs_api import JobsApi
 from scheduler.core.state import model as core
 from scheduler.core.state.policy import Policy, PreemptionPolicy, ReservationPolicy
 from scheduler.deathwatch import never
-from scheduler.intents import ApiError
-from scheduler.jobs_api import JobsApi
-from scheduler.mirror import Mirror
+from scheduler.mirror.mirror import Mirror
 from scheduler.replica import Replica
 from tests.fakes.agent_rig import inline
 from tests.fakes.vms import Guest

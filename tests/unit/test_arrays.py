@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from gpupool.store import keys
 from gpupool.store.port import Delete
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from scheduler.api.intents import ApiError
 from scheduler.core.state.tables import JobState
-from scheduler.intents import ApiError
-from scheduler.validate import faults
+from scheduler.submitting.validate import faults
 from tests.fakes.pool import Pool, spec
 from tests.fakes.virtual_time import virtual_time
 from tests.golden.runner import Player

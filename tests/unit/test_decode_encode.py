@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
-from scheduler import decode, encode
+from scheduler.codec import decode, encode
 from scheduler.core.state import facts, losses, model
 from scheduler.core.state.hugepages import HugepagesFact
 from scheduler.core.state.tables import HostState, JobState

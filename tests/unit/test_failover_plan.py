@@ -8,11 +8,11 @@ import grpc
 import pytest
 
 from gpupool.v1 import job_pb2, scheduler_pb2
+from scheduler.api.failover_plan import FailoverPlans
+from scheduler.api.intents import ApiError
+from scheduler.api.view import View
 from scheduler.core.state.model import Cluster
 from scheduler.core.state.policy import Policy, ReservationPolicy
-from scheduler.failover_plan import FailoverPlans
-from scheduler.intents import ApiError
-from scheduler.view import View
 from tests.golden.runner import Player
 
 KEPT = Policy(reservation=ReservationPolicy(hosts=1))

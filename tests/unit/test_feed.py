@@ -12,9 +12,9 @@ from gpupool.store import keys
 from gpupool.store.keys import Kind
 from gpupool.store.port import Delete, Put, Restored, Snapshot, StoreError
 from gpupool.v1 import records_pb2
-from scheduler.feed import Feed
-from scheduler.mirror import Mirror
-from scheduler.records import News, Stored
+from scheduler.mirror.feed import Feed
+from scheduler.mirror.mirror import Mirror
+from scheduler.mirror.records import News, Stored
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import until, virtual_time
 from tests.unit.test_history import Backup

@@ -10,8 +10,8 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Committed, Op, Put
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
-from scheduler.intents import ApiError
-from scheduler.validate_gang import gang_faults
+from scheduler.api.intents import ApiError
+from scheduler.submitting.validate_gang import gang_faults
 from tests.fakes.pool import Commit, HookedStore, Pool, spec
 from tests.fakes.virtual_time import until, virtual_time
 from tests.unit.test_jobs_api import Ask, serving

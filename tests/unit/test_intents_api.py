@@ -12,11 +12,11 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from scheduler.api.intents import ApiError
+from scheduler.api.jobs_api import JobsApi
+from scheduler.api.operations_api import OperationsApi
 from scheduler.core.state.policy import Policy
-from scheduler.intents import ApiError
-from scheduler.jobs_api import JobsApi
-from scheduler.mirror import Mirror
-from scheduler.operations_api import OperationsApi
+from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import virtual_time
 

@@ -17,7 +17,7 @@ from scheduler.core.state.policy import Policy
 from scheduler.election import Term, TermLostError
 from scheduler.leader import Leader
 from scheduler.load import load_in_turns
-from scheduler.mirror import Mirror
+from scheduler.mirror.mirror import Mirror
 from scheduler.replica import Replica
 from tests.fakes.pool import FINAL, WALL, Commit, HookedStore, Pool, spec, wall
 from tests.fakes.virtual_time import until, virtual_time

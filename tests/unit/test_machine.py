@@ -13,12 +13,12 @@ from agent.timing import Identity, why_not_replace
 from gpupool.cli import planned_views
 from gpupool.store import keys
 from gpupool.v1 import records_pb2, scheduler_pb2
-from scheduler import encode
+from scheduler.codec import encode
+from scheduler.codec.decode import restore_host
 from scheduler.core.failover.power import told
 from scheduler.core.state.losses import Evidence
 from scheduler.core.state.model import Cluster, Host
 from scheduler.core.state.tables import HostState
-from scheduler.decode import restore_host
 from scheduler.load import load
 from tests.fakes.agent_rig import HOST, Rig
 from tests.fakes.virtual_time import until, virtual_time

@@ -14,7 +14,7 @@ from gpupool.store.memory import MemoryBackend
 from gpupool.store.port import Delete, Put
 from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core.state.policy import Policy
-from scheduler.mirror import Mirror
+from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import until, virtual_time
 

@@ -12,9 +12,9 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Delete, Put
 from gpupool.v1 import inventory_pb2, records_pb2, scheduler_pb2
-from scheduler.intents import ApiError
-from scheduler.mirror import Mirror
-from scheduler.operations_api import OperationsApi
+from scheduler.api.intents import ApiError
+from scheduler.api.operations_api import OperationsApi
+from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import until, virtual_time
 

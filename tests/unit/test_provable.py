@@ -11,12 +11,12 @@ from agent.declare import KEPT
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import records_pb2
+from scheduler.api.operations_api import OperationsApi
+from scheduler.api.provable import compare
 from scheduler.core.failover.proof import why_unprovable
 from scheduler.core.state.facts import GuardKind
 from scheduler.core.state.policy import Policy
-from scheduler.mirror import Mirror
-from scheduler.operations_api import OperationsApi
-from scheduler.provable import compare
+from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import virtual_time
 

@@ -8,8 +8,8 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Delete, Put
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.intents import ApiError
-from scheduler.validate import faults
+from scheduler.api.intents import ApiError
+from scheduler.submitting.validate import faults
 from tests.fakes.pool import Pool, spec
 from tests.fakes.virtual_time import virtual_time
 from tests.unit.test_jobs_api import Ask, Replica, serving

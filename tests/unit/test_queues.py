@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from gpupool.store import keys
 from gpupool.v1 import records_pb2, scheduler_pb2
+from scheduler.api.intents import ApiError
+from scheduler.api.operations_api import OperationsApi
 from scheduler.core.fitting.own import Case
 from scheduler.core.place import Placer
 from scheduler.core.queueing import shares
@@ -17,8 +19,6 @@ from scheduler.core.state.facts import QueueIntent
 from scheduler.core.state.model import Cluster, Job, Request
 from scheduler.core.state.terms import Terms
 from scheduler.core.step import step
-from scheduler.intents import ApiError
-from scheduler.operations_api import OperationsApi
 from tests.fakes.pool import Pool, spec, wall
 from tests.fakes.virtual_time import virtual_time
 from tests.golden.runner import Player

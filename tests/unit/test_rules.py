@@ -9,6 +9,8 @@ import pytest
 
 from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
+from scheduler.codec.decode import inventory_of, job_of, request_of
+from scheduler.codec.decode_rules import rules_of
 from scheduler.core.fitting.fit import Fit, fit
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
@@ -22,9 +24,7 @@ from scheduler.core.state.policy import Policy, ReservationPolicy
 from scheduler.core.state.reasons import Reason, Refusal
 from scheduler.core.state.rules import Rules, Within
 from scheduler.core.step import step
-from scheduler.decode import inventory_of, job_of, request_of
-from scheduler.decode_rules import rules_of
-from scheduler.validate import faults
+from scheduler.submitting.validate import faults
 from tests.fakes.pool import spec
 from tests.unit.test_fit import cluster_of
 

@@ -14,7 +14,7 @@ from gpupool.store.port import Committed, Delete, Put, Restored
 from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core.state.policy import Policy
 from scheduler.history import History
-from scheduler.mirror import Mirror
+from scheduler.mirror.mirror import Mirror
 from scheduler.replica import Replica
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import until, virtual_time

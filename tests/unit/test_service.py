@@ -16,13 +16,13 @@ from gpupool import dumpfile
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, inventory_pb2, job_pb2, records_pb2, scheduler_pb2, scheduler_pb2_grpc
-from scheduler.agent_doctor import DOCTOR_S, doctor
+from scheduler.api.agent_doctor import DOCTOR_S, doctor
+from scheduler.api.intents import ApiError
+from scheduler.api.jobs_api import JobsApi
+from scheduler.api.operations_api import OperationsApi
+from scheduler.api.service import JobService, OperationsService
 from scheduler.core.state.policy import Policy
-from scheduler.intents import ApiError
-from scheduler.jobs_api import JobsApi
-from scheduler.mirror import Mirror
-from scheduler.operations_api import OperationsApi
-from scheduler.service import JobService, OperationsService
+from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import HookedStore, Pool, spec, wall
 from tests.fakes.virtual_time import until
 

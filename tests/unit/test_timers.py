@@ -12,7 +12,7 @@ from gpupool.v1 import job_pb2
 from scheduler.core.state.policy import Policy
 from scheduler.core.state.timers import Timers
 from scheduler.leader import Leader
-from scheduler.validate import faults
+from scheduler.submitting.validate import faults
 from tests.fakes.pool import WALL, Pool, spec
 from tests.fakes.virtual_time import until, virtual_time
 from tests.unit.test_leader import new_term

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gpupool.v1 import job_pb2
-from scheduler.validate import MAX_SPEC_BYTES, faults
+from scheduler.submitting.validate import MAX_SPEC_BYTES, faults
 from tests.fakes.pool import spec
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gpupool.v1 import records_pb2, scheduler_pb2
-from scheduler import encode
+from scheduler.codec import encode
+from scheduler.codec.decode import restore_cluster
 from scheduler.core.queueing.wait import JobWait
 from scheduler.core.state.losses import Brake
 from scheduler.core.state.model import Cluster
-from scheduler.decode import restore_cluster
 
 
 def test_each_wait_has_its_name_on_the_wire() -> None:

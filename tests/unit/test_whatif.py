@@ -17,7 +17,7 @@ from gpupool.errors import InvalidSpec
 from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
-from scheduler.cluster_dump import ClusterDump
+from scheduler.api.cluster_dump import ClusterDump
 from scheduler.core.state.policy import BackfillPolicy, BrakePolicy, Policy
 from scheduler.policy_file import as_document, read_policy
 from scheduler.simulate.vms import Pace

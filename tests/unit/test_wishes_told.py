@@ -7,7 +7,7 @@ import asyncio
 from gpupool.store import keys
 from gpupool.store.port import Delete, Put
 from gpupool.v1 import job_pb2, records_pb2
-from scheduler.mirror import Mirror
+from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import virtual_time
 

@@ -21,14 +21,15 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Change, KeyValue, Snapshot, Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from . import heap, wishes_told
-from .core.state.model import Cluster
-from .core.state.policy import Policy
+from .. import heap
+from ..api.view import View
+from ..core.state.model import Cluster
+from ..core.state.policy import Policy
+from ..load import load
+from . import wishes_told
 from .feed import Feed
-from .load import load
 from .records import TYPES, Ids, News, Record, Records, news_of, read
 from .told import EVENTS_KEPT, TELLING, Changed, Told, dated
-from .view import View
 
 __all__ = ["EVENTS_KEPT", "FINAL", "Arrival", "Mirror"]
 

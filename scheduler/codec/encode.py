@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .core.state.losses import Evidence, Failover, FenceRecord
-from .core.state.model import Allocation, Attempt, Cluster, Host, Job
+from ..core.state.losses import Evidence, Failover, FenceRecord
+from ..core.state.model import Allocation, Attempt, Cluster, Host, Job
 
 
 def _evidence(value: Evidence) -> job_pb2.Evidence.ValueType:

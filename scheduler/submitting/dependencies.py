@@ -10,7 +10,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from .mirror import Mirror
+from ..mirror.mirror import Mirror
 from .submission import element_id, job_id_of, many
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gpupool.v1 import scheduler_pb2
 
-from .core.explain import Explanation
-from .core.state.reasons import Refusal
+from ..core.explain import Explanation
+from ..core.state.reasons import Refusal
 
 VERDICTS_MAX = 1000
 

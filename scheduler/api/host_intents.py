@@ -13,9 +13,9 @@ from gpupool.store import keys
 from gpupool.store.port import Store
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from .core.state.skew import answers
+from ..core.state.skew import answers
+from ..mirror.mirror import Mirror
 from .intents import ApiError, change_intent, need
-from .mirror import Mirror
 
 GRACE_MAX_S = 7 * 24 * 3600  # of a drain: a longer one is a slip of the finger
 

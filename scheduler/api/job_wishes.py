@@ -14,9 +14,9 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from .core.state.skew import no_earlier
+from ..core.state.skew import no_earlier
+from ..mirror.mirror import FINAL, Mirror
 from .intents import ApiError, change_intent
-from .mirror import FINAL, Mirror
 
 _LIVE = (job_pb2.JOB_STATE_STARTING, job_pb2.JOB_STATE_RUNNING)
 

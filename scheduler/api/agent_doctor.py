@@ -9,8 +9,8 @@ import grpc
 from gpupool.store.keys import Kind
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, records_pb2, scheduler_pb2
 
+from ..mirror.mirror import Mirror
 from .intents import ApiError
-from .mirror import Mirror
 from .operations_api import OperationsApi
 
 DOCTOR_S = 30.0  # a check waits for libvirt, or for a device that does not answer

@@ -11,12 +11,12 @@ import asyncio
 from gpupool.store.keys import Kind
 from gpupool.v1 import inventory_pb2, job_pb2
 
-from .core.fitting.known import Known
-from .core.state.hugepages import size_name
-from .core.state.model import party_of
-from .decode import inventory_of, member_of, request_of
-from .decode_rules import models_of
-from .mirror import Mirror
+from ..codec.decode import inventory_of, member_of, request_of
+from ..codec.decode_rules import models_of
+from ..core.fitting.known import Known
+from ..core.state.hugepages import size_name
+from ..core.state.model import party_of
+from ..mirror.mirror import Mirror
 
 TURN = 32  # inventories between two looks at what else there is to do
 

@@ -13,13 +13,13 @@ from gpupool.errors import ANSWERED
 from gpupool.store.port import Refused, StoreError
 from gpupool.v1 import job_pb2, scheduler_pb2, scheduler_pb2_grpc
 
+from ..mirror.mirror import Mirror
+from ..submitting.submission import SUBMIT_BATCH
 from .agent_doctor import doctor
 from .agent_logs import job_logs
 from .intents import ApiError
 from .jobs_api import JobsApi
-from .mirror import Mirror
 from .operations_api import OperationsApi
-from .submission import SUBMIT_BATCH
 
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]

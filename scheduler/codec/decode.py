@@ -17,14 +17,14 @@ from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from .core.state import events, facts, losses, model, terms
-from .core.state.amounts import Amounts
-from .core.state.hugepages import HugepagesFact
-from .core.state.rules import Rules
-from .core.state.tables import AllocationState, HostState, JobState
+from ..core.state import events, facts, losses, model, terms
+from ..core.state.amounts import Amounts
+from ..core.state.hugepages import HugepagesFact
+from ..core.state.rules import Rules
+from ..core.state.tables import AllocationState, HostState, JobState
+from ..mirror.interned import same
+from ..mirror.records import TYPES, Ids
 from .decode_rules import labels_of, models_of, rules_of, vendor_named
-from .interned import same
-from .records import TYPES, Ids
 
 _log = logging.getLogger(__name__)
 _FACTS = frozenset(  # what others than the leader write, and it minds

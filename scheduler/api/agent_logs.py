@@ -11,9 +11,9 @@ import grpc
 from gpupool.store.keys import Kind
 from gpupool.v1 import agent_pb2, agent_pb2_grpc, job_pb2, records_pb2, scheduler_pb2
 
+from ..mirror.mirror import Mirror
 from .intents import ApiError
 from .jobs_api import JobsApi
-from .mirror import Mirror
 
 
 class AgentDialer(Protocol):

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from .core.reservation.reserve import Reserve
-from .core.state.model import Cluster
-from .core.state.policy import Policy
+from ..core.reservation.reserve import Reserve
+from ..core.state.model import Cluster
+from ..core.state.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,24 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Created, Put, Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from . import queue_rules
-from .core.explain import explain
-from .core.state.events import JobSubmitted
-from .core.state.policy import Policy
-from .core.state.skew import answers
-from .core.step import step
-from .decode import job_of
-from .dependencies import unknown
+from ..codec.decode import job_of
+from ..core.explain import explain
+from ..core.state.events import JobSubmitted
+from ..core.state.policy import Policy
+from ..core.state.skew import answers
+from ..core.step import step
+from ..mirror.mirror import FINAL, Arrival, Mirror
+from ..mirror.subscribe import Subscription
+from ..submitting import queue_rules
+from ..submitting.dependencies import unknown
+from ..submitting.known_hosts import KnownHosts
+from ..submitting.named_jobs import NamedJobs
+from ..submitting.submission import Submission, accepted, element_id, elements_of, job_id_of, many, packed
+from ..submitting.validate import faults
+from ..submitting.validate_gang import gang_faults
 from .explained import explained
 from .intents import ApiError, change_intent
 from .job_wishes import JobWishes, held
-from .known_hosts import KnownHosts
-from .mirror import FINAL, Arrival, Mirror
-from .named_jobs import NamedJobs
-from .submission import Submission, accepted, element_id, elements_of, job_id_of, many, packed
-from .subscribe import Subscription
-from .validate import faults
-from .validate_gang import gang_faults
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
 UNSUBMITTED = "~"  # the id of a job that there is not; behind all others of its arrival

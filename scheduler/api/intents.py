@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from gpupool.store.port import Put, Store, Unmodified
 
-from .mirror import Mirror
+from ..mirror.mirror import Mirror
 
 WRITE_TRIES = 5
 Intent = TypeVar("Intent", bound=Message)

@@ -16,15 +16,15 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Created, Delete, Put, Store, Unmodified
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from .core.state.amounts import NOTHING, Amounts
-from .core.state.policy import Policy
-from .core.state.tables import JobState
-from .core.state.terms import DEFAULT_QUEUE
-from .decode import amounts_of
+from ..codec.decode import amounts_of
+from ..core.state.amounts import NOTHING, Amounts
+from ..core.state.policy import Policy
+from ..core.state.tables import JobState
+from ..core.state.terms import DEFAULT_QUEUE
+from ..mirror.mirror import Mirror
+from ..submitting.queue_rules import settings
+from ..submitting.validate import MAX_PRIORITY
 from .intents import ApiError, change_intent
-from .mirror import Mirror
-from .queue_rules import settings
-from .validate import MAX_PRIORITY
 
 MAX_WEIGHT = 1_000_000
 _OWN = ("at_s", "by", "suspended_by")  # the API's own to say

@@ -14,8 +14,8 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store
 from gpupool.v1 import records_pb2, scheduler_pb2
 
+from ..mirror.mirror import Mirror
 from .intents import ApiError, change_intent, need
-from .mirror import Mirror
 
 
 class ClusterIntents:

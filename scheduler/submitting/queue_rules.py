@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from gpupool.store.keys import Kind
 from gpupool.v1 import job_pb2, records_pb2
 
-from .core.state.terms import DEFAULT_QUEUE
-from .mirror import Mirror
+from ..core.state.terms import DEFAULT_QUEUE
+from ..mirror.mirror import Mirror
 
 
 def faults(mirror: Mirror, spec: job_pb2.JobSpec) -> Iterator[str]:

@@ -14,10 +14,10 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store, StoreError
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from .core.failover.proof import why_unprovable
-from .core.state.policy import Policy
-from .decode import guard_of
-from .mirror import Mirror
+from ..codec.decode import guard_of
+from ..core.failover.proof import why_unprovable
+from ..core.state.policy import Policy
+from ..mirror.mirror import Mirror
 
 _LIVE = (records_pb2.HOST_STATE_JOINING, records_pb2.HOST_STATE_READY)
 

@@ -18,8 +18,8 @@ from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
-from .core.state.policy import Policy
-from .policy_file import as_document
+from ..core.state.policy import Policy
+from ..policy_file import as_document
 
 TURN = 200  # records between two looks at what else there is to do
 PART_BYTES = 512 * 1024  # of values; gRPC takes 4 MiB in a message

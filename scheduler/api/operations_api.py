@@ -16,17 +16,17 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from ..core.state.policy import Policy
+from ..core.state.skew import answers
+from ..mirror.mirror import EVENTS_KEPT, Mirror
+from ..mirror.subscribe import Subscription
 from .cluster_dump import ClusterDump
 from .cluster_intents import ClusterIntents
-from .core.state.policy import Policy
-from .core.state.skew import answers
 from .failover_plan import FailoverPlans
 from .host_intents import HostIntents
 from .intents import ApiError
-from .mirror import EVENTS_KEPT, Mirror
 from .provable import powered_unknown, unprovable
 from .queue_intents import QueueIntents
-from .subscribe import Subscription
 
 _Used = defaultdict[str, list[records_pb2.Allocation]]  # by host
 

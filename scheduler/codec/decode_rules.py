@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gpupool.v1 import job_pb2
 
-from .core.state.rules import Labels, Rules, Within, meant
+from ..core.state.rules import Labels, Rules, Within, meant
 
 _WITHIN = {
     job_pb2.GPU_LOCALITY_NUMA_NODE: Within.NUMA_NODE,

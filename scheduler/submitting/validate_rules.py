@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gpupool.v1 import job_pb2
 
-from .decode_rules import NAMED
+from ..codec.decode_rules import NAMED
 
 MODELS_MAX, LABELS_MAX, TEXT_MAX = 16, 16, 128
 FAILURES_MAX = 16  # attempts that a job's status keeps

@@ -1,0 +1,1 @@
+"""Between stored values and the core: the only place that knows both."""

@@ -1,0 +1,1 @@
+"""What is committed, as one replica sees it, and the news of it."""

@@ -1,0 +1,1 @@
+"""Whether a job may be submitted, and its way into the store."""
