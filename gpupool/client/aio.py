@@ -56,7 +56,7 @@ class AsyncClient(AsyncOperations):
     ) -> AsyncIterator[scheduler_pb2.SubmitResult]:
         """Submit many jobs, each a spec or a (spec, key); yields one result for each, in order.
 
-        A result has `ok` or `refused`: a bad spec spoils only its own. Specs are drawn and sent in batches of 128, so
+        A result has `ok` or `refused`: a bad spec spoils only its own. Specs are drawn and sent in batches of 500, so
         a slow source is better served by `submit`.
         """
         async for batch in _batches(specs):

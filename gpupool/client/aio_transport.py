@@ -18,6 +18,7 @@ from gpupool.v1 import scheduler_pb2, scheduler_pb2_grpc
 
 from .policy import Deadline, Policy, Resumption, error_of
 from .replicas import OPTIONS, Replica, Replicas
+from .requests import as_batch
 from .streams import Resumable
 
 Q = TypeVar("Q")
@@ -107,14 +108,16 @@ class AsyncTransport:
 
         async def attempt() -> None:
             replica = self._replicas.current
-            call = replica.stubs.jobs.SubmitMany(iter(batch[len(results) :]), timeout=deadline.left_s())
-            try:
-                async for result in call:
-                    results.append(result)  # noqa: PERF401  (what came before a break counts)
-            except grpc.RpcError as error:
-                raise self._failed(error, replica) from error
-            if len(results) < len(batch):
-                raise Unreachable(f"the scheduler at {replica.address} ended the stream before its last answer")
+            while len(results) < len(batch):
+                request = as_batch(batch[len(results) :])
+                wanted = len(results) + len(request.requests)
+                try:
+                    async for part in replica.stubs.jobs.SubmitBatch(request, timeout=deadline.left_s()):
+                        results.extend(part.results)  # what came before a break counts
+                except grpc.RpcError as error:
+                    raise self._failed(error, replica) from error
+                if len(results) < wanted:
+                    raise Unreachable(f"the scheduler at {replica.address} ended the stream before its last answer")
 
         await tenacity.AsyncRetrying(**self._policy.retrying(len(self._replicas)))(attempt)
         return results

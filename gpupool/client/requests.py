@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -13,7 +13,8 @@ from gpupool.v1 import job_pb2, scheduler_pb2
 PAGE = 1000  # jobs in one answer; the most that the API gives
 DUMP_S = 600.0  # for all of a large cluster
 DOCTOR_S = 40.0  # the scheduler gives an agent 30
-BATCH = 128  # jobs in one SubmitMany stream: few enough to be answered within one call's timeout
+BATCH = 500  # jobs in one SubmitBatch: few enough to be answered within one call's timeout
+BATCH_BYTES = 2 * 2**20  # of one SubmitBatch, unless one job alone is larger: gRPC takes 4 MiB
 
 KeyedSpec = job_pb2.JobSpec | tuple[job_pb2.JobSpec, str]
 T = TypeVar("T")
@@ -53,6 +54,17 @@ def batches(items: Iterable[T], size: int = BATCH) -> Iterable[list[T]]:
     source = iter(items)
     while batch := list(islice(source, size)):
         yield batch
+
+
+def as_batch(unanswered: Sequence[scheduler_pb2.SubmitRequest]) -> scheduler_pb2.SubmitBatchRequest:
+    """As many of them, from the first on, as one message takes."""
+    size, count = 0, 0
+    for request in unanswered:
+        size += request.ByteSize()
+        if count and size > BATCH_BYTES:
+            break
+        count += 1
+    return scheduler_pb2.SubmitBatchRequest(requests=unanswered[:count])
 
 
 def state_value(state: str | int) -> job_pb2.JobState.ValueType:

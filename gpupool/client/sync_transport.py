@@ -15,6 +15,7 @@ from gpupool.v1 import scheduler_pb2, scheduler_pb2_grpc
 
 from .policy import Deadline, Policy, Resumption, error_of
 from .replicas import OPTIONS, Replica, Replicas
+from .requests import as_batch
 from .streams import Resumable
 
 Q = TypeVar("Q")
@@ -106,13 +107,16 @@ class SyncTransport:
 
         def attempt() -> None:
             replica = self._replicas.current
-            call = replica.stubs.jobs.SubmitMany(iter(batch[len(results) :]), timeout=deadline.left_s())
-            try:
-                results.extend(call)  # what came before a break stays in the list
-            except grpc.RpcError as error:
-                raise self._failed(error, replica) from error
-            if len(results) < len(batch):
-                raise Unreachable(f"the scheduler at {replica.address} ended the stream before its last answer")
+            while len(results) < len(batch):
+                request = as_batch(batch[len(results) :])
+                wanted = len(results) + len(request.requests)
+                try:
+                    for part in replica.stubs.jobs.SubmitBatch(request, timeout=deadline.left_s()):
+                        results.extend(part.results)  # what came before a break stays in the list
+                except grpc.RpcError as error:
+                    raise self._failed(error, replica) from error
+                if len(results) < wanted:
+                    raise Unreachable(f"the scheduler at {replica.address} ended the stream before its last answer")
 
         tenacity.Retrying(**self._policy.retrying(len(self._replicas)))(attempt)
         return results

@@ -45,6 +45,11 @@ class JobServiceStub:
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitResult.FromString,
                 _registered_method=True)
+        self.SubmitBatch = channel.unary_stream(
+                '/gpupool.v1.JobService/SubmitBatch',
+                request_serializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitBatchRequest.SerializeToString,
+                response_deserializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitResults.FromString,
+                _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/gpupool.v1.JobService/GetJob',
                 request_serializer=gpupool_dot_v1_dot_scheduler__pb2.GetJobRequest.SerializeToString,
@@ -109,6 +114,14 @@ class JobServiceServicer:
 
     def SubmitMany(self, request_iterator, context):
         """Submits many; one answer for each request, in order. A bad spec spoils only its own answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitBatch(self, request, context):
+        """As SubmitMany, at a fraction of its cost a job: at most 1,000 in one message; answers come as they are committed,
+        many in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +208,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.SubmitMany,
                     request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitRequest.FromString,
                     response_serializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitResult.SerializeToString,
+            ),
+            'SubmitBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.SubmitBatch,
+                    request_deserializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitBatchRequest.FromString,
+                    response_serializer=gpupool_dot_v1_dot_scheduler__pb2.SubmitResults.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
@@ -301,6 +319,33 @@ class JobService:
             '/gpupool.v1.JobService/SubmitMany',
             gpupool_dot_v1_dot_scheduler__pb2.SubmitRequest.SerializeToString,
             gpupool_dot_v1_dot_scheduler__pb2.SubmitResult.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/gpupool.v1.JobService/SubmitBatch',
+            gpupool_dot_v1_dot_scheduler__pb2.SubmitBatchRequest.SerializeToString,
+            gpupool_dot_v1_dot_scheduler__pb2.SubmitResults.FromString,
             options,
             channel_credentials,
             insecure,

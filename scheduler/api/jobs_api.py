@@ -6,6 +6,7 @@ value and the way out.
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -29,7 +30,7 @@ from ..submitting import queue_rules
 from ..submitting.dependencies import unknown
 from ..submitting.known_hosts import KnownHosts
 from ..submitting.named_jobs import NamedJobs
-from ..submitting.submission import Submission, accepted, element_id, elements_of, job_id_of, many, packed
+from ..submitting.submission import SUBMIT_BATCH, Submission, accepted, element_id, elements_of, job_id_of, many, packed
 from ..submitting.validate import faults
 from ..submitting.validate_gang import gang_faults
 from .explained import explained
@@ -37,6 +38,7 @@ from .intents import ApiError, change_intent
 from .job_wishes import JobWishes, held
 
 PAGE_DEFAULT, PAGE_MAX = 100, 1000
+SUBMIT_MAX = 1000  # requests in one message
 UNSUBMITTED = "~"  # the id of a job that there is not; behind all others of its arrival
 _JOB_ID = re.compile(r"j[a-z2-7]{13}(-[0-9]+)?")  # as `submission` makes them
 _TOKEN = re.compile(r"([0-9]{1,19})\.([a-z0-9._-]*)")
@@ -70,26 +72,60 @@ class JobsApi:
 
     async def submit_batch(self, requests: Sequence[scheduler_pb2.SubmitRequest]) -> list[scheduler_pb2.SubmitResult]:
         """Submit many in few transactions; one result each, in order."""
+        return [result async for results in self.submit_all(requests) for result in results]
+
+    async def submit_all(
+        self, requests: Sequence[scheduler_pb2.SubmitRequest]
+    ) -> AsyncGenerator[list[scheduler_pb2.SubmitResult], None]:
+        """As `submit_batch`, some results at a time. While some are written, the next are checked."""
+        if len(requests) > SUBMIT_MAX:
+            raise ApiError(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"{len(requests)} requests in one message: at most {SUBMIT_MAX} are taken; send several",
+            )
         await self._known.refresh()
-        results: list[scheduler_pb2.SubmitResult] = []
         specs = [request.spec for request in requests]
+        writing: asyncio.Task[list[scheduler_pb2.SubmitResult]] | None = None
+        try:
+            for first in range(0, len(requests), SUBMIT_BATCH):
+                results, good = await self._check_some(requests[first : first + SUBMIT_BATCH], specs)
+                if writing is not None:
+                    yield await writing  # one after the other, as their order is that of arrival
+                writing = asyncio.create_task(self._write_some(results, good))
+            if writing is not None:
+                yield await writing
+        finally:
+            if writing is not None:
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+
+    async def _check_some(
+        self, requests: Sequence[scheduler_pb2.SubmitRequest], beside: Sequence[job_pb2.JobSpec]
+    ) -> tuple[list[scheduler_pb2.SubmitResult], list[tuple[int, Submission]]]:
+        """Results, those of refusals filled in, and what is to be written, with the place of its result."""
+        results = [scheduler_pb2.SubmitResult() for _ in requests]
         good: list[tuple[int, Submission]] = []
-        for request in requests:
-            result = scheduler_pb2.SubmitResult()
-            results.append(result)
+        for index, (request, result) in enumerate(zip(requests, results, strict=True)):
             await self._named.refresh(request.spec)
             try:
-                submission = self._check(request, await unknown(self._store, self._mirror, request), specs)
+                submission = self._check(request, await unknown(self._store, self._mirror, request), beside)
             except ApiError as exc:
                 result.refused.CopyFrom(scheduler_pb2.Refusal(code=exc.code.value[0], message=exc.message))
                 continue
             if request.validate_only:
                 result.ok.warnings.extend(submission.warnings)
-            elif many(request.spec):
-                result.CopyFrom(await self._result(submission))
             else:
-                good.append((len(results) - 1, submission))
-        for batch in packed(good, self._store.max_ops):
+                good.append((index, submission))
+        return results, good
+
+    async def _write_some(
+        self, results: list[scheduler_pb2.SubmitResult], good: list[tuple[int, Submission]]
+    ) -> list[scheduler_pb2.SubmitResult]:
+        for index, submission in good:
+            if many(submission.record.spec):
+                results[index].CopyFrom(await self._result(submission))
+        plain = [(index, submission) for index, submission in good if not many(submission.record.spec)]
+        for batch in packed(plain, self._store.max_ops):
             await self._write_all(batch, results)
         return results
 

@@ -75,6 +75,12 @@ class JobService(scheduler_pb2_grpc.JobServiceServicer):
             for result in results:
                 yield result
 
+    async def SubmitBatch(
+        self, request: scheduler_pb2.SubmitBatchRequest, context: Context
+    ) -> AsyncIterator[scheduler_pb2.SubmitResults]:
+        async for results in _stream(context, self._api.submit_all(request.requests)):
+            yield scheduler_pb2.SubmitResults(results=results)
+
     async def _batches(
         self, requests: AsyncIterator[scheduler_pb2.SubmitRequest]
     ) -> AsyncGenerator[list[scheduler_pb2.SubmitResult], None]:

@@ -11,7 +11,7 @@ from gpupool.store import keys
 from gpupool.store.port import Created, Put
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-SUBMIT_BATCH = 100  # specs written in one transaction
+SUBMIT_BATCH = 125  # specs written in one transaction
 SUBMIT_BYTES = 1024 * 1024  # of specs in one transaction: etcd takes 1.5 MiB by default
 
 

@@ -128,18 +128,19 @@ class _Jobs(scheduler_pb2_grpc.JobServiceServicer):
             return scheduler_pb2.SubmitResponse(warnings=["no host has this GPU model now"])
         return self.fake.accept(request)
 
-    async def SubmitMany(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
-        await self.fake.answer("SubmitMany", None, context)
-        breaks = self.fake.scripts["SubmitMany"].pop(0) if self.fake.scripts["SubmitMany"] else []
-        async for request in request_iterator:
-            if faults(request.spec):
-                refusal = scheduler_pb2.Refusal(code=Status.INVALID_ARGUMENT.value[0], message=faults(request.spec))
-                yield scheduler_pb2.SubmitResult(refused=refusal)
+    async def SubmitBatch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self.fake.answer("SubmitBatch", request, context)
+        breaks = self.fake.scripts["SubmitBatch"].pop(0) if self.fake.scripts["SubmitBatch"] else []
+        for one in request.requests:
+            if faults(one.spec):
+                refusal = scheduler_pb2.Refusal(code=Status.INVALID_ARGUMENT.value[0], message=faults(one.spec))
+                result = scheduler_pb2.SubmitResult(refused=refusal)
             else:
-                answer = self.fake.accept(request)
-                if request.spec.name in breaks:  # taken, but the answer is lost
+                answer = self.fake.accept(one)
+                if one.spec.name in breaks:  # taken, but the answer is lost
                     await context.abort(Status.UNAVAILABLE, "the replica died")
-                yield scheduler_pb2.SubmitResult(ok=answer)
+                result = scheduler_pb2.SubmitResult(ok=answer)
+            yield scheduler_pb2.SubmitResults(results=[result])
 
     async def HoldJob(self, request: Any, context: Any) -> Any:
         await self.fake.answer("HoldJob", request, context)

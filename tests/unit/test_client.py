@@ -159,7 +159,7 @@ async def test_wait_is_over_in_time(fake: FakeScheduler, aclient: AsyncClient, c
 
 
 def test_submit_many_goes_on_after_a_lost_answer(fake: FakeScheduler, client: Client) -> None:
-    fake.scripts["SubmitMany"] = [["b"]]
+    fake.scripts["SubmitBatch"] = [["b"]]
     specs: list[KeyedSpec] = [job_pb2.JobSpec(name=name, image="i") for name in "ab"]
     specs += [job_pb2.JobSpec(), (SPEC, "my-key")]
     results = list(client.submit_many(specs))
@@ -171,11 +171,11 @@ def test_submit_many_goes_on_after_a_lost_answer(fake: FakeScheduler, client: Cl
 
 async def test_submit_many_takes_async_sources(fake: FakeScheduler, aclient: AsyncClient) -> None:
     async def source() -> AsyncIterator[job_pb2.JobSpec]:
-        for _ in range(130):
+        for _ in range(510):
             yield SPEC
 
-    assert len([result async for result in aclient.submit_many(source())]) == 130
-    assert fake.calls["SubmitMany"] == 2
+    assert len([result async for result in aclient.submit_many(source())]) == 510
+    assert fake.calls["SubmitBatch"] == 2
 
 
 def _chunk(*lines: tuple[float, str]) -> scheduler_pb2.LogChunk:

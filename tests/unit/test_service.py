@@ -141,6 +141,33 @@ async def test_a_thousand_in_one_stream() -> None:
             assert job.spec.name == f"n{n}"
 
 
+async def test_a_thousand_in_one_message() -> None:
+    async with serving() as served:
+        asked = [Ask(spec=spec(f"n{n}", cpus=0 if n == 500 else 1), idempotency_key=f"k{n}") for n in range(1000)]
+        parts = [part async for part in served.jobs.SubmitBatch(scheduler_pb2.SubmitBatchRequest(requests=asked))]
+        answers = [answer for part in parts for answer in part.results]
+        assert len(parts) > 1, "what is committed is told before the rest is"
+        assert [n for n, answer in enumerate(answers) if answer.HasField("refused")] == [500]
+        jobs = [answer.ok.id for answer in answers if answer.HasField("ok")]
+        arrivals = [served.mirror.arrival(job)[0] for job in jobs]
+        assert arrivals == sorted(arrivals), "they arrive in the order in which they were sent"
+        again = [part async for part in served.jobs.SubmitBatch(scheduler_pb2.SubmitBatchRequest(requests=asked[:3]))]
+        assert [(a.ok.id, a.ok.created) for part in again for a in part.results] == [(job, False) for job in jobs[:3]]
+
+
+async def test_a_batch_that_is_too_long_or_finds_no_store() -> None:
+    async with serving() as served:
+        long = scheduler_pb2.SubmitBatchRequest(requests=[Ask(spec=spec())] * 1001)
+        status, details = await code(served.jobs.SubmitBatch(long).read())
+        assert (status, details) == (
+            "INVALID_ARGUMENT",
+            "1001 requests in one message: at most 1000 are taken; send several",
+        )
+        served.store.down = True
+        asked = scheduler_pb2.SubmitBatchRequest(requests=[Ask(spec=spec())] * 300)
+        assert (await code(served.jobs.SubmitBatch(asked).read()))[0] == "UNAVAILABLE"
+
+
 async def test_a_stream_is_told_that_the_store_is_away() -> None:
     async with serving() as served:
         served.store.down = True
