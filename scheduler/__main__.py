@@ -142,6 +142,7 @@ def _check(devices: Mapping[str, FenceDevice], output: str, etcd: Sequence[str],
 
 
 async def _compared(etcd: Sequence[str], policy: Policy) -> list[str]:
+    logging.getLogger("gpupool.store").setLevel(logging.ERROR)  # each try that fails: the answer says that etcd is away
     store = EtcdStore(etcd)
     try:
         return await compare(store, policy)

@@ -141,6 +141,7 @@ async def _carry_out(setting: Setting, todo: Iterable[Step], folder: Path, image
             stage.names["agent_log"] = str(folder / f"hosts/{setting.cable or 'h1'}.log")
             stage.names["scheduler_log"] = str(next(iter(cluster.replicas.values())).log)
             environment = {"GPUPOOL_SERVER": cluster.server, "XDG_RUNTIME_DIR": str(folder), "BMC": "secret"}
+            environment["GPUPOOL_SCHEDULER_ETCD"] = cluster.etcd.endpoint
             shell = Shell(folder, environment)
             for step in todo:
                 if step.stage:
