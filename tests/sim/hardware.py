@@ -28,8 +28,14 @@ class Devices(FakeDevices):
         super().__init__(units)
         self.dirty: set[str] = set()
         self._rng = world.rng(f"devices {units}")
+        self._found = self._look()
 
     def inventory(self) -> inventory_pb2.Inventory:
+        found = inventory_pb2.Inventory()  # a copy, as each look gives: the machine does not change
+        found.CopyFrom(self._found)
+        return found
+
+    def _look(self) -> inventory_pb2.Inventory:
         found = super().inventory()
         for n, unit in enumerate(found.units):
             unit.numa_node = n % 2

@@ -41,8 +41,9 @@ class KeptRoom:
         if not new or any(ran_before(job) for job in jobs):
             return
         self.asked += 1
-        after = Reserve(deepcopy(cluster), once=True).covered()
-        before = Reserve(_without(deepcopy(cluster), new), once=True).covered()
+        copy = deepcopy(cluster)  # dear; once is enough, as looking leaves no trace
+        after = Reserve(copy, once=True).covered()
+        before = Reserve(_without(copy, new), once=True).covered()
         for domain in sorted(domain for domain, covered in before.items() if covered and not after.get(domain, True)):
             yield f"the first start of {', '.join(new)} takes the room that {domain} needs"
 

@@ -18,7 +18,7 @@ from tests.sim.nodes import Incarnation
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)  # not frozen, which would make making one twice as dear
 class _Letter(Generic[T]):
     """A request under way."""
 
@@ -136,10 +136,13 @@ class Link:
         return any(i.cut_out if out else i.cut_in for i in self._impairments)
 
     def _worst(self, loss: str) -> float:
-        return max((getattr(i, loss) for i in self._impairments), default=0.0)
+        return max(getattr(i, loss) for i in self._impairments) if self._impairments else 0.0
 
-    def _lost(self, cut: bool, chance: float) -> bool:
-        return cut or (chance > 0 and self._rng.random() < chance)
+    def _lost(self, *, out: bool, loss: str) -> bool:
+        if not self._impairments:
+            return False
+        chance = self._worst(loss)
+        return self._cut(out=out) or (chance > 0 and self._rng.random() < chance)
 
     async def call(
         self,
@@ -169,7 +172,7 @@ class Link:
         self._loop.call_at(self._loop.time() + self.delay_s(), step, *args, context=self._loop.world.shared)
 
     def _arrive(self, letter: _Letter[T]) -> None:
-        if self._lost(self._cut(out=not letter.inbound), self._worst("request_loss")) or not letter.server.alive:
+        if self._lost(out=not letter.inbound, loss="request_loss") or not letter.server.alive:
             self._vanish(letter)
             return
         # For ever, if the server crashes: the caller has its timeout.
@@ -178,13 +181,13 @@ class Link:
 
     def _answered(self, letter: _Letter[T], task: asyncio.Task[T]) -> None:
         error = None if task.cancelled() else task.exception()  # asked for even if lost: asyncio warns otherwise
-        if task.cancelled() or self._lost(self._cut(out=letter.inbound), self._worst("reply_loss")):
+        if task.cancelled() or self._lost(out=letter.inbound, loss="reply_loss"):
             self._vanish(letter)
         else:
             self._later(self._deliver, letter, task, error)
 
     def _deliver(self, letter: _Letter[T], task: asyncio.Task[T], error: BaseException | None) -> None:
-        if self._cut(out=letter.inbound) or letter.reply.done():
+        if letter.reply.done() or self._cut(out=letter.inbound):
             return
         if error:
             letter.reply.set_exception(error)

@@ -20,7 +20,17 @@ from random import Random
 from typing import Any, NoReturn, cast
 
 from tests.sim.grave import bury
-from tests.sim.nodes import WORLD, DeadlockError, Incarnation, SimFuture, SimTask, SimulationError, State, node_var
+from tests.sim.nodes import (
+    WORLD,
+    DeadlockError,
+    Incarnation,
+    SimFuture,
+    SimHandle,
+    SimTask,
+    SimulationError,
+    State,
+    node_var,
+)
 
 _STEPS_AT_ONE_TIME = 500_000
 """More callbacks than this without time moving is a livelock: a busy loop over sleep(0), say."""
@@ -33,7 +43,8 @@ class VirtualLoop(BaseEventLoop):
     of it, on this thread. Without it the function runs inline, before run_in_executor returns.
     """
 
-    _ready: deque[asyncio.Handle]
+    _ready: deque[SimHandle]
+    _closed: bool
     _stopping: bool
     _thread_id: int | None
 
@@ -46,7 +57,7 @@ class VirtualLoop(BaseEventLoop):
         self._executor_delay_s = executor_delay_s
         self._now = 0.0
         self._horizon: float | None = None
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, SimHandle]] = []
         self._numbers = itertools.count(1)
         self._nodes: dict[str, Incarnation] = {WORLD: self.world}
         self._dead: list[SimTask] = []
@@ -140,25 +151,41 @@ class VirtualLoop(BaseEventLoop):
             self._step()
 
     def _step(self) -> None:
+        """The hottest code of all: callbacks are run here and not one call down."""
         if self._failure:
             raise self._failure
-        if not self._ready and not self._stopping:
+        ready, timers = self._ready, self._timers
+        if not ready and not self._stopping:
             self._advance()
-        while self._timers and self._timers[0][0] <= self._now:
-            self._ready.append(heapq.heappop(self._timers)[2])
-        batch = list(self._ready)
-        self._ready.clear()
-        for handle in self._interleaved(batch) if self._jitter and len(batch) > 1 else batch:
-            self._dispatch(handle)
+        now = self._now
+        while timers and timers[0][0] <= now:
+            ready.append(heapq.heappop(timers)[2])
+        batch = list(ready)
+        ready.clear()
+        if len(batch) > 1 and self._jitter:
+            batch = self._interleaved(batch)
+        for handle in batch:
+            if handle._cancelled:
+                continue
+            if handle.owner.state is not State.RUNNING:
+                _hold_back(handle)
+                continue
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except BaseException as exc:  # noqa: BLE001  (as asyncio does)
+                self._raised(handle, exc)
+            if self._failure:
+                raise self._failure
         self._steps_now += len(batch)
         if self._steps_now > _STEPS_AT_ONE_TIME:
             raise SimulationError(f"livelock: {self._steps_now} callbacks at {self._now:.6f}\n{self._report()}")
 
     def _advance(self) -> None:
         """Jump to the next timer, or to the horizon if that is nearer."""
-        while self._timers and (self._timers[0][2].cancelled() or not _owner(self._timers[0][2], self.world).alive):
-            heapq.heappop(self._timers)
-        when = self._timers[0][0] if self._timers else None
+        timers = self._timers
+        while timers and (timers[0][2]._cancelled or timers[0][2].owner.state is State.DEAD):
+            heapq.heappop(timers)
+        when = timers[0][0] if timers else None
         if self._horizon is not None and (when is None or when > self._horizon):
             self._now = max(self._now, self._horizon)
             self.stop()
@@ -168,31 +195,23 @@ class VirtualLoop(BaseEventLoop):
             self._now = max(self._now, when)
         self._steps_now = 0
 
-    def _dispatch(self, handle: asyncio.Handle) -> None:
-        owner = _owner(handle, self.world)
-        if handle._cancelled:
-            return
-        if owner.state is not State.RUNNING:
-            if owner.state is State.DEAD:
-                return
-            (owner.overdue if isinstance(handle, asyncio.TimerHandle) else owner.held).append(handle)
-            return
-        try:
-            handle._run()
-        except SystemExit as exc:
-            if owner is self.world:
-                raise
+    def _raised(self, handle: SimHandle, exc: BaseException) -> None:
+        """A callback did not return."""
+        owner = handle.owner
+        if isinstance(exc, KeyboardInterrupt) or (isinstance(exc, SystemExit) and owner is self.world):
+            raise exc
+        if isinstance(exc, SystemExit):
             self.crash(owner.name)
             if self.on_exit:
                 self.on_exit(owner, exc)
-        if self._failure:
-            raise self._failure
+        else:
+            self.call_exception_handler({"message": "Exception in callback", "exception": exc, "handle": handle})
 
-    def _interleaved(self, batch: list[asyncio.Handle]) -> list[asyncio.Handle]:
-        owners = [_owner(handle, self.world) for handle in batch]
+    def _interleaved(self, batch: list[SimHandle]) -> list[SimHandle]:
+        owners = [handle.owner for handle in batch]
         if owners.count(owners[0]) == len(owners):
             return batch
-        queues: dict[Incarnation, deque[asyncio.Handle]] = {}
+        queues: dict[Incarnation, deque[SimHandle]] = {}
         for owner, handle in zip(owners, batch, strict=True):
             queues.setdefault(owner, deque()).append(handle)
         cast("Random", self._jitter).shuffle(owners)
@@ -205,18 +224,37 @@ class VirtualLoop(BaseEventLoop):
 
     # What asyncio calls
 
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> SimHandle:
+        """As in asyncio."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = SimHandle(None, callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> SimHandle:
+        """As in asyncio."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> SimHandle:
         """As in asyncio; timers of the same time fire in the order in which they were set."""
-        self._check_closed()  # type: ignore[attr-defined]
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        timer = SimHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer))
         return timer
 
     def create_future(self) -> asyncio.Future[Any]:
         """As in asyncio."""
-        return SimFuture(loop=self, number=next(self._numbers))
+        future = SimFuture(loop=self)
+        future.number = next(self._numbers)
+        return future
 
     def create_task(self, coro: Any, *, name: object = None, context: Context | None = None, **_: Any) -> SimTask:
         """As in asyncio; the name is the same in every run."""
@@ -269,9 +307,11 @@ class VirtualLoop(BaseEventLoop):
         raise error
 
 
-def _owner(handle: asyncio.Handle, world: Incarnation) -> Incarnation:
-    owner: Incarnation = handle._context.get(node_var, world)  # type: ignore[attr-defined]
-    return owner
+def _hold_back(handle: SimHandle) -> None:
+    """Of a dead owner nothing runs; what a paused one would do waits."""
+    owner = handle.owner
+    if owner.state is State.PAUSED:
+        (owner.held if handle._when is None else owner.overdue).append(handle)
 
 
 def _settle(future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -35,8 +35,8 @@ class Incarnation:
         self.name = name
         self.number = number
         self.state = State.RUNNING
-        self.held: list[asyncio.Handle] = []  # callbacks that came while paused
-        self.overdue: list[asyncio.Handle] = []  # timers that fired while paused
+        self.held: list[SimHandle] = []  # callbacks that came while paused
+        self.overdue: list[SimHandle] = []  # timers that fired while paused
         self.on_crash: dict[Callable[[], object], None] = {}  # what the outside does at the death: connections break
         self._context = contextvars.Context()
         self._context.run(node_var.set, self)
@@ -61,14 +61,39 @@ node_var: contextvars.ContextVar[Incarnation] = contextvars.ContextVar("node")
 class SimFuture(asyncio.Future[Any]):
     """A future whose hash is a number: asyncio keeps futures in sets, and addresses would order them at random."""
 
+    number: int  # set at once by the loop: an __init__ of ours would double what one costs
     __slots__ = ("number",)
-
-    def __init__(self, *, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        self.number = number
-        super().__init__(loop=loop)
 
     def __hash__(self) -> int:
         return self.number
+
+
+class SimHandle(asyncio.TimerHandle):
+    """A callback, soon (`when` is None) or at a time, that knows its owner. Lean: asyncio's asks for the debug mode."""
+
+    __slots__ = ("owner",)
+
+    def __init__(  # as the base's, which it must not call
+        self,
+        when: float | None,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+        loop: Any,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._when = when
+        self._callback = callback
+        self._args = args
+        self._cancelled = self._scheduled = False
+        self._loop = loop
+        self._source_traceback = self._repr = None
+        self._context = contextvars.copy_context() if context is None else context
+        self.owner: Incarnation = self._context.get(node_var, loop.world)
+
+    def cancel(self) -> None:
+        """As in asyncio."""
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]
 
 
 class SimTask(asyncio.Task[Any]):

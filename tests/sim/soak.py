@@ -6,6 +6,7 @@ With --count it runs that many seeds, from 0 on unless told otherwise.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -45,7 +46,8 @@ class Tally:
 def runs(seeds: Iterable[int], until: float | None = None) -> Iterator[Run]:
     """The seeds' runs, on all cores, as they end; no seed is begun after `until` (of time.monotonic)."""
     workers = os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # What is there before the first seed is never looked at again when garbage is collected after each.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=gc.freeze) as pool:
         if until is None:
             yield from pool.map(run_seed, seeds, chunksize=5)
             return
