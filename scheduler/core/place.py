@@ -22,6 +22,7 @@ from .fitting.own import Case, Own, case
 from .fitting.ranking import FreeUnits, Rank, Ranking
 from .fitting.valuation import Valuation
 from .gangs import place as gang_place
+from .gangs.refusals import Refusals
 from .queueing import backfill, claims, hold, lent, order, upkeep
 from .queueing.queue import Lane
 from .reservation.admission import TRIES, Admission, Choice
@@ -43,6 +44,7 @@ class Placer:
     rankings: dict[Request, Ranking] = field(default_factory=dict)  # the last that was asked is last
     admission: Admission = field(default_factory=Admission)
     own: Own = field(default_factory=Own)
+    refusals: Refusals = field(default_factory=Refusals)  # of gangs
     free: FreeUnits = field(default_factory=FreeUnits)
     values: Valuation = field(default_factory=Valuation)
     barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
@@ -60,7 +62,7 @@ class Placer:
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
-        self.admission.patient.clear()
+        self.admission.begin()
         kept = len(cluster.books.claims)
         first = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
         if len(first) < kept:

@@ -161,4 +161,40 @@ GANGS = (
         [Edit("scheduler/core/gangs/place.py", "not_before_s if not_before_s > now else 0.0", "not_before_s")],
         tests("golden/test_golden.py::test_scenario[gang_refused_after_its_wait]"),
     ),
+    Mutant(
+        "asked again and again",
+        "a gang that was refused for the room that is kept is judged anew at each turn",
+        [Edit("scheduler/core/gangs/place.py", "    places.refusals.known.add(key)\n", "")],
+        tests("unit/test_gangs.py::test_a_gang_that_was_refused_is_not_judged_again_for_nothing"),
+    ),
+    Mutant(
+        "refused for ever",
+        "a gang that was refused is not asked again though something was set free",
+        [Edit("scheduler/core/gangs/refusals.py", "            self.known.clear()\n", "")],
+        tests("unit/test_gangs.py::test_what_could_lift_a_refusal_does"),
+    ),
+    Mutant(
+        "a gap is not heard of",
+        "a restart that opens a gap, which then blocks nobody, lifts no refusal",
+        [Edit("scheduler/core/reservation/admission.py", "self.moved += self.reserve is not None", "self.moved += False")],
+        tests("unit/test_gangs.py::test_a_gap_that_a_restart_opens_lifts_a_refusal"),
+    ),
+    Mutant(
+        "room for the dead",
+        "who was kept out for the sake of a restart is not asked again once that is cancelled",
+        [
+            Edit(
+                "scheduler/core/state/model.py",
+                "            self.capacity_epoch += before is JobState.PENDING and bool(job.attempts)",
+                "            self.capacity_epoch += False",
+            )
+        ],
+        tests("unit/test_gangs.py::test_a_job_is_asked_again_once_nobody_is_to_restart_in_its_place"),
+    ),
+    Mutant(
+        "a place that was kept is kept for ever",
+        "a gang that was refused for places kept for others is not asked again once these are given up",
+        [Edit("scheduler/core/gangs/refusals.py", "    kept = frozenset(barred)\n", "    kept = frozenset(())\n")],
+        tests("unit/test_gangs.py::test_a_place_that_is_given_up_lifts_a_refusal"),
+    ),
 )

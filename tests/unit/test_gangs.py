@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+from copy import deepcopy
 from itertools import permutations, product
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scheduler.core.fitting.fit import Fit
 from scheduler.core.gangs.arrange import Seat
 from scheduler.core.gangs.ask import ask_of
 from scheduler.core.gangs.place import find
 from scheduler.core.gangs.together import as_one
-from scheduler.core.place import retract
+from scheduler.core.place import Placer, retract
+from scheduler.core.reservation.admission import Admission, Choice
 from scheduler.core.state import limits
-from scheduler.core.state.model import Attempt, Job, Outcome
+from scheduler.core.state.model import Attempt, Cluster, Job, Outcome
 from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.state.terms import OnLoss
 from tests.golden.runner import Player
@@ -318,3 +323,136 @@ def test_a_gang_starts_by_when_its_places_are_free(hosts: list[int], submits: li
         for name, claim in claims.items():
             promised[name] = min(promised.get(name, claim.at_s), claim.at_s)
     assert "VIOLATION" not in "\n".join(player.log)
+
+
+# What was refused is not judged again
+
+
+class Counting(Admission):
+    """Counts the members that were judged."""
+
+    judged = 0
+
+    def choose(
+        self, cluster: Cluster, job: Job, ranked: Sequence[tuple[str, Fit]], fitting: Container[str]
+    ) -> Choice | None:
+        self.judged += job.terms.member is not None
+        return super().choose(cluster, job, ranked, fitting)
+
+
+def _refused(*more: str) -> tuple[Player, Counting]:
+    """Three of four free GPUs would do for a gang, but two on one host are kept for the restart of `big`."""
+    player, admission = Player(), Counting()
+    player.placer = Placer(admission=admission)
+    for line in ("policy reservation.hosts=1", "host h1 2xa100", "host h2 2xa100", "host h3 2xa100"):
+        player.play(line)
+    player.play("submit big gpus=2\nrun\n" + "\n".join(more) + "\ngang g 3 restarts=0\nplace")
+    assert admission.judged > 0
+    assert player.cluster.jobs["g-0"].state is JobState.PENDING
+    return player, admission
+
+
+def test_a_gang_that_was_refused_is_not_judged_again_for_nothing() -> None:
+    player, admission = _refused()
+    before = admission.judged
+    player.play("place\nplace\nsubmit small gpus=0\nrun\nwait 60\nplace")
+    player.play("gang same 3 restarts=0\nplace\nplace")
+    assert admission.judged == before
+    player.play("gang other 3 restarts=0 cpus=4\nplace")  # of another shape
+    assert admission.judged > before
+    before = admission.judged
+    for _ in range(100):
+        player.placer.place(player.cluster, player.now)
+    assert admission.judged == before
+
+
+@pytest.mark.parametrize(
+    ("before", "lifts"),
+    [
+        ("", "end big"),
+        ("", "host h4 4xa100"),
+        ("submit tiny gpus=0\nrun", "cancel big\nstopped big"),
+        ("braked\nlost h1\nplace", "cancel big"),
+        ("braked\nlost h1\nplace", "hold big"),
+    ],
+)
+def test_what_could_lift_a_refusal_does(before: str, lifts: str) -> None:
+    player, admission = _refused(before)
+    judged = admission.judged
+    player.play("place")
+    assert admission.judged == judged
+    player.play(f"{lifts}\nplace")
+    assert admission.judged > judged
+    assert player.cluster.jobs["g-0"].state is JobState.STARTING
+
+
+def test_a_gap_that_a_restart_opens_lifts_a_refusal() -> None:
+    """A gap blocks nobody, and a restart that takes its place sets nothing free."""
+    player, admission = Player(), Counting()
+    player.placer = Placer(admission=admission)
+    player.play("policy reservation.hosts=1\nhost h1 2xa100\nsubmit big gpus=2\nrun\nhost h5 1xa100")
+    player.play("submit x model=a100\nrun\nhost h2 2xa100\nhost h3 1xb100\nlost h5")
+    x, gang = player.cluster.jobs["x"], "gang g 2 restarts=0"
+    x.not_before_s = player.now + 50
+    player.cluster.enqueue(x)
+    player.play(f"{gang}\nplace")
+    judged = admission.judged
+    player.play("place\nwait 60")
+    assert (x.state, player.cluster.jobs["g-0"].state, admission.judged) == (JobState.PENDING, JobState.PENDING, judged)
+    player.play("place\nplace")
+    assert (x.state, player.cluster.jobs["g-0"].state) == (JobState.STARTING, JobState.STARTING)
+
+
+def test_a_place_that_is_given_up_lifts_a_refusal() -> None:
+    player = Player()
+    player.play("host h1 2xa100\nsubmit a limit=100\nsubmit b limit=200\nrun\nsubmit big gpus=2\nplace\nend a")
+    player.play("gang g 2 gpus=0\nplace\nplace")
+    assert player.cluster.jobs["g-0"].state is JobState.PENDING, "it would take what is kept for big"
+    player.play("cancel big\nplace")
+    assert player.cluster.jobs["g-0"].state is JobState.STARTING
+
+
+REMEMBERED = st.lists(
+    st.tuples(
+        st.sampled_from(["run", "run", "gang", "single", "lost", "back", "stop", "crash", "fail", "end", "hold",
+                         "release", "cancel", "requeue", "drain", "undrain", "leader", "wait"]),
+        st.integers(0, 30),
+    ),
+    min_size=5,
+    max_size=20,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=4), REMEMBERED)
+def test_who_remembers_nothing_places_nobody_more(hosts: list[int], doings: list[tuple[str, int]]) -> None:
+    player = Played()
+    player.play("policy reservation.hosts=1")
+    for n, gpus in enumerate(hosts):
+        player.play(f"host h{n} {gpus}xa100")
+    for doing, number in doings:
+        running = [job.id for job in player.cluster.jobs.values() if job.state is JobState.RUNNING]
+        if doing == "gang":
+            player.singles += 1
+            player.play(f"gang g{player.singles} {1 + number % 3} gpus={1 + number // 3 % 2} restarts={number % 4}")
+        elif doing == "wait":
+            player.play(f"wait {10 * number}")
+        elif doing == "end":
+            player.play("".join(f"end {job}\n" for job in running[: number % 2]))
+        else:
+            _do(player, doing, number)
+        for _ in range(3):
+            player.play("run")
+        fresh = deepcopy(player.cluster)
+        assert Placer().place(fresh, player.now) == 0, fresh.take_log()
+    assert not player.wrong
+
+
+@pytest.mark.parametrize("lifts", ["cancel a", "hold a"])
+def test_a_job_is_asked_again_once_nobody_is_to_restart_in_its_place(lifts: str) -> None:
+    player = Player()
+    player.play("policy reservation.hosts=1\nhost h1 1xa100\nhost h2 1xa100\nsubmit a\nrun\nbraked\nlost h1")
+    player.play("submit b restarts=0\nplace\nplace")
+    assert player.cluster.jobs["b"].state is JobState.PENDING
+    player.play(f"{lifts}\nplace")
+    assert player.cluster.jobs["b"].state is JobState.STARTING

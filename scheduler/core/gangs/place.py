@@ -17,7 +17,6 @@ from typing import Protocol
 from ..failover.retry import crashed_on
 from ..fitting import own
 from ..fitting.fit import Fit
-from ..fitting.own import asked
 from ..fitting.ranking import Ranking
 from ..queueing import claims
 from ..reservation.admission import TRIES, Admission, Choice
@@ -26,6 +25,7 @@ from ..state.model import Cluster, Job, Outcome, Request
 from ..state.rules import HOST
 from .arrange import Ask, Hosts, Seat, arrange, shuns
 from .ask import ask_of
+from .refusals import Refusals, key_of
 
 GANG_TRIES = TRIES // 4  # arrangements, if the site keeps room for restarts
 
@@ -34,6 +34,7 @@ class Places(Protocol):
     """What the placer knows and does for single jobs."""
 
     admission: Admission
+    refusals: Refusals
     barred: set[str]
 
     def ranked(self, cluster: Cluster, request: Request) -> Ranking:
@@ -51,20 +52,32 @@ def place(places: Places, cluster: Cluster, job: Job, now: float) -> int:
     members = [cluster.jobs[job_id] for job_id in cluster.books.gangs.party(job)]
     if cluster.books.queues.refusal(job, len(members)):
         return 0
-    ask, ranking = ask_of(cluster, members), places.ranked(cluster, asked(cluster, job))
-    places.barred = claims.barred(cluster, job, ranking.fits, now)
+    ask = ask_of(cluster, members)
+    places.barred = claims.barred(cluster, job, places.ranked(cluster, ask.request).fits, now)
+    key = key_of(cluster, members, ask, places.barred)
+    if places.refusals.out(cluster, places.admission.moved, key):
+        return 0
+    if _try(places, cluster, members, ask, now):
+        return len(members)
+    places.refusals.known.add(key)
+    return 0
+
+
+def _try(places: Places, cluster: Cluster, members: Sequence[Job], ask: Ask, now: float) -> bool:
+    """Bind them all where they have seats, and where that leaves the room that is kept for restarts."""
+    ranking = places.ranked(cluster, ask.request)
     admitted = not cluster.policy.reservation.hosts or any(ran_before(member) for member in members)
     refused: set[str] = set()
     for _ in range(1 if admitted else GANG_TRIES):
         usable = ((rank[-1], found) for rank, found in ranking.in_order() if rank[-1] not in places.barred | refused)
         seats = find(cluster, members, ask, usable)
         if len(seats) < len(members):
-            return 0
+            return False
         host = _bind(places, cluster, members, seats, now, judge=not admitted)
         if not host:
-            return len(members)
+            return True
         refused.add(host)
-    return 0
+    return False
 
 
 def find(cluster: Cluster, members: Sequence[Job], ask: Ask, hosts: Iterable[tuple[str, Fit]]) -> dict[str, Seat]:

@@ -24,6 +24,7 @@ def intended(cluster: Cluster, job_id: str, intent: JobIntent, now: float) -> No
         apply(job)
     if job.hold != before:
         cluster.dirty.jobs.add(job.id)
+        cluster.capacity_epoch += bool(job.attempts)  # no room is promised to who is held (reserve.py)
         cluster.enqueue(job)
     _requeue(cluster, job, now)
 

@@ -38,6 +38,15 @@ class Admission:
     refused: set[tuple[Request, bool, bool]] = field(default_factory=set)  # see `_kind`
     epoch: int = -1
     patient: set[str] = field(default_factory=set)  # restarts that wait, in this turn, for what is lent of their room
+    moved: int = 0  # restarts that were placed: they may open gaps, and a gap blocks nobody
+    _moved_before: int = 0
+
+    def begin(self) -> None:
+        """A turn begins."""
+        self.patient.clear()
+        if self.moved != self._moved_before:
+            self._moved_before = self.moved
+            self.refused.clear()
 
     def out(self, cluster: Cluster, job: Job) -> bool:
         """Whether a job just like this one was refused, and nothing has been set free since."""
@@ -99,6 +108,7 @@ class Admission:
 
     def placed(self, job: Job, choice: Choice) -> None:
         """The job was placed so."""
+        self.moved += self.reserve is not None and _owed(job)
         if choice.warning:
             job.attempts[-1].warnings += (choice.warning,)
         if choice.verdict is not None and self.reserve is not None:

@@ -415,6 +415,7 @@ class Cluster:
         job.message = reason
         if job.final:
             job.finished_s, job.hold = now, ""
+            self.capacity_epoch += before is JobState.PENDING and bool(job.attempts)  # room was promised to it
         self.dirty.jobs.add(job.id)
         self.log.append(Transition("job", job.id, before.value, job.state.value, reason))
         self.enqueue(job)
