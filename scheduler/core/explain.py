@@ -12,6 +12,7 @@ from .fitting.nearest import Miss, nearest
 from .fitting.own import asked, barred, case
 from .gangs import explain as gang_explain
 from .queueing import backfill, claims
+from .queueing.deadlines import lost
 from .queueing.wait import JobWait, ignored, wait
 from .reservation.admission import kept_out
 from .reservation.reserve import Reserve
@@ -40,7 +41,8 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
     `reserve` gives the reservation of this very cluster, as it is now, where somebody has it; else it is computed.
     """
     if job.state is not JobState.PENDING:
-        told = f"{job.message or 'nothing to add'}{limits.in_words(job, now)}{_lost(cluster, job, now)}"
+        left = limits.in_words(job, now, lost=lost(cluster, job))
+        told = f"{job.message or 'nothing to add'}{left}{_lost(cluster, job, now)}"
         return Explanation(f"{job.state.value}: {told}", 0, (), ())
     waits = wait(cluster, job, now)
     request, hosts, words = asked(cluster, job), cluster.hosts, ""

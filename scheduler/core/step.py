@@ -14,6 +14,7 @@ from .failover.retry import end_attempt, units_clean
 from .queueing import hold
 from .queueing.ends import cancel
 from .queueing.shares import capacity_of
+from .state import limits
 from .state.events import (
     ClusterIntentChanged,
     Event,
@@ -160,6 +161,8 @@ def _vm_reported(cluster: Cluster, event: VmReported, now: float) -> None:
         cluster.pages_returned(allocation)
     job = cluster.jobs.get(allocation.job)
     if job is not None and job.allocation_id == allocation.id:
+        if job.terms.member is not None and job.ending:  # that it is heard may be what ends its gang
+            cluster.books.gangs.touched.add(job.terms.member.gang)
         _attempt_reported(cluster, job, event, now, moved=allocation.stop_reason)
     _release_if_clean(cluster, cluster.host(event.host), allocation)
 
@@ -183,6 +186,8 @@ def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float,
         cluster.change_job(job, JobEvent.STARTED, now, f"runs on {event.host}")
     if event.state is AllocationState.ENDED:
         outcome = event.outcome or Outcome.CRASHED
+        if outcome is Outcome.CRASHED and limits.fell_short(job, event.started_s, event.ended_s, now):
+            job.ending = ""
         end_attempt(cluster, job, outcome, now, exit_code=event.exit_code, message=event.message, moved=moved)
 
 

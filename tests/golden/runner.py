@@ -146,15 +146,21 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
 
     def do_report(
         self, allocation: str, state: str, *, outcome: str = "", code: str = "", said: str = "", warns: str = "",
-        clock: str = "0",
+        clock: str = "0", ran: str = "",
     ) -> None:  # fmt: skip
-        """As the agent of the allocation's host would; its clock is `clock` seconds ahead of the leader's."""
+        """As the agent of the allocation's host would; its clock is `clock` seconds ahead of the leader's. `ran`: it
+        says that the VM ended so many seconds after its start.
+        """
         at_s = self.now + float(clock)
         a = self.cluster.allocations[allocation]
+        began_s = at_s if state == "RUNNING" else 0.0
+        if ran:
+            began_s = self.cluster.jobs[a.job].attempts[-1].started_s + float(clock)
+            at_s = began_s + float(ran)
         exit_code = int(code) if code else None
         event = events.VmReported(
             a.host, a.id, a.session, AllocationState[state], Outcome[outcome] if outcome else None, exit_code,
-            said.replace("_", " "), at_s if state == "RUNNING" else 0.0, at_s,
+            said.replace("_", " "), began_s, at_s,
             (warns.replace("_", " "),) if warns else (),
         )  # fmt: skip
         self.reports[a.id] = event

@@ -176,7 +176,13 @@ GANGS = (
     Mutant(
         "a gap is not heard of",
         "a restart that opens a gap, which then blocks nobody, lifts no refusal",
-        [Edit("scheduler/core/reservation/admission.py", "self.moved += self.reserve is not None", "self.moved += False")],
+        [
+            Edit(
+                "scheduler/core/reservation/admission.py",
+                "self.moved += self.reserve is not None",
+                "self.moved += False",
+            )
+        ],
         tests("unit/test_gangs.py::test_a_gap_that_a_restart_opens_lifts_a_refusal"),
     ),
     Mutant(
@@ -196,5 +202,17 @@ GANGS = (
         "a gang that was refused for places kept for others is not asked again once these are given up",
         [Edit("scheduler/core/gangs/refusals.py", "    kept = frozenset(barred)\n", "    kept = frozenset(())\n")],
         tests("unit/test_gangs.py::test_a_place_that_is_given_up_lifts_a_refusal"),
+    ),
+    Mutant(
+        "an end that nobody answered",
+        "a member whose time limit its agent has not answered, since its host is dead, ends the gang",
+        [
+            Edit(
+                "scheduler/core/gangs/together.py",
+                "    return bool(job.ending) and (",
+                "    return bool(job.ending) or (",
+            )
+        ],
+        scenario("gang_time_limit_of_a_dead_host"),
     ),
 )

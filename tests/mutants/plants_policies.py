@@ -233,4 +233,47 @@ POLICIES = (
         [Edit("scheduler/core/failover/retry.py", "sha256(what.encode())", 'sha256(b"x")')],
         scenario("restart_waits_longer_each_time"),
     ),
+    Mutant(
+        "forgotten at its limit",
+        "a job whose limit passes between its host's death and the notice of it ends, as if it had had its time",
+        [Edit("scheduler/core/failover/fence.py", "        if short and job.ending:", "        if False:")],
+        scenario("time_limit_of_a_dead_host"),
+        fast=True,
+    ),
+    Mutant(
+        "heard for another reason",
+        "a VM that was stopping before its limit passed, and died with its host, counts as one that had its time",
+        [
+            Edit(
+                "scheduler/core/state/limits.py",
+                "    return not heard or allocation.stop_requested_s < out_s",
+                "    return not heard",
+            )
+        ],
+        scenario("time_limit_of_a_dead_host"),
+    ),
+    Mutant(
+        "limits of the lost run out",
+        "while nobody can say whether a VM lives, its time limit ends the job",
+        [
+            Edit(
+                "scheduler/core/queueing/deadlines.py",
+                "why := limits.expired(job, now, lost=lost(cluster, job)):",
+                "why := limits.expired(job, now):",
+            )
+        ],
+        scenario("time_limit_waits_for_evidence"),
+    ),
+    Mutant(
+        "a late word on a crash",
+        "a VM that crashed before its limit, of which the leader hears after it, counts as one that had its time",
+        [
+            Edit(
+                "scheduler/core/step.py",
+                "if outcome is Outcome.CRASHED and limits.fell_short(",
+                "if False and limits.fell_short(",
+            )
+        ],
+        scenario("time_limit_and_a_crash"),
+    ),
 )

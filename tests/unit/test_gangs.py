@@ -328,6 +328,10 @@ def test_a_gang_starts_by_when_its_places_are_free(hosts: list[int], submits: li
 # What was refused is not judged again
 
 
+def _state(player: Player, job: str) -> JobState:
+    return player.cluster.jobs[job].state
+
+
 class Counting(Admission):
     """Counts the members that were judged."""
 
@@ -348,7 +352,7 @@ def _refused(*more: str) -> tuple[Player, Counting]:
         player.play(line)
     player.play("submit big gpus=2\nrun\n" + "\n".join(more) + "\ngang g 3 restarts=0\nplace")
     assert admission.judged > 0
-    assert player.cluster.jobs["g-0"].state is JobState.PENDING
+    assert _state(player, "g-0") is JobState.PENDING
     return player, admission
 
 
@@ -383,7 +387,7 @@ def test_what_could_lift_a_refusal_does(before: str, lifts: str) -> None:
     assert admission.judged == judged
     player.play(f"{lifts}\nplace")
     assert admission.judged > judged
-    assert player.cluster.jobs["g-0"].state is JobState.STARTING
+    assert _state(player, "g-0") is JobState.STARTING
 
 
 def test_a_gap_that_a_restart_opens_lifts_a_refusal() -> None:
@@ -407,9 +411,9 @@ def test_a_place_that_is_given_up_lifts_a_refusal() -> None:
     player = Player()
     player.play("host h1 2xa100\nsubmit a limit=100\nsubmit b limit=200\nrun\nsubmit big gpus=2\nplace\nend a")
     player.play("gang g 2 gpus=0\nplace\nplace")
-    assert player.cluster.jobs["g-0"].state is JobState.PENDING, "it would take what is kept for big"
+    assert _state(player, "g-0") is JobState.PENDING, "it would take what is kept for big"
     player.play("cancel big\nplace")
-    assert player.cluster.jobs["g-0"].state is JobState.STARTING
+    assert _state(player, "g-0") is JobState.STARTING
 
 
 REMEMBERED = st.lists(
@@ -453,6 +457,6 @@ def test_a_job_is_asked_again_once_nobody_is_to_restart_in_its_place(lifts: str)
     player = Player()
     player.play("policy reservation.hosts=1\nhost h1 1xa100\nhost h2 1xa100\nsubmit a\nrun\nbraked\nlost h1")
     player.play("submit b restarts=0\nplace\nplace")
-    assert player.cluster.jobs["b"].state is JobState.PENDING
+    assert _state(player, "b") is JobState.PENDING
     player.play(f"{lifts}\nplace")
-    assert player.cluster.jobs["b"].state is JobState.STARTING
+    assert _state(player, "b") is JobState.STARTING

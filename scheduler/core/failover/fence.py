@@ -6,6 +6,7 @@ waiting is safe, guessing is a job that runs twice.
 
 from __future__ import annotations
 
+from ..state import limits
 from ..state.facts import GuardKind, LastWord, SessionFact
 from ..state.losses import Evidence, FenceRecord
 from ..state.model import Cluster, Host, Outcome
@@ -142,11 +143,14 @@ def _fenced(cluster: Cluster, host: Host, kind: Evidence, detail: str, now: floa
 def _lose(cluster: Cluster, host: Host, allocation_id: str, kind: Evidence, now: float) -> None:
     allocation = cluster.allocations[allocation_id]
     ran = allocation.state is not AllocationState.BOUND
+    job = cluster.jobs.get(allocation.job)
+    short = job is not None and limits.unheard(job, allocation, now)
     if allocation.state is not AllocationState.ENDED:
         cluster.change_allocation(allocation, AllocationEvent.HOST_FENCED, f"{host.name} is fenced")
-    job = cluster.jobs.get(allocation.job)
     if job is not None and job.allocation_id == allocation.id:
         message = f"{host.name} lost its session {host.session}"
+        if short and job.ending:  # its limit passed between the death of its host and the notice of it
+            job.ending, message = "", f"{message}; nobody saw it run for all of its time limit"
         if ran:
             breaker.host_died(cluster, job, host)
         end_attempt(cluster, job, Outcome.HOST_LOST, now, message=message, evidence=kind)

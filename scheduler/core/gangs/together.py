@@ -11,6 +11,7 @@ for a restart what could not start again: nothing while the mass failure brake i
 from __future__ import annotations
 
 from ..queueing.ends import cancel, give_up
+from ..state import limits
 from ..state.model import Cluster, Dirty, Job
 from ..state.tables import AllocationState, JobState
 from ..state.terms import OnLoss
@@ -56,12 +57,18 @@ def _end(cluster: Cluster, name: str, now: float) -> None:
     if not members:
         return
     cancelled = [job for job in (*over, *members) if job.cancel_reason is not None or job.state is JobState.CANCELLED]
-    failed = [job for job in (*over, *members) if job.ending or job.state is JobState.FAILED]
+    failed = [job for job in (*over, *members) if _ends(cluster, job, now) or job.state is JobState.FAILED]
     for job in members if cancelled or failed else ():
         if cancelled:
             cancel(cluster, job, _told(cancelled[0], cancelled[0].cancel_reason or cancelled[0].message), now)
         else:
             give_up(cluster, job, _told(failed[0], failed[0].ending or failed[0].message), now)
+
+
+def _ends(cluster: Cluster, job: Job, now: float) -> bool:
+    """Whether it is certain to end: a time limit that its agent has not answered may be that of a VM which is dead."""
+    allocation = cluster.allocations.get(job.allocation_id or "")
+    return bool(job.ending) and (allocation is None or not limits.unheard(job, allocation, now))
 
 
 def _told(job: Job, why: str) -> str:
@@ -79,7 +86,7 @@ def _restart(cluster: Cluster, name: str, now: float) -> int:
         return 0
     live = [(job, a) for job in members if (a := cluster.allocations.get(job.allocation_id or "")) is not None]
     gone = [job for job in members if job.state is JobState.PENDING] if live else []
-    stops = [(job, a) for job, a in live if a.stop_reason]
+    stops = [(job, a) for job, a in live if a.stop_reason and not job.ending]
     if not gone and not stops:
         return 0
     whys = [(job.id, job.message) for job in gone] + [(job.id, a.stop_reason) for job, a in stops]

@@ -23,10 +23,18 @@ def enforce(cluster: Cluster, now: float) -> None:
             continue
         if job.final:
             _retire(cluster, job, now)
-        elif why := limits.expired(job, now):
+        elif why := limits.expired(job, now, lost=lost(cluster, job)):
             give_up(cluster, job, why, now)
+        elif limits.expired(job, now):  # its limit; its host's fate decides what becomes of it, or its deadline
+            cluster.books.timers.set(job_id, limits.last_stop_s(job))
         else:
             cluster.enqueue(job)  # it was another time's, which is over: note the next
+
+
+def lost(cluster: Cluster, job: Job) -> bool:
+    """Whether it has a VM on a host that is lost: nobody can say that it runs."""
+    allocation = cluster.allocations.get(job.allocation_id or "")
+    return allocation is not None and allocation.host in cluster.unproven
 
 
 def _retire(cluster: Cluster, job: Job, now: float) -> None:

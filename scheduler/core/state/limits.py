@@ -4,16 +4,19 @@ An attempt's time runs from its guest's start, as the agent dates it, but not fr
 from after the leader heard of it. A
 deadline is the moment at which the VM is gone: so the stop is asked for a grace before it. The limit itself says when
 the stop is asked for; the grace comes after it.
+
+A limit counts time in which the attempt is known to have run. A host may have died before it, and nobody knows yet:
+then the stop goes unheard, and the job, which may not have had its time, is restarted as any that lost its host.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .tables import JobState
+from .tables import AllocationState, JobState
 
 if TYPE_CHECKING:
-    from .model import Job
+    from .model import Allocation, Job
     from .policy import Policy
 
 LIVE = (JobState.STARTING, JobState.RUNNING)
@@ -67,9 +70,26 @@ def _if_started_now(job: Job) -> float | None:
     return job.attempts[-1].created_s + job.terms.time_limit_s
 
 
-def expired(job: Job, now: float) -> str:
-    """Why its time is up at `now`; "": it is not."""
-    start_s, stop_s, out_s = start_by_s(job), last_stop_s(job), run_out_s(job)
+def unheard(job: Job, allocation: Allocation, now: float) -> bool:
+    """Whether nothing but its time limit ends it, and its agent has not answered that: it may not have run so long."""
+    out_s, stop_s = run_out_s(job), last_stop_s(job)
+    if out_s is None or now < out_s or (stop_s is not None and stop_s <= now):
+        return False
+    heard = allocation.state in (AllocationState.STOPPING, AllocationState.ENDED)
+    return not heard or allocation.stop_requested_s < out_s  # what it heard was asked before, for another reason
+
+
+def fell_short(job: Job, started_s: float, ended_s: float, now: float) -> bool:
+    """Whether nothing but its time limit ends it, and by its agent's clock it ended before that."""
+    out_s, stop_s = run_out_s(job), last_stop_s(job)
+    if out_s is None or now < out_s or (stop_s is not None and stop_s <= now) or not started_s:
+        return False
+    return started_s <= ended_s < started_s + job.terms.time_limit_s
+
+
+def expired(job: Job, now: float, *, lost: bool = False) -> str:
+    """Why its time is up at `now`; "": it is not. While its host is lost, nothing of its limit runs out."""
+    start_s, stop_s, out_s = start_by_s(job), last_stop_s(job), None if lost else run_out_s(job)
     if out_s is not None and out_s <= now:
         return f"its time limit of {job.terms.time_limit_s} s is over"
     if stop_s is not None and stop_s <= now:
@@ -80,12 +100,12 @@ def expired(job: Job, now: float) -> str:
     return ""
 
 
-def in_words(job: Job, now: float) -> str:
-    """What is said of the time that is left; "": it has no limits."""
+def in_words(job: Job, now: float, *, lost: bool = False) -> str:
+    """What is said of the time that is left; "": it has no limits. `lost`: its host is."""
     told = []
     if job.ending and not job.final:
         told.append(f"it is being stopped: {job.ending}")
-    elif job.state in LIVE and (run_out := run_out_s(job)) is not None:
+    elif job.state in LIVE and not lost and (run_out := run_out_s(job)) is not None:
         told.append(f"its time limit stops it in {max(0.0, run_out - now):.0f} s")
     if job.state is JobState.PENDING and (start_s := start_by_s(job)) is not None:
         told.append(f"given up if it has not started in {max(0.0, start_s - now):.0f} s")
