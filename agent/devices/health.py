@@ -10,20 +10,29 @@ What is *not* taken for a fault, and why:
 - A config space that cannot be read in time. The kernel holds such reads up while it resets the device.
 - Of a unit that nobody uses: any link, as vfio-pci puts an idle device to sleep and its port after it; a function that
   is not there, which is the inventory's to tell; and one in D3cold, as a look at it would switch its power on.
-- Correctable and nonfatal errors (AER): by definition the link is still reliable (PCI Express Base, 6.2.2).
+- Correctable and nonfatal errors (AER): by definition the link is still reliable (PCI Express Base, 6.2.2). The proof
+  of the next reclaim tells of them.
+
+What a unit looked like when its VM got it, or when it was last proven clean, is on record: an agent that was restarted
+meanwhile compares with that, and not with what it finds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from gpupool.v1.inventory_pb2 import Unit
 
 from ..inventory.attributes import link_width
 from ..inventory.pci import DEVICES
 from ..ports import Sysfs
+from ..work.records import Records
 from .aer import AerCounts, read_aer, risen
 from .baseline import DEAD
+
+_KIND = "sights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,13 @@ class Vitals:
     answers: bool | None = None
     width: int = 0  # lanes; 0: unknown, or the link is down
     errors: AerCounts = field(default_factory=AerCounts)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Vitals:
+        """The inverse of `dataclasses.asdict`."""
+        return replace(
+            cls(data["address"], data["present"], data["answers"], data["width"]), errors=AerCounts(**data["errors"])
+        )
 
 
 def read_vitals(sysfs: Sysfs, address: str) -> Vitals:
@@ -62,19 +78,27 @@ def judge(first: Vitals, before: Vitals, now: Vitals) -> str:
 
 
 class HealthWatch:
-    """Keeps the sights of the units in use. Reading may block, so `look` is for a thread."""
+    """Keeps the sights of units. Reading may block, so all of it but `end` is for a thread."""
 
-    def __init__(self, sysfs: Sysfs) -> None:
+    def __init__(self, sysfs: Sysfs, records: Records) -> None:
         self._sysfs = sysfs
+        self._records = records
         self._first: dict[str, Vitals] = {}
         self._before: dict[str, Vitals] = {}
         self._idle: dict[str, Vitals] = {}
+        for record in records.load(_KIND).values():
+            known = self._first if record["in_use"] else self._idle
+            known |= {sight["address"]: Vitals.from_dict(sight) for sight in record["sights"]}
 
     def begin(self, unit: Unit) -> None:
         """Look at the unit as its VM gets it: what is wrong later is wrong against this."""
-        for function in unit.functions:
-            self._idle.pop(function.address, None)
-            self._first[function.address] = self._before[function.address] = read_vitals(self._sysfs, function.address)
+        self._forget(unit)
+        self._first |= self._note(unit, in_use=True)
+
+    def rest(self, unit: Unit) -> None:
+        """Look at the unit as its proof leaves it: what befalls it while nobody has it does so against this."""
+        self._forget(unit)
+        self._idle |= {address: replace(sight, width=0) for address, sight in self._note(unit, in_use=False).items()}
 
     def look(self, unit: Unit) -> str:
         """What is wrong with the unit; empty: nothing. One that was never begun (the agent is new) begins now."""
@@ -86,12 +110,45 @@ class HealthWatch:
         """What is wrong with a unit that nobody uses; empty: nothing. The second of two sights counts, as in `look`."""
         return "; ".join(found for function in unit.functions if (found := self._glance(function.address)))
 
+    def toll(self, unit: Unit) -> str:
+        """What befell a unit while its VM had it, and a look may have come too early for; empty: nothing.
+
+        The kernel counts errors whoever looks. Of all other faults the proof tells.
+        """
+        rises = self._rises(unit, "fatal")
+        return "; ".join(f"{address} had fatal PCIe errors (AER): {rise}" for address, rise in rises.items())
+
+    def noted(self, unit: Unit) -> str:
+        """Errors since the VM got the unit that make it neither sick nor unclean, for the proof; empty: none."""
+        found = [
+            f"{severity} AER errors of {address} in use: {rise}"
+            for severity in ("nonfatal", "correctable")
+            for address, rise in self._rises(unit, severity).items()
+        ]
+        return ", ".join(found)
+
     def end(self, unit: Unit) -> None:
         """Forget the unit: what its next VM finds is another first sight."""
+        self._forget(unit)
+        self._records.remove(_KIND, unit.id)
+
+    def _forget(self, unit: Unit) -> None:
         for function in unit.functions:
-            self._first.pop(function.address, None)
-            self._before.pop(function.address, None)
-            self._idle.pop(function.address, None)
+            for known in (self._first, self._before, self._idle):
+                known.pop(function.address, None)
+
+    def _note(self, unit: Unit, *, in_use: bool) -> dict[str, Vitals]:
+        """Each function as it is now, put on record."""
+        sights = {function.address: read_vitals(self._sysfs, function.address) for function in unit.functions}
+        record = {"in_use": in_use, "sights": [asdict(sight) for sight in sights.values()]}
+        self._records.save(_KIND, unit.id, record)
+        return sights
+
+    def _rises(self, unit: Unit, severity: str) -> dict[str, str]:
+        """Which errors each function had since the VM got it."""
+        addresses = [function.address for function in unit.functions if function.address in self._first]
+        found = {one: risen(self._first[one].errors, read_aer(self._sysfs, one), severity) for one in addresses}
+        return {address: rise for address, rise in found.items() if rise}
 
     def _glance(self, address: str) -> str:
         before = self._idle.pop(address, None)
@@ -106,6 +163,6 @@ class HealthWatch:
     def _look(self, address: str) -> str:
         now = read_vitals(self._sysfs, address)
         first = self._first.setdefault(address, now)
-        found = judge(first, self._before.get(address, now), now)
+        found = judge(first, self._before.get(address, first), now)  # an agent that is new has seen it once only
         self._before[address] = now
         return found

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gpupool.v1.inventory_pb2 import Inventory, Unit
 from gpupool.v1.records_pb2 import UnitHistory
@@ -33,6 +33,7 @@ from .scrub import scrub
 
 __all__ = ["DeviceError", "Devices", "Policy", "SysfsDevices"]
 
+T = TypeVar("T")
 _KIND = "baselines"
 LOOK_AGAIN_S = 0.05
 READ_LIMIT_S = 10.0  # of a look at one unit's health
@@ -71,6 +72,13 @@ class Devices(Protocol):
         """What is wrong with the units that VMs use, or nobody, by unit; one that is well is not there.
 
         Looks at each anew.
+        """
+        ...
+
+    async def toll(self, unit: Unit) -> str:
+        """What befell a unit while its last VM had it that no look at its health has seen; empty: nothing.
+
+        Ask before the reclaim, which forgets it.
         """
         ...
 
@@ -126,7 +134,7 @@ class SysfsDevices:
         self._wall = wall
         self._in_flight = InFlight(run_blocking)
         self._remembered = Remembered(sysfs)
-        self._health = HealthWatch(sysfs)
+        self._health = HealthWatch(sysfs, records)
         self._histories = Histories(records)
         self._baselines = {name: Baseline.from_dict(data) for name, data in records.load(_KIND).items()}
 
@@ -162,6 +170,7 @@ class SysfsDevices:
         """See Devices. The first reclaim of a boot also takes the first sight, of a unit that was just reset."""
         clock = asyncio.get_running_loop().time
         began = clock()
+        noted = await self._soon(unit, self._health.noted) if used else ""
         self._health.end(unit)
         try:
             await self._idle(unit)
@@ -174,13 +183,19 @@ class SysfsDevices:
         self._learn(unit, outcome)
         history = succeeded(self.history(unit), outcome.method, self._wall(), clock() - began)
         self._histories.keep(unit, history)
-        return outcome.proof
+        await self._soon(unit, self._health.rest)
+        return ", ".join(filter(None, (outcome.proof, noted)))
 
     async def health(self, units: Sequence[Unit], *, in_use: bool = True) -> Mapping[str, str]:
         """See Devices. A unit that another call is busy with, or that cannot be looked at in time, says nothing."""
         idle = [unit for unit in units if not self._busy().intersection(_addresses(unit))]
-        found = await asyncio.gather(*(self._look_at(unit, in_use=in_use) for unit in idle))
+        look = self._health.look if in_use else self._health.glance
+        found = await asyncio.gather(*(self._soon(unit, look) for unit in idle))
         return {unit.id: what for unit, what in zip(idle, found, strict=True) if what}
+
+    async def toll(self, unit: Unit) -> str:
+        """See Devices."""
+        return await self._soon(unit, self._health.toll) or ""
 
     def history(self, unit: Unit) -> UnitHistory:
         """See Devices. It survives the agent; for a reboot see `recall`."""
@@ -190,13 +205,13 @@ class SysfsDevices:
         """See Devices."""
         self._histories.recall(identity, history)
 
-    async def _look_at(self, unit: Unit, *, in_use: bool) -> str:
-        look = self._health.look if in_use else self._health.glance
+    async def _soon(self, unit: Unit, look: Callable[[Unit], T]) -> T | None:
+        """What the look says; None if it takes too long."""
         try:
             async with asyncio.timeout(READ_LIMIT_S):
                 return await self._in_flight.on(_addresses(unit))(lambda: look(unit))
         except TimeoutError:
-            return ""
+            return None
 
     async def _look_around(self, unit: Unit) -> PciTree:
         """All functions, those of the unit in full, without waiting for others that calls are under way on."""

@@ -78,16 +78,18 @@ async def _compare(
 
 
 def _errors(sysfs: Sysfs, unit: inventory_pb2.Unit, before: Mapping[str, AerCounts]) -> Sequence[str]:
-    """Errors since `before`, for the proof. Raises NotClean for a fatal one: whatever it hit may have been lost."""
+    """What counters say since `before`, for the proof. Raises NotClean for a fatal error: what it hit may be lost."""
     notes = []
-    for address, now in read_errors(sysfs, unit).items():
+    found = read_errors(sysfs, unit)
+    for address, now in found.items():
         for severity in SEVERITIES:
             rise = risen(before[address], now, severity) if address in before else ""
             if rise and severity == "fatal":
                 raise NotClean(address, "fatal AER errors during the reset", rise, "none")
             if rise:
                 notes.append(f"{severity} AER errors of {address}: {rise}")
-    return notes
+    read = any(found[address].counts for address in before)
+    return notes or (["no AER errors"] if read else [])
 
 
 def _link(unit: inventory_pb2.Unit, baseline: Baseline) -> str:

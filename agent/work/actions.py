@@ -266,6 +266,8 @@ class Actions:
         self._worker.kick()
         try:
             unit = self._units([name])[0]
+            if record.used and (found := await self._devices.toll(unit)):
+                self._ledger.sicken(name, found)  # on record before the reset, after which nothing tells of it
             proof = await self._devices.reclaim(unit, used=record.used, allocation=record.allocation)
         except (DeviceError, OSError) as exc:
             wrong = str(exc)

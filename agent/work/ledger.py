@@ -214,9 +214,9 @@ class Ledger:
             self._unit_change(record, UnitEvent.DOUBTED, why)
 
     def sicken(self, unit: str, why: str) -> None:
-        """Something is wrong with a unit that a VM has; the first word stands. The VM's owner is told too."""
+        """Something is wrong with a unit that a VM has or had; the first word stands. A VM's owner is told too."""
         record = self.units[unit]
-        if record.state != UnitIs.HELD or record.sick:
+        if record.state not in _IN_HAND or record.sick:
             return
         record.sick = why
         self._save_unit(record)

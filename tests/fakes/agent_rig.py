@@ -60,6 +60,7 @@ class FakeDevices:
         self.unbindable: dict[str, str] = {}
         self.sick: dict[str, str] = {}
         self.dead: dict[str, str] = {}  # what a look at a unit that nobody has tells
+        self.tolls: dict[str, str] = {}  # what befell a unit in use and no look has told of
         self.reclaimed: list[str] = []
         self.looks: list[list[str]] = []  # at who else uses units, each with the units of that look
         self.reclaim_s = 2.0
@@ -84,9 +85,13 @@ class FakeDevices:
     async def reclaim(self, unit: inventory_pb2.Unit, *, used: bool = True, allocation: str = "") -> str:
         await asyncio.sleep(self.reclaim_s)
         self.reclaimed.append(unit.id)
+        self.tolls.pop(unit.id, None)
         if reason := self.faults.get(unit.id):
             raise DeviceError(unit.id, "config", reason, "as at first sight")
         return "flr; fake checks" if used else "no reset needed; fake checks"
+
+    async def toll(self, unit: inventory_pb2.Unit) -> str:
+        return self.tolls.get(unit.id, "")
 
     async def health(self, units: Sequence[inventory_pb2.Unit], *, in_use: bool = True) -> Mapping[str, str]:
         wrong = self.sick if in_use else self.dead

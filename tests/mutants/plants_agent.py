@@ -6,6 +6,7 @@ from tests.mutants.model import Edit, Mutant, Sim, tests
 
 DEADLINE = "agent/deadline.py"
 SESSION, ACTIONS, WORKER = "agent/session.py", "agent/work/actions.py", "agent/work/worker.py"
+HEALTH = "agent/devices/health.py"
 RECONCILE, LEDGER, REPORT = "agent/work/reconcile.py", "agent/work/ledger.py", "agent/work/report.py"
 
 AGENT = (
@@ -135,5 +136,17 @@ AGENT = (
         "it is not put on record that a VM is about to have a unit, so the unit is proven without a reset",
         [Edit(ACTIONS, "        self._ledger.touches(want.id)\n", "")],
         Sim("power-cut", "unproven"),
+    ),
+    Mutant(
+        "last errors unasked",
+        "fatal errors that came after the last look at a unit in use are lost with its reset",
+        [Edit(ACTIONS, "if record.used and (found := await self._devices.toll(unit)):", "if found := '':")],
+        tests("unit/test_unit_care.py::test_what_befell_a_unit_just_before_its_vm_ended_is_on_record_before_the_reset"),
+    ),
+    Mutant(
+        "each agent's own first sight",
+        "an agent that was restarted takes what it finds of a unit in use for what its VM found",
+        [Edit(HEALTH, "        for record in records.load(_KIND).values():\n", "        for record in ():\n")],
+        tests("unit/test_health.py::test_a_watch_that_is_new_goes_on_from_what_the_vm_found"),
     ),
 )

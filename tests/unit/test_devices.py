@@ -210,6 +210,26 @@ async def test_health_of_units_in_use(sysfs: SimulatedSysfs) -> None:
     assert await fleet.health([unit]) == {unit.id: f"{GPU} has vanished from the bus"}
 
 
+async def test_errors_in_use_are_told_at_the_reclaim_though_the_agent_was_restarted(sysfs: SimulatedSysfs) -> None:
+    records, unit = MemoryRecords(), unit_of(sysfs)
+    counters = sysfs.root / DEVICES / GPU
+    (counters / "aer_dev_fatal").write_text("Malformed TLP 1\nTOTAL_ERR_FATAL 1")
+    (counters / "aer_dev_correctable").write_text("Bad TLP 1\nTOTAL_ERR_COR 1")
+    fleet = devices(sysfs, records=records)
+    await fleet.reclaim(unit)
+    await fleet.bind(unit)
+    assert await fleet.toll(unit) == ""
+    (counters / "aer_dev_fatal").write_text("Malformed TLP 3\nTOTAL_ERR_FATAL 3")
+    (counters / "aer_dev_correctable").write_text("Bad TLP 5\nTOTAL_ERR_COR 5")
+    restarted = devices(sysfs, records=records)
+    assert await restarted.toll(unit) == f"{GPU} had fatal PCIe errors (AER): Malformed TLP +2"
+    proof = await restarted.reclaim(unit)
+    assert proof == f"flr+pm; {CHECKS}, no AER errors, correctable AER errors of {GPU} in use: Bad TLP +4"
+    assert await devices(sysfs, records=records).toll(unit) == "", "it is told once"
+    await restarted.bind(unit)
+    assert await restarted.toll(unit) == "", "the next VM begins with what it found"
+
+
 async def test_a_free_unit_that_fell_off_the_bus_is_told_of_and_not_proven(sysfs: SimulatedSysfs) -> None:
     fleet, unit = devices(sysfs), unit_of(sysfs)
     await fleet.reclaim(unit)

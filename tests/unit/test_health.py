@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.devices.aer import AerCounts, parse, risen
 from agent.devices.health import HealthWatch, Vitals, judge, read_vitals
 from gpupool.v1.inventory_pb2 import PciFunction, Unit
+from tests.fakes.agent_rig import MemoryRecords
 from tests.unit.sysfs_fake import FakeSysfs
 
 GPU = "0000:01:00.0"
@@ -64,7 +65,7 @@ def test_a_watch_remembers_between_two_looks() -> None:
     files: dict[str, str | bytes] = {f"{BASE}/config": b"\xde\x10\xb5\x20", f"{BASE}/current_link_width": "16"}
     tree = FakeSysfs(files)
     unit = Unit(id=GPU, functions=[PciFunction(address=GPU)])
-    watch = HealthWatch(tree)
+    watch = HealthWatch(tree, MemoryRecords())
     assert watch.look(unit) == ""
     tree.files[f"{BASE}/current_link_width"] = "4"
     assert watch.look(unit) == ""
@@ -73,11 +74,50 @@ def test_a_watch_remembers_between_two_looks() -> None:
     assert watch.look(unit) == "", "another VM, another first sight"
 
 
+def test_a_watch_that_is_new_goes_on_from_what_the_vm_found() -> None:
+    """The agent was restarted: an error meanwhile is one of this VM's use; one look tells no more than before."""
+    files: dict[str, str | bytes] = {f"{BASE}/config": b"\xde\x10\xb5\x20", f"{BASE}/current_link_width": "16"}
+    files[f"{BASE}/aer_dev_fatal"] = "Malformed TLP 1"
+    tree, unit, records = FakeSysfs(files), Unit(id=GPU, functions=[PciFunction(address=GPU)]), MemoryRecords()
+    HealthWatch(tree, records).begin(unit)
+    tree.files[f"{BASE}/current_link_width"] = "4"
+    restarted = HealthWatch(tree, records)
+    assert restarted.look(unit) == ""
+    assert restarted.look(unit) == f"{GPU}: link width fell to x4 from x16"
+    tree.files[f"{BASE}/aer_dev_fatal"] = "Malformed TLP 2"
+    restarted = HealthWatch(tree, records)
+    assert restarted.look(unit) == f"{GPU} had fatal PCIe errors (AER): Malformed TLP +1"
+    assert restarted.toll(unit) == f"{GPU} had fatal PCIe errors (AER): Malformed TLP +1"
+    restarted.end(unit)
+    assert HealthWatch(tree, records).toll(unit) == "", "its reclaim has forgotten it"
+
+
+def test_errors_that_no_look_came_in_time_for() -> None:
+    files: dict[str, str | bytes] = {f"{BASE}/config": b"\xde\x10\xb5\x20", f"{BASE}/aer_dev_fatal": "Malformed TLP 1"}
+    tree, unit = FakeSysfs(files), Unit(id=GPU, functions=[PciFunction(address=GPU)])
+    watch = HealthWatch(tree, MemoryRecords())
+    assert (watch.toll(unit), watch.noted(unit)) == ("", ""), "no VM of ours has had it"
+    watch.begin(unit)
+    assert (watch.toll(unit), watch.noted(unit)) == ("", "")
+    tree.files |= {f"{BASE}/aer_dev_fatal": "Malformed TLP 4", f"{BASE}/aer_dev_correctable": "Bad TLP 2"}
+    assert watch.toll(unit) == f"{GPU} had fatal PCIe errors (AER): Malformed TLP +3"
+    assert watch.noted(unit) == f"correctable AER errors of {GPU} in use: Bad TLP +2"
+
+
+def test_a_free_units_errors_while_no_agent_looked() -> None:
+    files: dict[str, str | bytes] = {f"{BASE}/config": b"\xde\x10\xb5\x20", f"{BASE}/current_link_width": "16"}
+    files[f"{BASE}/aer_dev_fatal"] = "Malformed TLP 1"
+    tree, unit, records = FakeSysfs(files), Unit(id=GPU, functions=[PciFunction(address=GPU)]), MemoryRecords()
+    HealthWatch(tree, records).rest(unit)
+    tree.files |= {f"{BASE}/aer_dev_fatal": "Malformed TLP 2", f"{BASE}/current_link_width": "63"}
+    assert HealthWatch(tree, records).glance(unit) == f"{GPU} had fatal PCIe errors (AER): Malformed TLP +1"
+
+
 def test_a_free_device_that_answers_no_more_is_told_of_at_the_second_sight() -> None:
     files: dict[str, str | bytes] = {f"{BASE}/config": b"\xde\x10\xb5\x20", f"{BASE}/power_state": "D3hot"}
     files |= {f"{BASE}/current_link_width": "16", f"{BASE}/aer_dev_fatal": "Malformed TLP 1"}
     tree, unit = FakeSysfs(files), Unit(id=GPU, functions=[PciFunction(address=GPU)])
-    watch = HealthWatch(tree)
+    watch = HealthWatch(tree, MemoryRecords())
     assert watch.glance(unit) == ""
     tree.files[f"{BASE}/current_link_width"] = "63"
     assert [watch.glance(unit), watch.glance(unit)] == ["", ""], "its port may be asleep"

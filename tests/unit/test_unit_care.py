@@ -176,6 +176,43 @@ async def test_a_unit_that_falls_sick_is_told_of_and_quarantined_when_it_comes_b
 
 
 @virtual_time
+async def test_a_sick_unit_is_quarantined_though_its_agent_was_restarted_meanwhile() -> None:
+    async with ready() as rig:
+        rig.allocate()
+        await rig.running()
+        rig.devices.sick[UNIT] = "2 fatal AER errors"
+        await until(lambda: rig.unit().sick)
+        rig.devices.sick.clear()
+        await rig.kill_agent()
+        await rig.boot()
+        rig.stop()
+        await rig.ended()
+        await until(lambda: rig.unit().state == QUARANTINED)
+        assert rig.unit().reason == "it was sick while in use: 2 fatal AER errors"
+
+
+@virtual_time
+async def test_what_befell_a_unit_just_before_its_vm_ended_is_on_record_before_the_reset() -> None:
+    """No look came in time to see it, and the reset may take the traces away: a death of the agent in it too."""
+    async with ready() as rig:
+        rig.allocate()
+        await rig.running()
+        rig.devices.reclaim_s = 30
+        rig.devices.tolls[UNIT] = "2 fatal AER errors"
+        rig.stop()
+        await rig.ended()
+        await until(lambda: rig.unit().sick)
+        assert rig.unit().state == RESETTING
+        rig.devices.tolls.clear()
+        await rig.kill_agent()
+        await rig.boot()
+        await until(lambda: rig.unit().state == QUARANTINED)
+        assert rig.unit().reason == "it was sick while in use: 2 fatal AER errors"
+        rig.put(keys.unit_intent(HOST, UNIT), records_pb2.UnitIntent(retry_requested_s=rig.clock.wall()))
+        assert await free_again(rig)
+
+
+@virtual_time
 async def test_a_free_unit_that_answers_no_more_is_taken_out_before_a_job_lands_on_it() -> None:
     async with ready() as rig:
         rig.devices.dead[UNIT] = rig.devices.faults[UNIT] = "0xff throughout"
