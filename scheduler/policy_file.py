@@ -25,7 +25,7 @@ SECTIONS = {
     "preemption": "preemption",
     "backfill": "backfill",
 }  # in the file, in the core
-PLAIN = ("soft_guard_is_enough", "starts_at_once", "keep_finished_s")
+PLAIN = ("soft_guard_is_enough", "starts_at_once", "drain_on_quarantine", "keep_finished_s")
 _ELSEWHERE = {
     "powered": "hosts that can be switched off are those of the file that --power names",
     "reservation": "the room that is kept for restarts is `failover: {hosts: 1}`",

@@ -45,7 +45,7 @@ def wishes(host: scheduler_pb2.Host) -> list[str]:
         found.append("CORDONED")
     if host.record.held_out:
         found.append("HELD-OUT")
-    if intent.HasField("drain"):
+    if intent.HasField("drain") or host.ordered_drain:
         found.append("TO-DRAIN" if intent.drain.paused and host.vms else "DRAINING" if host.vms else "DRAINED")
     if intent.maintenance:
         found.append("MAINTENANCE")

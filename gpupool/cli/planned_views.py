@@ -105,7 +105,7 @@ def drain(host: scheduler_pb2.Host, now_s: float) -> str:
     """How far its drain has come; "" without one."""
     wanted = host.intent.drain
     if not host.intent.HasField("drain"):
-        return ""
+        return f"{progress(host)}: {host.ordered_drain}" if host.ordered_drain else ""
     return f"{progress(host)}; for {age(wanted.at_s, now_s)}: {_why(wanted.reason, wanted.by)}"
 
 
@@ -119,7 +119,8 @@ def progress(host: scheduler_pb2.Host) -> str:
         return f"{left}, waits for its turn"
     if host.record.state != records_pb2.HOST_STATE_READY:
         return f"{left}, but it is {state}"
-    waits = ", the others once there is a place" if wanted.wait and host.vms_stopping < host.vms else ""
+    patient = wanted.wait or not host.intent.HasField("drain")
+    waits = ", the others once there is a place" if patient and host.vms_stopping < host.vms else ""
     return f"{left}, {host.vms_stopping} stopping{waits}"
 
 

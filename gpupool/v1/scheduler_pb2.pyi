@@ -936,12 +936,15 @@ class Host(_message.Message):
     UNITS_FREE_FIELD_NUMBER: _builtins.int
     VMS_FIELD_NUMBER: _builtins.int
     VMS_STOPPING_FIELD_NUMBER: _builtins.int
+    ORDERED_DRAIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     units_total: _builtins.int
     units_free: _builtins.int
     vms: _builtins.int
     vms_stopping: _builtins.int
     """of `vms`, those that were asked to stop and have not ended yet"""
+    ordered_drain: _builtins.str
+    """why the site's policy has it drained (drain_on_quarantine); empty: it has not"""
     @_builtins.property
     def record(self) -> _records_pb2.HostRecord: ...
     @_builtins.property
@@ -964,10 +967,11 @@ class Host(_message.Message):
         units_free: _builtins.int = ...,
         vms: _builtins.int = ...,
         vms_stopping: _builtins.int = ...,
+        ordered_drain: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "inventory", b"inventory", "record", b"record", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "inventory", b"inventory", "name", b"name", "record", b"record", "session", b"session", "units_free", b"units_free", "units_total", b"units_total", "vms", b"vms", "vms_stopping", b"vms_stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "inventory", b"inventory", "name", b"name", "ordered_drain", b"ordered_drain", "record", b"record", "session", b"session", "units_free", b"units_free", "units_total", b"units_total", "vms", b"vms", "vms_stopping", b"vms_stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

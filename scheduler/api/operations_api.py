@@ -16,6 +16,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Put, Store
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
+from ..core.failover import quarantine
 from ..core.state.policy import Policy
 from ..core.state.skew import answers
 from ..mirror.mirror import EVENTS_KEPT, Mirror
@@ -110,7 +111,15 @@ class OperationsApi:
             units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
             vms=len(used[name]),
             vms_stopping=sum(self._stopping(allocation) for allocation in used[name]),
+            ordered_drain=self._ordered_drain(inventory, units),
         )
+
+    def _ordered_drain(self, inventory: inventory_pb2.Inventory | None, units: list[scheduler_pb2.UnitView]) -> str:
+        if not self._policy.drain_on_quarantine or inventory is None:
+            return ""
+        present = {unit.id for unit in inventory.units}
+        bad = (view.unit.id for view in units if view.report.state == records_pb2.UNIT_STATE_QUARANTINED)
+        return quarantine.reason(present.intersection(bad))
 
     def _stopping(self, allocation: records_pb2.Allocation) -> bool:
         report = self._mirror.get(Kind.VM, records_pb2.VmReport, allocation.host, allocation.id)

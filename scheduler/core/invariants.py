@@ -32,7 +32,7 @@ def _allocations(cluster: Cluster) -> Iterator[str]:
             continue
         if allocation.session != host.session:
             yield f"allocation {allocation_id}: session {allocation.session}, but {host.name} is in {host.session}"
-        if allocation_id in cluster.dirty.created and (host.intent.drain is not None or host.intent.maintenance):
+        if allocation_id in cluster.dirty.created and (host.drain is not None or host.intent.maintenance):
             yield f"allocation {allocation_id}: placed on {host.name}, which is draining or in maintenance"
         for unit in allocation.units:
             if host.held.get(unit) != allocation_id:

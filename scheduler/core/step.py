@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .failover import quarantine
 from .failover.fence import advance, armed_changed, intent_changed, intent_noted, session_changed
 from .failover.power import power_fenced
 from .failover.retry import end_attempt, units_clean
@@ -54,8 +55,10 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
             _inventory_ready(cluster, cluster.host(event.host), now)
         case InventoryChanged():
             _inventory_changed(cluster, cluster.host(event.host), event.fact, now)
+            quarantine.look(cluster, cluster.host(event.host))
         case UnitReported():
             _unit_reported(cluster, event)
+            quarantine.look(cluster, cluster.host(event.host))
         case VmReported():
             _vm_reported(cluster, event, now)
         case JobSubmitted():
@@ -77,7 +80,7 @@ def step(cluster: Cluster, event: Event, now: float) -> None:
         case HostIntentChanged():
             host = cluster.host(event.host)
             host.intent = event.intent
-            (cluster.draining.discard if event.intent.drain is None else cluster.draining.add)(host.name)
+            quarantine.look(cluster, host)
             cluster.touch(host)
             intent_changed(cluster, host, now)
             _inventory_ready(cluster, host, now)

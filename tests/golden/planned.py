@@ -9,7 +9,7 @@ from scheduler.core.gangs import together
 from scheduler.core.place import Placer
 from scheduler.core.queueing.preempt import Preempter
 from scheduler.core.state import events
-from scheduler.core.state.facts import Drain
+from scheduler.core.state.facts import Drain, UnitState
 from scheduler.core.state.model import Cluster
 
 
@@ -37,6 +37,13 @@ class Planned:
             self.now, "ann", reason.replace("_", " "), int(grace), int(at_once), wait == "yes", paused == "yes"
         )  # fmt: skip
         self.intend(host, drain=wanted)
+
+    def do_unit(self, host: str, unit: str, state: str) -> None:
+        """The agent says, from now on, that the unit whose address begins so is in this state."""
+        found = self.cluster.hosts[host]
+        name = next(u for u in found.units if u.startswith(f"0000:{unit}"))
+        report = replace(found.reports[name], state=UnitState[state])
+        self.tell(events.UnitReported(host, name, report))
 
     def do_undrain(self, host: str) -> None:
         self.intend(host, drain=None)

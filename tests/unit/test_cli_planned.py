@@ -46,6 +46,16 @@ def host(name: str, *, vms: int = 0) -> scheduler_pb2.Host:
     return scheduler_pb2.Host(name=name, vms=vms, record=records_pb2.HostRecord(state=READY, session=7, boot_id="b1"))
 
 
+def test_a_drain_that_the_policy_ordered_is_shown_as_one(fake: FakeScheduler, gpupool: Run) -> None:
+    why = "unit 0000:16:00.0 quarantined (drain_on_quarantine); retry-unit once it is mended"
+    for name in (1, 0):
+        fake.hosts[name].ordered_drain = why
+    listed = [line.split()[:2] for line in gpupool("hosts").out.splitlines()[1:3]]
+    assert listed == [["h0", "READY,DRAINED"], ["h1", "READY,DRAINING"]]
+    assert f"1 VM left, 0 stopping, the others once there is a place: {why}" in gpupool("hosts", "h1").out
+    assert f"drained: {why}" in gpupool("hosts", "h0").out
+
+
 def becomes(fake: FakeScheduler, name: str, **fields: int) -> Callable[[], None]:
     """At the next look at the hosts, this one has these counts."""
 

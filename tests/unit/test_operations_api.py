@@ -14,17 +14,18 @@ from gpupool.store.port import Delete, Put
 from gpupool.v1 import inventory_pb2, records_pb2, scheduler_pb2
 from scheduler.api.intents import ApiError
 from scheduler.api.operations_api import OperationsApi
+from scheduler.core.state.policy import Policy
 from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import until, virtual_time
 
 
 @asynccontextmanager
-async def serving(pool: Pool) -> AsyncIterator[tuple[OperationsApi, Mirror]]:
+async def serving(pool: Pool, policy: Policy | None = None) -> AsyncIterator[tuple[OperationsApi, Mirror]]:
     mirror = Mirror(pool.store, wall)
     task = asyncio.create_task(mirror.run())
     await mirror.synced.wait()
-    yield OperationsApi(pool.store, mirror, replica="s1", version="1", wall=wall), mirror
+    yield OperationsApi(pool.store, mirror, replica="s1", version="1", wall=wall, policy=policy), mirror
     task.cancel()
 
 
@@ -168,3 +169,22 @@ async def test_a_quarantined_unit_that_is_away_is_shown_and_can_be_tried_again()
         assert view.unit.unfit == "it is not on this host now"
         asked = scheduler_pb2.RetryUnitRequest(host="h1", unit="0000:99:00.0", by="ann")
         assert (await api.retry_unit(asked)).unit.id == "0000:99:00.0"
+
+
+@virtual_time
+async def test_a_host_that_the_policy_drains_says_why() -> None:
+    """Only for a unit that is there: one that is away keeps nobody from the host."""
+    pool = Pool()
+    await pool.join("h1")
+    quarantined = records_pb2.UnitReport(state=records_pb2.UNIT_STATE_QUARANTINED, session=5, reason="dead")
+    await pool.put(Put(keys.unit("h1", "0000:99:00.0"), quarantined.SerializeToString()))
+    await record(pool, records_pb2.HOST_STATE_READY)
+    async with serving(pool, Policy(drain_on_quarantine=True)) as (api, _):
+        (unit, *_rest) = (view.unit.id for view in api.units("h1") if view.unit.id != "0000:99:00.0")
+        assert api.host("h1").ordered_drain == ""
+        await pool.put(Put(keys.unit("h1", unit), quarantined.SerializeToString()))
+        await until(lambda: api.host("h1").ordered_drain != "")
+        expected = f"unit {unit} quarantined (drain_on_quarantine); retry-unit once it is mended"
+        assert api.host("h1").ordered_drain == expected
+    async with serving(pool) as (api, _):
+        assert api.host("h1").ordered_drain == "", "a site that did not ask for it"

@@ -30,7 +30,7 @@ def test_the_example_has_every_key_and_only_defaults() -> None:
 def test_every_field_of_the_policy_can_be_said(tmp_path: Path) -> None:
     found = read(
         tmp_path,
-        "soft_guard_is_enough: true\nstarts_at_once: 3\n"
+        "soft_guard_is_enough: true\nstarts_at_once: 3\ndrain_on_quarantine: true\n"
         "brake: {hosts: 5, share: 0.5, at_least: 4, window_s: 60, cooldown_s: 0}\n"
         "flap: {losses: 5, window_s: 600.5}\nfailover: {hosts: 1, domain_label: rack, warn: true}\n",
     )
@@ -41,6 +41,7 @@ def test_every_field_of_the_policy_can_be_said(tmp_path: Path) -> None:
         BrakePolicy(5, 0.5, 4, 60.0, 0.0),
         FlapPolicy(5, 600.5),
         ReservationPolicy(1, "rack", warn=True),
+        drain_on_quarantine=True,
     )
     sections = {f.name for f in fields(Policy) if is_dataclass(getattr(found, f.name))}
     assert sections == set(SECTIONS.values())
@@ -56,7 +57,7 @@ def test_what_is_left_out_is_as_by_default(tmp_path: Path, text: str) -> None:
     [
         (
             "brakes: {hosts: 3}",
-            "1: brakes is unknown; known here are soft_guard_is_enough, starts_at_once, keep_finished_s, brake, flap",
+            "1: brakes is unknown; known here are soft_guard_is_enough, starts_at_once, drain_on_quarantine, keep",
         ),
         ("brake:\n  host: 3", "2: brake.host is unknown; known here are hosts, share"),
         ("powered: [h1]", "1: powered is unknown; hosts that can be switched off are those of the file that --power"),

@@ -26,7 +26,7 @@ def drain(cluster: Cluster, placer: Placer, now: float) -> int:
     claimed: set[str] | None = None  # hosts whose room is spoken for by a VM that has been asked to stop
     for name in sorted(cluster.draining):
         host = cluster.hosts[name]
-        wanted = host.intent.drain
+        wanted = host.drain
         if wanted is None or wanted.paused or host.state is not HostState.READY:
             continue
         room = wanted.at_once - stopping(cluster, host) if wanted.at_once else len(host.allocations)

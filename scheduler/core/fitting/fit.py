@@ -74,7 +74,7 @@ def closed(host: Host) -> Refusal | None:
         return Refusal(Reason.HOST_CORDONED, host.intent.reason or "cordoned")
     if host.held_out:
         return Refusal(Reason.HOST_HELD_OUT, host.held_out)
-    if (drain := host.intent.drain) is not None:
+    if (drain := host.drain) is not None:
         return Refusal(Reason.HOST_DRAINING, drain.reason or "draining")
     if host.intent.maintenance:
         return Refusal(Reason.HOST_IN_MAINTENANCE, host.intent.maintenance_reason or "in maintenance")

@@ -15,6 +15,7 @@ from .books import Books
 from .company import Company
 from .facts import (
     ClusterIntent,
+    Drain,
     GuardKind,
     HostIntent,
     InventoryFact,
@@ -270,6 +271,7 @@ class Host:
     fact: SessionFact | None = None
     inventory: InventoryFact | None = None
     intent: HostIntent = _NO_WISH
+    ordered: Drain | None = None  # a drain that the site's policy wants, see failover/quarantine.py
     units: dict[str, UnitFact] = field(default_factory=dict)
     reports: dict[str, UnitReport] = field(default_factory=dict)
     sick: set[str] = field(default_factory=set)  # units that a report calls so, and that are not quarantined for it yet
@@ -279,6 +281,11 @@ class Host:
     starting: set[str] = field(default_factory=set)  # those of them whose VM does not run yet
     company: Company = field(default_factory=Company)  # who is there, as far as it matters to others
     version: int = 0  # grows with every change that placement can see
+
+    @property
+    def drain(self) -> Drain | None:
+        """The drain that goes on, an operator's or the policy's."""
+        return self.intent.drain or self.ordered
 
     def unfit(self, unit: UnitFact) -> str:
         """Why the unit must not be handed out, whatever its state; "": it may."""

@@ -68,7 +68,8 @@ class Policy:
 
     `soft_guard_is_enough`: a lost lease under a soft guard proves real hosts' VMs dead. `powered`: hosts that a fence
     device can switch off. `starts_at_once`: VMs that may be starting on one host; 0: any number. `keep_finished_s`: how
-    long a finished job is kept that does not say so itself; 0: for ever.
+    long a finished job is kept that does not say so itself; 0: for ever. `drain_on_quarantine`: a host that has a
+    quarantined unit takes nothing new, and its VMs move where there is a place.
     """
 
     soft_guard_is_enough: bool = False
@@ -81,3 +82,4 @@ class Policy:
     preemption: PreemptionPolicy = field(default_factory=PreemptionPolicy)
     backfill: BackfillPolicy = field(default_factory=BackfillPolicy)
     fair_share: FairSharePolicy = field(default_factory=FairSharePolicy)
+    drain_on_quarantine: bool = False
