@@ -21,6 +21,7 @@ from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
 FORMAT, VERSION = "gpupool cluster dump", 1
+_LARGEST = 1 << 63
 
 TYPES: dict[Kind, type[Message]] = {
     Kind.SESSION: records_pb2.Session,
@@ -93,6 +94,8 @@ def read(path: Path) -> Dump:
         ) from None
     except RecursionError:
         raise InvalidSpec([f"{path}: nested too deeply for a dump"]) from None
+    except ValueError as error:
+        raise InvalidSpec([f"{path}: {error}"]) from None  # a number of thousands of digits
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InvalidSpec([f"{path}: no dump of a cluster; `gpupool cluster dump -o FILE` makes one"])
     if found.get("version") != VERSION:
@@ -116,7 +119,7 @@ def read(path: Path) -> Dump:
 
 def _number(found: Mapping[str, Any], name: str, faults: list[str]) -> float:
     value = found.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LARGEST:
         return float(value)
     faults.append(f"{name}: {value!r} is no number from 0")
     return 0.0
@@ -134,6 +137,6 @@ def _item(path: Path, number: int, record: Any) -> KeyValue:
         raise InvalidSpec([f"{where} ({key}): created is {created!r}, not a whole number from 0"])
     try:
         message = ParseDict(record.get("value") or {}, TYPES[parsed[0]]())
-    except (ParseError, DecodeError, TypeError, AttributeError, ValueError) as error:
+    except (ParseError, DecodeError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InvalidSpec([f"{where} ({key}): {' '.join(str(error).split())}"]) from None
     return KeyValue(key, message.SerializeToString(), created, created)

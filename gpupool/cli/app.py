@@ -141,6 +141,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `gpupool jobs | head`: nobody reads on, and Python must not flush at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # such as a full disk behind `gpupool jobs > file`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"error: {error}", err=True)
+        return 1
     return code if isinstance(code, int) else 0
 
 

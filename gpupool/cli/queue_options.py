@@ -90,10 +90,13 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in th
             return value
         if not parts or "".join(n + unit for n, unit in parts) != value.strip():
             self.fail(f"{value!r} is no duration; write 90s, 15m, 2h, 1d or 1h30m", param, ctx)
-        return sum(int(n) * _SECONDS[unit] for n, unit in parts)
+        if len(value) > _LONGEST or (seconds := sum(int(n) * _SECONDS[unit] for n, unit in parts)) > _MOST_S:
+            self.fail(f"{value!r} is more than 100 years", param, ctx)
+        return seconds
 
 
-_PART = re.compile(r"(\d+)([smhd]?)")
+_PART = re.compile(r"([0-9]+)([smhd]?)")
+_LONGEST, _MOST_S = 200, 100 * 365 * 86400
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _TIMES = {
     "keep": "Keep its record for this long once it is finished.",

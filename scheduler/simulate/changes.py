@@ -154,7 +154,7 @@ def _quota(agents: Agents, name: str, wanted: Quota) -> str:
 
 def _set(intent: QueueIntent, setting: str, value: int) -> QueueIntent:
     if setting == "weight":
-        return replace(intent, weight=max(1, value))
+        return replace(intent, weight=value)
     if setting == "user-jobs":
         return replace(intent, user_jobs=inf if value < 0 else value)
     group, _, part = setting.partition("-")

@@ -55,7 +55,7 @@ def simulate() -> None:
     type=click.FloatRange(0.01, 100),
     default=1.3,
     show_default=True,
-    help="Draw more tasks until they ask for so many times the GPUs that there are.",
+    help="Tasks arrive until they ask for so many times the GPUs of all hosts, drawn anew once the list is over.",
 )
 @click.option("--seeds", callback=_seeds, metavar="SEEDS", default="42-51", show_default=True, help="One run each.")
 @output_option("table", "json")

@@ -22,6 +22,7 @@ from .progress import Progress
 from .vms import Pace
 from .work import Load
 
+FAIR = ("slowdown", "service")
 F = TypeVar("F", bound=Callable[..., Any])
 TRACE = ("nodes", "pods", "slices", "queue_from", "begin", "end")
 MADE = ("gpus_per_host", "jobs", "load", "sizes", "run_median", "run_sigma", "tenants", "priorities", "preemptible")
@@ -151,7 +152,7 @@ def _show(figures: Mapping[str, Any]) -> None:
             ("preemptions", str(figures["preemptions"])),
             ("host failures", f"{figures['host_failures']}, which cost {figures['restarts_after_host_loss']} restarts"),
             ("GPU hours", f"{hours['done']:.1f} done, {hours['done_in_vain']:.1f} in vain"),
-            ("fairness", f"slowdown {_number(fair['jain_slowdown'])}, service {_number(fair['jain_service'])}"),
+            ("fairness", ", ".join(f"{name} {_number(fair[f'jain_{name}']) or '-'}" for name in FAIR)),
         ]
     )
     rows = [_row("all", jobs["submitted"] - jobs["refused"], figures)]

@@ -1,7 +1,8 @@
 """The protocol of the FGD paper (Weng et al., USENIX ATC 2023): how much of a cluster can be allocated.
 
 The tasks of a list arrive in random order, and then more, drawn from the list, until they ask for `inflate` times the
-GPUs that there are. Each is placed for good or, if it fits nowhere, dropped. Nothing is moved or freed.
+GPUs that there are; no more arrive then, though there be more in the list. Each is placed for good or, if it fits
+nowhere, dropped. Nothing is moved or freed.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from ..core.packing import HostSize, Mix, Packer, Shape
 from ..core.packing.sizes import WHOLE
 
 COLLECT_EVERY = 100_000  # objects made
+MARKS = (1.0, 1.3)  # of the GPUs that there are: when so many have been asked for, the protocol looks
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One seed. The percentages are of the cluster's GPUs, when so many per cent had been asked for."""
+    """One seed. The percentages are of the cluster's GPUs, when so many per cent had been asked for, or at the end, if
+    it never came to that.
+    """
 
     seed: int
     alloc_pct_at_100: float
-    alloc_pct_at_130: float  # at the end, however much `inflate` makes that
+    alloc_pct_at_130: float
     decisions_per_s: float
     tasks: int
     failed_tasks: int
@@ -43,19 +48,21 @@ def run(hosts: Sequence[HostSize], tasks: Sequence[Shape], inflate: float, seed:
     begun = time.process_time()
     place = Packer(hosts, Mix(counts)).place
     asked = given = failed = 0
-    at_100: int | None = None
+    seen: list[int] = []
+    mark, marks = MARKS[0] * capacity, iter((*MARKS[1:], inf))
     for task in queue:
         if place(task) is None:
             failed += 1
         else:
             given += task.gpu_milli
         asked += task.gpu_milli
-        if at_100 is None and asked >= capacity:
-            at_100 = given
+        while asked >= mark:
+            seen.append(given)
+            mark = next(marks) * capacity
     spent_s = time.process_time() - begun
     gc.set_threshold(*limits)
-    first = given if at_100 is None else at_100
-    return Run(seed, 100 * first / capacity, 100 * given / capacity, len(queue) / spent_s, len(queue), failed)
+    at_100, at_130 = (100 * part / capacity for part in (*seen, given, given)[:2])
+    return Run(seed, at_100, at_130, len(queue) / spent_s, len(queue), failed)
 
 
 def arrivals(tasks: Sequence[Shape], capacity: int, inflate: float, seed: int) -> list[Shape]:
@@ -63,8 +70,12 @@ def arrivals(tasks: Sequence[Shape], capacity: int, inflate: float, seed: int) -
     rng = random.Random(seed)  # noqa: S311  (an experiment that can be repeated)
     queue = list(tasks)
     rng.shuffle(queue)
-    asked = sum(task.gpu_milli for task in queue)
-    while asked < inflate * capacity:
+    asked, wanted = 0, inflate * capacity
+    for number, task in enumerate(queue):
+        if asked >= wanted:
+            return queue[:number]
+        asked += task.gpu_milli
+    while asked < wanted:
         task = rng.choice(tasks)
         queue.append(task)
         asked += task.gpu_milli

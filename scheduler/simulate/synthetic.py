@@ -52,6 +52,8 @@ class Synthetic:
 
 def load_of(wanted: Synthetic, scale: float = 1.0) -> Load:
     """The load of this seed; with `scale` jobs arrive so many times as fast. Raises InvalidSpec."""
+    if wanted.run_median_s <= 0:
+        raise InvalidSpec(["--run-median must be more than 0"])
     if max(wanted.sizes) > wanted.gpus_per_host:
         raise InvalidSpec(
             [f"--sizes has {max(wanted.sizes)} GPUs, a host has {wanted.gpus_per_host}: see --gpus-per-host"]
@@ -85,7 +87,6 @@ def _tasks(wanted: Synthetic, scale: float) -> list[Task]:
     rate = _rate(wanted) * scale
     tasks, at_s = [], 0.0
     for number in range(wanted.jobs):
-        at_s += arrivals.expovariate(rate)
         run_s = max(1.0, round(wanted.run_median_s * exp(runs.gauss(0.0, wanted.run_sigma)), 3))
         gpus = sizes[number]
         tasks.append(
@@ -95,6 +96,7 @@ def _tasks(wanted: Synthetic, scale: float) -> list[Task]:
                 round(run_s * wanted.declared + 0.5) if wanted.declared else 0,
             )
         )  # fmt: skip
+        at_s += arrivals.expovariate(rate)
     return tasks
 
 

@@ -63,7 +63,7 @@ def task(path: Path, line: int, row: dict[str, str]) -> Shape:
 def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Each row with the number of the line that it ends on."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             try:
                 if missing := [name for name in columns if name not in (reader.fieldnames or ())]:

@@ -58,6 +58,8 @@ class _Quota(click.ParamType):  # type: ignore[type-arg]
                 self.fail(f"{part!r}: there is no setting {setting!r}; there are {', '.join(SETTINGS)}", param, ctx)
             if not number.removeprefix("-").isdecimal() or not -1 <= int(number) < 2**31:
                 self.fail(f"{part!r}: a whole number is wanted; -1 takes a limit away", param, ctx)
+            if setting == "weight" and int(number) < 1:
+                self.fail(f"{part!r}: a weight is from 1", param, ctx)
             if setting in found:
                 self.fail(f"{value!r}: {setting} stands twice", param, ctx)
             found[setting] = int(number)

@@ -474,6 +474,14 @@ def test_completion(fake: FakeScheduler, gpupool: Run) -> None:
     assert _shell(**asked, GPUPOOL_SERVER="127.0.0.1:1").strip() == ""
 
 
+def test_an_output_that_is_full_is_said_in_a_line() -> None:
+    for arguments in (["completion", "bash"], ["simulate", "load", "--synthetic", "--hosts", "1", "--jobs", "1"]):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "gpupool", *arguments]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+
+
 def test_without_the_extra() -> None:
     code = "import sys; sys.modules['click'] = None; from gpupool.cli.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

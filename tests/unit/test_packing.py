@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.packing import HostSize, Mix, NodeSize, Packer, Shape, Taken
+from scheduler.core.packing import HostSize, Mix, NodeSize, Packer, Shape, Share, Taken
 from scheduler.core.packing.pressure import prices
 
 SIZES = (
@@ -228,6 +228,8 @@ def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.
         assert taken is not None
         if n % 11:
             packer.free(taken)
+        inside = [state for state in packer._state_of if state is not None]
+        assert all(packer._states._known[state.key] is state for state in inside), "two states that are equal"
     index = packer._index
     assert len(index._shapes) <= 8
     assert len(packer._states._known) <= 31
@@ -260,3 +262,35 @@ def test_a_task_for_all_nodes_needs_room_on_each() -> None:
     assert [(share.node, share.gpus, share.cpu_milli, share.memory_mib) for share in taken.shares] == [
         (0, (0, 1), 2, 2), (1, (0, 1), 2, 2),
     ]  # fmt: skip
+
+
+def hosts_in_turn(packer: Packer, *shapes: Shape) -> list[str]:
+    """Where each goes; "": nowhere."""
+    return [taken.host if (taken := packer.place(shape)) is not None else "" for shape in shapes]
+
+
+def test_a_slice_leaves_what_others_can_use() -> None:
+    """The fullest GPU would keep 400, which none of the many can use; the empty one keeps 700."""
+    many, few = Shape(700, 1, 1), Shape(300, 1, 1)
+    sizes = [HostSize(name, "G2", (NodeSize(96_000, 393_000, 1),)) for name in "ab"]
+    packer = Packer(sizes, Mix({many: 9, few: 1}))
+    assert hosts_in_turn(packer, few) == ["a"]
+    assert hosts_in_turn(packer, few) == ["b"]
+    assert hosts_in_turn(packer, many, many) == ["a", "b"]
+
+
+def test_where_cores_are_scarce_more_are_kept_beside_each_gpu() -> None:
+    """Tasks without GPUs want what is there twice over: the one that comes first takes no GPU's cores."""
+    light, none = Shape(1000, 4_000, 8), Shape(0, 8_000, 8)
+    few, many = HostSize("a", "G2", (NodeSize(13_000, 999, 1),)), HostSize("b", "G2", (NodeSize(20_000, 999, 1),))
+    assert hosts_in_turn(Packer([few, many], Mix({light: 9, none: 1})), none) == ["a"]  # 5 cores stay: enough
+    assert hosts_in_turn(Packer([few, many], Mix({light: 1, none: 2})), none) == ["b"]
+
+
+def test_whole_hosts_are_kept_for_tasks_that_no_node_can_take() -> None:
+    small, wide = Shape(1000, 1_000, 8), Shape(4000, 1_000, 8)
+    empty = HostSize("a", "G2", (NodeSize(32_000, 9_000, 2), NodeSize(32_000, 9_000, 2)))
+    used = HostSize("b", "G2", (NodeSize(64_000, 9_000, 2), NodeSize(64_000, 9_000, 2)))
+    packer = Packer([empty, used], Mix({small: 1, wide: 1}))
+    packer.take([Taken("b", (Share(0, 1_000, 8, (0,), 1000),))])
+    assert hosts_in_turn(packer, small, wide) == ["b", "a"]

@@ -75,6 +75,33 @@ def test_the_protocol_counts_what_arrived(files: Files) -> None:
     assert wide.alloc_pct_at_100 == wide.alloc_pct_at_130 == pytest.approx(100 * 8 / 12)
 
 
+def test_what_is_allocated_counts_up_to_the_task_with_which_so_much_had_arrived(files: Files) -> None:
+    """Half of the tasks can run nowhere, so there is always room for the others."""
+    hosts = traces.read_hosts(files()[0])
+    can, cannot = Shape(1000, 0, 0), Shape(1000, 0, 0, ("H100",))
+    for seed in range(20):
+        queue = openb.arrivals([can, cannot], 12_000, 1.3, seed)
+        found = openb.run(hosts, [can, cannot], 1.3, seed)
+        assert found.alloc_pct_at_100 == pytest.approx(100 * queue[:12].count(can) / 12)
+        assert found.alloc_pct_at_130 == pytest.approx(100 * min(12, queue.count(can)) / 12)
+        assert found.failed_tasks == queue.count(cannot) + max(0, queue.count(can) - 12)
+
+
+def test_no_more_arrive_than_are_asked_for(files: Files) -> None:
+    """A list that asks for more than the cluster has is cut, and 130 % is 130 % however much arrives."""
+    hosts = traces.read_hosts(files()[0])
+    tasks = [Shape(1000, 0, 0)] * 6 + [Shape(1000, 0, 0, ("H100",))] * 40
+    queue = openb.arrivals(tasks, 12_000, 3.0, 5)
+    assert [len(openb.arrivals(tasks, 12_000, inflate, 5)) for inflate in (0.5, 1.3, 3.0)] == [6, 16, 36]
+    assert openb.arrivals(tasks, 12_000, 1.3, 5) == queue[:16]
+    assert openb.run(hosts, tasks, 1.3, 5).tasks == 16
+    far, near = openb.run(hosts, tasks, 3.0, 5), openb.run(hosts, tasks, 1.3, 5)
+    assert (far.alloc_pct_at_100, far.alloc_pct_at_130) == (near.alloc_pct_at_100, near.alloc_pct_at_130)
+    assert far.alloc_pct_at_130 == pytest.approx(100 * queue[:16].count(tasks[0]) / 12)
+    short = openb.run(hosts, tasks, 0.5, 5)
+    assert short.alloc_pct_at_100 == short.alloc_pct_at_130 == pytest.approx(100 * queue[:6].count(tasks[0]) / 12)
+
+
 def test_arrivals_are_the_list_and_then_draws_from_it() -> None:
     tasks = [Shape(n, n, n) for n in range(1, 200)]
     queue = openb.arrivals(tasks, 20_000, 1.3, 5)
@@ -126,6 +153,10 @@ def test_other_wrong_usage(files: Files, capsys: pytest.CaptureFixture[str], tmp
         assert simulate(files(), *arguments) == 2, arguments
     assert simulate((tmp_path / "none.csv", files()[1])) == 2
     assert "none.csv: No such file or directory" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(files: Files) -> None:
+    assert traces.read_hosts(files(b"\xef\xbb\xbf" + NODES.encode())[0]) == traces.read_hosts(files()[0])
 
 
 def test_a_list_without_gpu_spec_is_read(files: Files) -> None:

@@ -124,6 +124,7 @@ def test_the_load_factor_is_what_arrives() -> None:
     load = synthetic.load_of(synthetic.Synthetic(hosts=16, jobs=20_000, load=0.8, run_sigma=0.5))
     asked = sum(task.request.gpus * task.run_s for task in load.tasks)
     assert asked / (load.gpus * load.tasks[-1].at_s) == pytest.approx(0.8, rel=0.03)
+    assert load.tasks[0].at_s == 0.0
     twice = synthetic.load_of(synthetic.Synthetic(hosts=16, jobs=20_000, load=0.8, run_sigma=0.5), 2.0)
     assert twice.tasks[-1].at_s == pytest.approx(load.tasks[-1].at_s / 2)
     assert [task.run_s for task in twice.tasks] == [task.run_s for task in load.tasks]
@@ -233,6 +234,8 @@ def test_a_malformed_trace_is_refused_by_line(
         (["--synthetic", "--sizes", "1:60,1:2"], "each name once"),
         (["--synthetic", "--sizes", "0:60"], "0 is not from 1 to 64"),
         (["--synthetic", "--sizes", "16", "--jobs", "5"], "--sizes has 16 GPUs, a host has 8: see --gpus-per-host"),
+        (["--synthetic", "--run-median", "0"], "--run-median must be more than 0"),
+        (["--synthetic", "--repair", "9" * 400 + "d"], "is more than 100 years"),
         (["--synthetic", "--tenants", "A B:1"], "bad queue name 'A B'"),
         (["--synthetic", "--priorities", "2000"], "2000 is not from -1000 to 1000"),
         (["--synthetic", "--policy", "/nonexistent"], "/nonexistent"),

@@ -346,6 +346,7 @@ def test_an_old_scheduler_says_so(fake: FakeScheduler, capsys: pytest.CaptureFix
 
 
 HEAD = {"format": dumpfile.FORMAT, "version": 1, "at_s": 1.0, "revision": 1, "policy": {}, "powered": [], "records": []}
+TOO_MUCH = {"spec": {"numa": 1e400}}
 
 
 @pytest.mark.parametrize(
@@ -356,6 +357,8 @@ HEAD = {"format": dumpfile.FORMAT, "version": 1, "at_s": 1.0, "revision": 1, "po
         ("[]", "no dump of a cluster; `gpupool cluster dump -o FILE` makes one"),
         (json.dumps(HEAD | {"version": 2}), "version is 2, this gpupool reads 1; make the dump anew with it"),
         (json.dumps(HEAD | {"at_s": "x"}), "at_s: 'x' is no number from 0"),
+        (json.dumps(HEAD | {"at_s": 1e400}), "at_s: inf is no number from 0"),
+        (json.dumps(HEAD).replace('"revision": 1', f'"revision": {"1" * 5000}'), "now.json: Exceeds the limit"),
         (json.dumps(HEAD | {"records": {}}), "records: a list is wanted"),
         (json.dumps(HEAD | {"powered": [1]}), "powered: a list of hosts is wanted"),
         (json.dumps(HEAD | {"policy": {"brake": {"share": 7}}}), "now.json: policy: brake.share is 7"),
@@ -368,6 +371,10 @@ HEAD = {"format": dumpfile.FORMAT, "version": 1, "at_s": 1.0, "revision": 1, "po
         (
             json.dumps(HEAD | {"records": [{"key": keys.host("h1"), "created": 1, "value": {"colour": 1}}]}),
             'has no field named "colour"',
+        ),
+        (
+            json.dumps(HEAD | {"records": [{"key": keys.job_spec("j1"), "created": 1, "value": TOO_MUCH}]}),
+            "records[0] (/gpupool/v1/jobs/j1/spec)",
         ),
         (
             json.dumps(HEAD | {"records": [{"key": keys.host("h1"), "created": 1, "value": [1]}]}),
@@ -398,6 +405,7 @@ def test_a_bad_dump_is_refused_where_it_is_bad(
         (["--quota", "vision"], "write QUEUE=GPUS"),
         (["--quota", "vision=max-gpsu=1"], "there is no setting 'max-gpsu'"),
         (["--quota", "vision=-2"], "a whole number is wanted"),
+        (["--quota", "vision=weight=-1"], "a weight is from 1"),
         (["--quota", "vision=1", "--quota", "vision=2"], "each queue once"),
         (["--quota", "vision=1,max-gpus=2"], "max-gpus stands twice"),
         (["--policy", "/nonexistent"], "/nonexistent"),

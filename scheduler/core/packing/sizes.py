@@ -39,7 +39,7 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HostSize:
-    """An empty host. A task has all from one of its `nodes`; one that no node could ever take, from all, evenly."""
+    """An empty host. A task has all from one of its `nodes`; one for more GPUs than any has, from all, evenly."""
 
     name: str
     model: str
