@@ -20,7 +20,7 @@ TWINS = Machine(
     topology=(Slot(0, ((vga("vga0"),),)), Switch(1, ((gpu("gpu-switch0"),), (gpu("gpu-switch1"),)))),
     memory_mib=1536,
 )
-WARNING, PROBLEM = "WARNING", "PROBLEM"
+NOTE, WARNING, PROBLEM = "NOTE", "WARNING", "PROBLEM"
 HAS_PROBLEMS = 11  # docs/doctor.md
 
 
@@ -63,7 +63,10 @@ async def nothing_is_handed_out(host: Host) -> None:
     assert code == HAS_PROBLEMS
     assert level(found["iommu"]) == PROBLEM
     assert "intel_iommu=off" in found["iommu"][0]["seen"]
+    assert level(found["hugepages"]) == NOTE
     assert "none are set aside" in found["hugepages"][0]["seen"]
+    assert "wait" in found["hugepages"][0]["risk"], "what it costs: who asks for hugepages does not start"
+    assert any("doctor --fix --hugepages" in fix["steps"] for fix in found["hugepages"][0]["fixes"])
     assert any("grub" in fix["steps"] for fix in found["iommu"][0]["fixes"])
 
 
@@ -82,7 +85,7 @@ async def groups_cannot_be_separated(host: Host) -> None:
 
 
 async def test_the_hosts_that_run(cluster: Cluster, client: AsyncClient) -> None:
-    """Through the API. Hugepages are on one node of two; the watchdog is there; nothing keeps a unit out."""
+    """Through the API. One has hugepages on one node, one has none; the watchdog is there; nothing keeps a unit out."""
     report = await client.doctor("h1")
     found = {finding.check: finding for finding in report.findings}
     assert found["iommu"].level == inventory_pb2.FINDING_LEVEL_OK
@@ -90,3 +93,5 @@ async def test_the_hosts_that_run(cluster: Cluster, client: AsyncClient) -> None
     assert found["hugepages"].level == inventory_pb2.FINDING_LEVEL_WARNING, found["hugepages"]
     assert "i6300ESB" in found["watchdog"].seen
     assert not [finding for finding in report.findings if finding.level == inventory_pb2.FINDING_LEVEL_PROBLEM]
+    (pages,) = [finding for finding in (await client.doctor("h2")).findings if finding.check == "hugepages"]
+    assert (pages.level, pages.seen) == (inventory_pb2.FINDING_LEVEL_NOTE, "none are set aside")

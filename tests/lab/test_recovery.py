@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from gpupool.client import AsyncClient
 from gpupool.v1 import job_pb2, records_pb2
 from lab.cluster import Cluster
+from lab.host import Host
 from tests.lab.jobs import Stopwatch, ends, job, only, reaches, unit_is
 
 FREE = records_pb2.UNIT_STATE_FREE
 GONE_S = 240.0  # lease and fencing
+MADE_S = 120.0  # until libvirt has made a VM
+HANG_S = 5.0
+QEMU = "pgrep -f '[g]uest=gpupool-'"  # not the shell that it is run by
+
+
+@asynccontextmanager
+async def hung_libvirtd(host: Host) -> AsyncIterator[None]:
+    """While this lasts, libvirtd answers nobody."""
+    await host.run("pkill -STOP -x libvirtd")
+    try:
+        yield
+    finally:
+        await host.run("pkill -CONT -x libvirtd")
+
+
+async def test_a_libvirtd_that_hangs_while_a_vm_starts_and_ends_is_ridden_out(
+    cluster: Cluster, client: AsyncClient
+) -> None:
+    """The start goes on where it was; the end does not wait for libvirt; nothing of the VM is left when it is back."""
+    host = cluster.hosts["h2"]
+    async with only(client, "h2"):
+        async with hung_libvirtd(host):
+            job_id = (await client.submit(job("sleep 1000"))).id
+            await host.run(f"until [ -e /run/gpupool/guests/{job_id}.1/run.json ]; do sleep 0.2; done")
+            await asyncio.sleep(HANG_S)  # the next that the agent does is to ask libvirt
+            assert (await host.run(QEMU, check=False)).code != 0
+        runs = f"virsh domstate gpupool-{job_id}.1 2> /dev/null | grep -q running"
+        await host.run(f"until {runs}; do sleep 0.2; done", timeout_s=MADE_S)
+        async with hung_libvirtd(host):
+            await client.cancel(job_id)
+            ended = await ends(client, job_id)
+            assert (await host.run(QEMU, check=False)).code != 0
+    assert [attempt.outcome for attempt in ended.status.attempts] == [job_pb2.OUTCOME_STOPPED], ended.status
+    await unit_is(client, "h2", ended.status.attempts[0].units[0], FREE)
+    await host.run('while [ -n "$(virsh list --all --name)" ]; do sleep 0.2; done')
+    assert await host.text("ls /run/gpupool/guests") == "", "nothing of the guest is left"
 
 
 async def test_agent_and_libvirt_may_end_and_come_back(cluster: Cluster, client: AsyncClient) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from gpupool.client import AsyncClient
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
@@ -12,6 +12,7 @@ from lab.cluster import Cluster
 from lab.host import Host
 from lab.machine import plug
 from tests.lab.jobs import ends, job, only, reaches, unit_is, units
+from tests.lab.shapes import bring_uefi_image, start_odd_guest
 
 FREE, QUARANTINED = records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED
 VM_S = 120.0  # until QEMU runs
@@ -51,15 +52,19 @@ async def used_for_a_moment(cluster: Cluster, client: AsyncClient, host: str) ->
 async def test_a_reset_that_hangs_is_quarantine_and_holds_up_nothing_else(
     cluster: Cluster, client: AsyncClient
 ) -> None:
-    """A FIFO in place of the `reset` file: whoever opens it for writing waits for ever."""
+    """A FIFO in place of the `reset` file: whoever opens it for writing waits for ever.
+
+    Meanwhile a guest of the rarer shapes is started on the host, as there is time.
+    """
     host = cluster.hosts["h1"]
+    await bring_uefi_image(host, client)
     async with used_for_a_moment(cluster, client, "h1") as unit:
         cover = covered(host, f"/sys/bus/pci/devices/{unit}/reset", "mkfifo /run/lab-cover")
         await cover.__aenter__()
     try:
         await unit_is(client, "h1", unit, records_pb2.UNIT_STATE_RESETTING, within_s=60, held=True)
-        async with used_for_a_moment(cluster, client, "h1") as other:
-            assert other != unit
+        other = await start_odd_guest(host, client)
+        assert other != unit
         await unit_is(client, "h1", other, FREE)
         view = await unit_is(client, "h1", unit, QUARANTINED, within_s=HANG_S)
         assert "hangs" in view.report.reason or "not done after" in view.report.reason, view.report.reason
@@ -71,17 +76,41 @@ async def test_a_reset_that_hangs_is_quarantine_and_holds_up_nothing_else(
     assert (await unit_is(client, "h1", unit, FREE)).report.proof.startswith("flr")
 
 
-async def test_a_reset_that_is_refused_is_escalated(cluster: Cluster, client: AsyncClient) -> None:
-    """/dev/full in place of the `reset` file: each write fails. The next means is vfio-pci's own reset of the bus."""
+async def test_a_reset_that_is_refused_is_escalated_and_by_every_means_is_quarantine(
+    cluster: Cluster, client: AsyncClient
+) -> None:
+    """/dev/full in place of all that resets the device or removes it: each write and call fails. Another unit serves.
+
+    Then its own reset alone is refused: the next means is vfio-pci's reset of the bus.
+    """
     host = cluster.hosts["h2"]
-    async with used_for_a_moment(cluster, client, "h2") as unit:
-        cover = covered(host, f"/sys/bus/pci/devices/{unit}/reset", "mknod /run/lab-cover c 1 7")
-        await cover.__aenter__()
-    try:
+    async with AsyncExitStack() as own, AsyncExitStack() as others:
+        async with used_for_a_moment(cluster, client, "h2") as unit:
+            reset, *means = await ways_to_reset(host, unit)
+            await own.enter_async_context(covered(host, reset, "mknod /run/lab-cover c 1 7"))
+            for file in means:
+                await others.enter_async_context(covered(host, file, "mknod /run/lab-cover c 1 7"))
+        view = await unit_is(client, "h2", unit, QUARANTINED)
+        for failed in ("reset is refused", "vfio-hot-reset", "remove and rescan is refused"):
+            assert failed in view.report.reason, view.report.reason
+        assert view.report.history.last_failure == view.report.reason
+        async with used_for_a_moment(cluster, client, "h2") as other:
+            assert other != unit
+        await unit_is(client, "h2", other, FREE)
+
+        await others.aclose()
+        await client.retry_unit("h2", unit, "its own reset alone is refused now", by="lab")
         view = await unit_is(client, "h2", unit, FREE)
         assert view.report.proof.startswith("vfio-hot-reset"), view.report.proof
-    finally:
-        await cover.__aexit__(None, None, None)
+
+
+async def ways_to_reset(host: Host, unit: str) -> list[str]:
+    """Files of a unit of one function: its own reset, its removal, the group's (for the hot reset), the bridge's."""
+    device = await host.text(f"readlink -f /sys/bus/pci/devices/{unit}")
+    group = (await host.text(f"readlink {device}/iommu_group")).rpartition("/")[2]
+    bridge = f"{device.rpartition('/')[0]}/reset_subordinate"
+    has_bridge = (await host.run(f"test -e {bridge}", check=False)).code == 0  # not before Linux 6.13
+    return [f"{device}/reset", f"{device}/remove", f"/dev/vfio/{group}", *([bridge] if has_bridge else [])]
 
 
 async def test_a_bar_that_was_moved_in_use_is_back(cluster: Cluster, client: AsyncClient) -> None:
