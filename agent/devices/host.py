@@ -18,6 +18,7 @@ from gpupool.v1.records_pb2 import UnitHistory
 
 from ..inventory import pci
 from ..inventory.pcitree import PciTree
+from ..inventory.reach import read_reach
 from ..inventory.read import read_inventory
 from ..ports import Sysfs
 from ..work.records import Records
@@ -214,10 +215,9 @@ class SysfsDevices:
             return None
 
     async def _look_around(self, unit: Unit) -> PciTree:
-        """All functions, those of the unit in full, without waiting for others that calls are under way on."""
-        sysfs, ours = self._remembered.without(self._busy()), _addresses(unit)
-        read = partial(pci.read_functions, sysfs, lambda _note: None, allow=self._allow, wanted=lambda _outlines: ours)
-        return PciTree(await self._run(read))
+        """What a reset of the unit could hit, without waiting for others that calls are under way on."""
+        sysfs = self._remembered.without(self._busy())
+        return await self._run(partial(read_reach, sysfs, _addresses(unit), allow=self._allow))
 
     def _reclaim_of(self, unit: Unit, allocation: str = "") -> Reclaim:
         command, limit_s = self._policy.scrub_command, self._policy.scrub_timeout_s

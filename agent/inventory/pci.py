@@ -141,20 +141,20 @@ def read_functions(
     for entry in sysfs.list(DEVICES):
         if canonical_address(entry) != entry:
             note(f"{DEVICES}: entry {entry[:40]!r} is no PCI address; left out")
-        elif outline := _unless_gone(sysfs, entry, note, partial(_outline, sysfs, entry, allow=allow)):
+        elif outline := unless_gone(sysfs, entry, note, partial(outline_of, sysfs, entry, allow=allow)):
             outlines.append(outline)
     outlines.sort(key=lambda function: function.address)
     chosen = None if wanted is None else frozenset(wanted(outlines))
     functions = []
     for outline in outlines:
         address, read = outline.address, partial(_in_full, sysfs, outline, has_ids=bool(allow))
-        known = outline if chosen is not None and address not in chosen else _unless_gone(sysfs, address, note, read)
+        known = outline if chosen is not None and address not in chosen else unless_gone(sysfs, address, note, read)
         if known is not None:
             functions.append(known)
     return functions
 
 
-def _unless_gone(sysfs: Sysfs, address: str, note: Note, read: Callable[[Note], Function]) -> Function | None:
+def unless_gone(sysfs: Sysfs, address: str, note: Note, read: Callable[[Note], Function]) -> Function | None:
     """The function, unless it went while it was being read: then what was read is half a function."""
     heard: list[str] = []
     function = read(heard.append)
@@ -167,7 +167,7 @@ def _unless_gone(sysfs: Sysfs, address: str, note: Note, read: Callable[[Note], 
     return function
 
 
-def _outline(sysfs: Sysfs, address: str, note: Note, *, allow: Collection[Ids]) -> Function:
+def outline_of(sysfs: Sysfs, address: str, note: Note, *, allow: Collection[Ids]) -> Function:
     """What it takes to tell which functions matter: class, place and IOMMU group; of a bridge also its buses.
 
     The ids only where they matter too.
@@ -216,7 +216,7 @@ def _in_full(sysfs: Sysfs, outline: Function, note: Note, *, has_ids: bool) -> F
         device_id=ids[1],
         driver=sysfs.link_name(f"{base}/driver") or "",
         numa_node=found.get("numa_node", lambda text: decimal(text, -1, 4095), -1),
-        reset_methods=_reset_methods(found),
+        reset_methods=reset_methods_of(found),
         bars=found.get("resource", regions, ()),
         link_speed_mts=speeds[0],
         link_width=widths[0],
@@ -286,7 +286,7 @@ def _buses(sysfs: Sysfs, base: str) -> tuple[int, int] | None:
     return (first, last) if first is not None and last is not None and 0 < first <= last else None
 
 
-def _reset_methods(found: Attributes) -> tuple[str, ...]:
+def reset_methods_of(found: Attributes) -> tuple[str, ...]:
     """As the kernel lists them, best first. Empty: the function has no reset of its own."""
     if "reset_method" in found.names:
         return found.get("reset_method", attributes.reset_methods, ())
