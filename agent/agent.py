@@ -202,7 +202,7 @@ class Agent:
 
     def _history(self, unit: str, identity: str) -> UnitHistory:
         """What became of the unit's reclaims, also of one that is away."""
-        found = next((one for one in self._survey.inventory.units if one.id == unit), None)
+        found = self._survey.unit(unit)
         return self._parts.devices.history(found or Unit(id=unit, identity=identity))
 
     def _ended(self, record: VmRecord) -> None:

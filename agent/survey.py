@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from gpupool.v1.inventory_pb2 import Finding, Inventory
+from gpupool.v1.inventory_pb2 import Finding, Inventory, Unit
 
 from .devices.blocking import RunBlocking, in_own_thread
 from .devices.host import Devices
@@ -53,7 +53,8 @@ class Survey:
         *,
         run_blocking: RunBlocking = in_own_thread,
     ) -> None:
-        self.inventory = Inventory()
+        self.inventory = Inventory()  # replaced as a whole, never changed
+        self._units: dict[str, Unit] = {}
         self._devices = devices
         self._images = images
         self._run = run_blocking
@@ -72,9 +73,15 @@ class Survey:
             for judge in self._judges:
                 await judge.hear(found)
                 judge.apply(found)
-            changed = found != self.inventory
+            if found == self.inventory:
+                return False  # the very object stays: what others made of it still holds
             self.inventory = found
-            return changed
+            self._units = {unit.id: unit for unit in found.units}
+            return True
+
+    def unit(self, name: str) -> Unit | None:
+        """The unit of that id, as last seen."""
+        return self._units.get(name)
 
     def _read(self) -> Inventory:
         found = self._devices.inventory()

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from functools import partial
 
 from ..ports import Sysfs
 from . import pci
-from .attributes import Attributes
+from .attributes import Attributes, Note
 from .pci import DEVICES, Function, Ids
 from .pcitree import PciTree
 
@@ -29,7 +30,8 @@ def read_reach(sysfs: Sysfs, addresses: Collection[str], *, allow: Collection[Id
 
     def read(address: str) -> Function | None:
         if address not in found and address in listed:
-            outline = pci.unless_gone(sysfs, address, _silent, lambda note: _read(sysfs, address, addresses, allow))
+            read_it = partial(_read, sysfs, address, addresses, allow)
+            outline = pci.unless_gone(sysfs, address, _silent, read_it)
             if outline is not None:
                 found[address] = outline
         return found.get(address)
@@ -44,11 +46,11 @@ def read_reach(sysfs: Sysfs, addresses: Collection[str], *, allow: Collection[Id
     return PciTree(found[address] for address in sorted(found))
 
 
-def _read(sysfs: Sysfs, address: str, ours: Collection[str], allow: Collection[Ids]) -> Function:
-    outline = pci.outline_of(sysfs, address, _silent, allow=allow)
+def _read(sysfs: Sysfs, address: str, ours: Collection[str], allow: Collection[Ids], note: Note) -> Function:
+    outline = pci.outline_of(sysfs, address, note, allow=allow)
     if address not in ours:
         return outline
-    found = Attributes(sysfs, f"{DEVICES}/{address}", address, _silent)
+    found = Attributes(sysfs, f"{DEVICES}/{address}", address, note)
     return replace(outline, reset_methods=pci.reset_methods_of(found))
 
 

@@ -1,5 +1,6 @@
 """The host's own account of its VMs and units: every change goes through the tables and is durable when it returns.
 
+(But for `resetting`, which the next agent would only undo.)
 The reports to the scheduler are computed from it, never sent on an event, so none can be lost. It does no other I/O.
 """
 
@@ -7,7 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
+from operator import attrgetter
 from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from gpupool.store import keys
 from gpupool.v1 import job_pb2, records_pb2
@@ -42,6 +47,7 @@ class Ledger:
         self._clock = clock
         self._on_end = on_end
         self._history = history
+        self._encoded: dict[str, tuple[object, bytes]] = {}  # by key: all that a report is made of, and its bytes
         self.vms = {name: _load(VmRecord, data) for name, data in records.load("vms").items()}
         self.units = {name: _load(UnitRecord, data) for name, data in records.load("units").items()}
 
@@ -152,6 +158,8 @@ class Ledger:
         quarantine goes where the card goes, and stands while it is away, since only an operator may lift it. A unit
         that was sick when its host went down is quarantined. What turns up where a unit is in hand waits.
         """
+        if not reported and self._all_as_known(present):
+            return
         own = {name: unit_report(record, 0) for name, record in self.units.items()}
         told = {name: _quarantined_if_sick(report) for name, report in reported.items()}
         in_hand = {name for name, record in self.units.items() if record.state in _IN_HAND}
@@ -172,6 +180,18 @@ class Ledger:
             if self.units[name].state == UnitIs.QUARANTINED:  # it is known by its new address now
                 self._forget_unit(name)
 
+    def _all_as_known(self, present: Mapping[str, str]) -> bool:
+        """Whether `present` tells nothing: no quarantine that a card could take along, and each unit that is not in
+        hand is the very one on record under its id. The worker asks at every turn, and it nearly always is so.
+        """
+        if any(record.state == UnitIs.QUARANTINED for record in self.units.values()):
+            return False
+        known = ((self.units.get(name), identity) for name, identity in present.items())
+        return all(
+            record is not None and (record.state in _IN_HAND or (identity and record.identity == identity))
+            for record, identity in known
+        )
+
     def doubt_units(self) -> None:
         """At the start of a session, with no action under way: what nothing vouches for is dirty.
 
@@ -182,8 +202,8 @@ class Ledger:
                 self._unit_change(unit, UnitEvent.DOUBTED, "its holder is gone, or its reset was cut short")
 
     def resetting(self, unit: str) -> None:
-        """Its reclaim begins."""
-        self._unit_change(self.units[unit], UnitEvent.RESET, "reclaim")
+        """Its reclaim begins. Not put on record: a reclaim that was cut short makes the unit DIRTY, as it is there."""
+        self._unit_change(self.units[unit], UnitEvent.RESET, "reclaim", durable=False)
 
     def proven(self, unit: str, proof: str) -> None:
         """It is clean after the allocation that it names."""
@@ -243,9 +263,22 @@ class Ledger:
 
     def reports(self, host: str, session: int) -> dict[str, bytes]:
         """What the scheduler should read of this host's VMs and units, by key."""
-        vms = {keys.vm(host, name): report for name, report in self.vm_reports(session).items()}
-        units = {keys.unit(host, name): report for name, report in self.unit_reports(session).items()}
-        return {key: message.SerializeToString(deterministic=True) for key, message in (vms | units).items()}
+        before, self._encoded = self._encoded, {}
+        for name, vm in self.vms.items():
+            self._encode(before, keys.vm(host, name), (_values(vm), session), partial(vm_report, vm, session))
+        for name, unit in self.units.items():
+            history = self._history(name, unit.identity)
+            report = partial(_with_history, unit, session, history)
+            self._encode(before, keys.unit(host, name), (_values(unit), session, history), report)
+        return {key: value for key, (_, value) in self._encoded.items()}
+
+    def _encode(
+        self, before: Mapping[str, tuple[object, bytes]], key: str, made_of: object, report: Callable[[], Message]
+    ) -> None:
+        """Most reports are as at the last flush. What they are made of is compared whole, so none can be stale."""
+        known = before.get(key)
+        fresh = known is None or known[0] != made_of
+        self._encoded[key] = (made_of, report().SerializeToString(deterministic=True)) if fresh else known
 
     def vm_reports(self, session: int) -> dict[str, VmReport]:
         """Of every VM, by allocation, vouched for by `session`."""
@@ -253,10 +286,10 @@ class Ledger:
 
     def unit_reports(self, session: int) -> dict[str, UnitReport]:
         """Of every unit, by id, vouched for by `session`."""
-        reports = {name: unit_report(record, session) for name, record in self.units.items()}
-        for name, report in reports.items():
-            report.history.CopyFrom(self._history(name, report.identity))
-        return reports
+        return {
+            name: _with_history(record, session, self._history(name, record.identity))
+            for name, record in self.units.items()
+        }
 
     def _hold(self, want: Allocation) -> None:
         for name in want.units:
@@ -283,10 +316,11 @@ class Ledger:
         self.units[name] = known
         self._save_unit(known)
 
-    def _unit_change(self, unit: UnitRecord, event: UnitEvent, reason: str) -> None:
+    def _unit_change(self, unit: UnitRecord, event: UnitEvent, reason: str, *, durable: bool = True) -> None:
         unit.state = change(UNITS, f"unit {unit.unit}", unit.state, event, reason)
         unit.since_s = max(self._clock.wall(), unit.since_s + _MOMENT_S)  # a retry is of what is older than its date
-        self._save_unit(unit)
+        if durable:
+            self._save_unit(unit)
 
     def _save_unit(self, unit: UnitRecord) -> None:
         self._records.save("units", unit.unit, _dict(unit))
@@ -345,6 +379,12 @@ def unit_report(record: UnitRecord, session: int) -> UnitReport:
     )
 
 
+def _with_history(record: UnitRecord, session: int, history: UnitHistory) -> UnitReport:
+    report = unit_report(record, session)
+    report.history.CopyFrom(history)
+    return report
+
+
 def _is_quarantine(report: UnitReport) -> bool:
     return report.state == records_pb2.UNIT_STATE_QUARANTINED
 
@@ -369,7 +409,14 @@ def _dict(record: VmRecord | UnitRecord) -> dict[str, Any]:
     return {name: getattr(record, name) for name in _FIELDS[type(record)]}
 
 
+def _values(record: VmRecord | UnitRecord) -> tuple[Any, ...]:
+    """Its fields as they are now."""
+    values: tuple[Any, ...] = _GETTERS[type(record)](record)
+    return values
+
+
 _FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in (VmRecord, UnitRecord)}
+_GETTERS = {kind: attrgetter(*names) for kind, names in _FIELDS.items()}
 
 
 def _load(kind: type[R], data: dict[str, Any]) -> R:

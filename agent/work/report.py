@@ -18,6 +18,11 @@ from ..history import History
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
+GAP_S = 0.05
+"""From one flush to the next, so that what passes within that is not written: a level, not a history. The first after
+a rest goes at once, and nothing waits longer, so a start is late by at most this. It is there for the store: each flush
+is a transaction with an fsync, and one for eight units costs it hardly more than one for each.
+"""
 
 
 class Reporter:
@@ -75,9 +80,10 @@ class Reporter:
 
     async def run(self, session: int) -> NoReturn:
         """Flush, for as long as the session lasts."""
+        loop = asyncio.get_running_loop()
         while True:
             self._news.clear()
-            asked = self._asked
+            asked, next_s = self._asked, loop.time() + GAP_S
             if not await self._flush(session):
                 self._news.set()
                 await asyncio.sleep(_RETRY_S)
@@ -86,6 +92,8 @@ class Reporter:
             self._flushed.set()
             self._flushed.clear()
             await self._news.wait()
+            if (early_s := next_s - loop.time()) > 0:
+                await asyncio.sleep(early_s)
 
     async def _flush(self, session: int) -> bool:
         """Write all differences; False if something is left to do."""

@@ -9,6 +9,7 @@ from typing import NoReturn
 from gpupool.store import keys
 from gpupool.store.follow import follow
 from gpupool.store.port import Change, Snapshot, Store
+from gpupool.store.shared import Shared
 from gpupool.v1.records_pb2 import Allocation, ClusterIntent, UnitIntent
 
 Reset = Callable[[Snapshot], None]
@@ -34,6 +35,7 @@ class Wishes:
         self.known = asyncio.Event()
         self.seen: Callable[[int], object] = lambda _: None  # is told the revision of each change
         self._again = asyncio.Event()
+        self._stored = Shared(lambda: store.list(keys.allocation_prefix(host)))  # VMs are often begun several at once
         self.on_restored: Callable[[], object] = lambda: None  # the store's history went back
         self.on_cluster: Callable[[ClusterIntent], object] = lambda _: None  # what is wanted of all hosts together
 
@@ -44,8 +46,9 @@ class Wishes:
 
     async def still(self, want: Allocation) -> bool:
         """Whether the allocation stands in the store at this moment, as one to run. Raises StoreError."""
-        kv = await self._store.get(keys.allocation(self._host, want.id))
-        found = Allocation.FromString(kv.value) if kv is not None else Allocation()
+        key = keys.allocation(self._host, want.id)
+        stored = next((kv.value for kv in (await self._stored.ask()).items if kv.key == key), b"")
+        found = Allocation.FromString(stored)
         return (found.session, found.session_nonce, found.desired) == (want.session, want.session_nonce, want.desired)
 
     async def follow(self) -> NoReturn:

@@ -72,6 +72,7 @@ class Worker:
         self._session = 0
         self._nonce = ""
         self._busy: dict[str, asyncio.Task[None]] = {}
+        self._told: tuple[Inventory | None, int, bytes] = (None, 0, b"")
         actions.attach(self)
 
     # What happens
@@ -290,11 +291,19 @@ class Worker:
         """What should stand in the store: an allocation that we have no record of keeps the report that it has."""
         wanted: dict[str, bytes | None] = {keys.vm(self._host, name): None for name in self.wishes.allocations}
         wanted |= self._ledger.reports(self._host, self._session)
-        inventory = Inventory()
-        inventory.CopyFrom(self._inventory())
-        inventory.session = self._session
-        wanted[keys.inventory(self._host)] = inventory.SerializeToString(deterministic=True)
+        wanted[keys.inventory(self._host)] = self._inventory_bytes()
         return wanted
+
+    def _inventory_bytes(self) -> bytes:
+        """The inventory of this session. One that was made is never changed, but replaced: so it is encoded once."""
+        told, session, encoded = self._told
+        if told is not (now := self._inventory()) or session != self._session:
+            named = Inventory()
+            named.CopyFrom(now)
+            named.session = self._session
+            encoded = named.SerializeToString(deterministic=True)
+            self._told = now, self._session, encoded
+        return encoded
 
     def _vouch_for_unseen(self, gone: Allocation) -> None:
         """An allocation was withdrawn before anything of it was done here: its free units are clean after it too."""
