@@ -58,8 +58,7 @@ async def bind(
     point, it can be called again, or `release` be called.
     """
     addresses = [function.address for function in unit.functions]
-    todo = [one for one in addresses if await _blocking(run_blocking, one, driver, _lacks, sysfs, one, driver)]
-    await _blocking(run_blocking, unit.id, driver, _ask, sysfs, addresses, driver, refuse)
+    todo = await _blocking(run_blocking, unit.id, driver, _look, sysfs, addresses, driver, refuse)
     moved: list[tuple[str, str]] = []
     try:
         for address in todo:
@@ -114,6 +113,13 @@ def _lacks(sysfs: Sysfs, address: str, driver: str) -> bool:
     if not sysfs.list(f"bus/pci/drivers/{driver}"):
         raise BindFailed(address, "driver", f"not loaded (modprobe {driver})", driver)
     return _driver(sysfs, address) != driver or override(sysfs, address) != driver
+
+
+def _look(sysfs: Sysfs, addresses: Sequence[str], driver: str, refuse: Refuse) -> list[str]:
+    """The functions that need work, once `refuse` has had its say on all. Reads only, so one call will do."""
+    todo = [address for address in addresses if _lacks(sysfs, address, driver)]
+    _ask(sysfs, addresses, driver, refuse)
+    return todo
 
 
 def _ask(sysfs: Sysfs, addresses: Sequence[str], driver: str, refuse: Refuse) -> None:

@@ -65,16 +65,18 @@ def read_errors(sysfs: Sysfs, unit: inventory_pb2.Unit) -> dict[str, AerCounts]:
 async def _compare(
     sysfs: Sysfs, baseline: Baseline, comparison: Compare, link_settles_s: float, run_blocking: RunBlocking
 ) -> None:
-    for first in baseline.functions:
-        for again in reversed(range(1 + round(link_settles_s / LOOK_AGAIN_S))):
-            now = await run_blocking(lambda first=first: sight(sysfs, first.address))  # type: ignore[misc]
-            try:
-                comparison(first, now)
-                break
-            except NotClean as error:
-                if not (error.field.startswith("link") and again):
-                    raise
-            await asyncio.sleep(LOOK_AGAIN_S)
+    def look() -> None:
+        for first in baseline.functions:
+            comparison(first, sight(sysfs, first.address))
+
+    for again in reversed(range(1 + round(link_settles_s / LOOK_AGAIN_S))):
+        try:
+            return await run_blocking(look)
+        except NotClean as error:
+            if not (error.field.startswith("link") and again):
+                raise
+        await asyncio.sleep(LOOK_AGAIN_S)
+    return None
 
 
 def _errors(sysfs: Sysfs, unit: inventory_pb2.Unit, before: Mapping[str, AerCounts]) -> Sequence[str]:

@@ -10,9 +10,9 @@ faults heal: "needs-bus-reset" by a bus reset, "needs-rescan" and "vanishes" by 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import shutil
 import struct
 import threading
 from collections.abc import Collection, Sequence
@@ -32,6 +32,7 @@ FAULTS = (
     *(NEEDS_BUS_RESET, NEEDS_RESCAN, VANISHES, LOST),
 )
 LOOK_AGAIN_S = 0.02  # at whether a reset still hangs
+CONFIG_BYTES = 4096
 COMMAND, BARS, BAR_REGISTERS = 0x04, 0x10, 6
 NO_OVERRIDE = "(null)"  # as the kernel prints it
 VFIO = "vfio-pci"
@@ -100,7 +101,7 @@ class SimulatedSysfs(RealSysfs):
 
     def _set(self, address: str, attribute: str, value: str) -> None:
         home = self._device(address)
-        if not (home / attribute).exists():
+        if not os.path.exists(f"{home}/{attribute}"):  # noqa: PTH110 - as _device
             self._refuse(f"{DEVICES}/{address}/{attribute}")
         match attribute:
             case "driver_override":
@@ -119,12 +120,12 @@ class SimulatedSysfs(RealSysfs):
 
     def _probe(self, address: str) -> None:
         """Bind a function that has no driver to the one that wants it. Finding none is a success, as in the kernel."""
-        home = self._device(address)
-        if (home / "driver").is_symlink():
+        home, base = self._device(address), f"{DEVICES}/{address}"
+        if self.link_target(f"{base}/driver") is not None:
             return
         driver = self._wanted(address)
-        may_bind = driver != VFIO or (home / "iommu_group").is_symlink()
-        if driver and may_bind and (self.root / "bus/pci/drivers" / driver).is_dir():
+        may_bind = driver != VFIO or self.link_target(f"{base}/iommu_group") is not None
+        if driver and may_bind and os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}"):  # noqa: PTH112 - as _device
             self._attach(driver, home)
 
     def _bind(self, driver: str, address: str) -> None:
@@ -144,13 +145,15 @@ class SimulatedSysfs(RealSysfs):
         home = self._device(address)
         if not driver or self.link_name(f"{DEVICES}/{address}/driver") != driver:
             raise _error(errno.ENODEV, address)
-        (home / "driver").unlink()
-        (self.root / "bus/pci/drivers" / driver / address).unlink(missing_ok=True)
+        os.unlink(f"{home}/driver")  # noqa: PTH108 - as _device
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{self.root}/bus/pci/drivers/{driver}/{address}")  # noqa: PTH108 - as _device
 
     def _attach(self, driver: str, home: Path) -> None:
-        directory = self.root / "bus/pci/drivers" / driver
-        (home / "driver").symlink_to(os.path.relpath(directory, home))
-        (directory / home.name).symlink_to(os.path.relpath(home, directory))
+        place = str(home)[len(str(self.root)) + 1 :]
+        directory = f"bus/pci/drivers/{driver}"
+        os.symlink(f"{'../' * (place.count('/') + 1)}{directory}", f"{home}/driver")  # noqa: PTH211 - as _device
+        os.symlink(f"../../../../{place}", f"{self.root}/{directory}/{home.name}")  # noqa: PTH211 - as _device
 
     def _wanted(self, address: str) -> str:
         """The override, else the driver that knows the device's ids, else none."""
@@ -174,13 +177,13 @@ class SimulatedSysfs(RealSysfs):
             self._reset_one(function, bus=bus)
 
     def _reset_one(self, address: str, *, bus: bool = False) -> None:
-        home, faults = self._device(address), self.root / ".faults" / address
+        home = self._device(address)
         while (fault := self.read(f".faults/{address}")) == RESET_HANGS:
             threading.Event().wait(LOOK_AGAIN_S)
         if fault == RESET_FAILS or (fault is not None and fault not in FAULTS):
             raise _error(errno.ENOTTY, address)  # also for a fault that we do not know: an operator meant to break it
         if fault == NEEDS_BUS_RESET and bus:
-            faults.unlink()
+            (self.root / ".faults" / address).unlink()
             fault = None
         self._restore(address)
         match fault:
@@ -201,10 +204,11 @@ class SimulatedSysfs(RealSysfs):
 
     def _restore(self, address: str) -> None:
         """Make the function what it was when it was built."""
-        home, pristine = self._device(address), self.root / ".pristine" / address
+        home, pristine = f"{DEVICES}/{address}", f".pristine/{address}"
         for name in PRISTINE[:-1]:
-            if (pristine / name).exists():
-                shutil.copyfile(pristine / name, home / name)
+            first = self.read_bytes(f"{pristine}/{name}", CONFIG_BYTES)
+            if first is not None and self.read_bytes(f"{home}/{name}", CONFIG_BYTES) != first:
+                (self._device(address) / name).write_bytes(first)
 
     def _remove(self, address: str) -> None:
         self._device(address)

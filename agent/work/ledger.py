@@ -277,8 +277,9 @@ class Ledger:
     ) -> None:
         """Most reports are as at the last flush. What they are made of is compared whole, so none can be stale."""
         known = before.get(key)
-        fresh = known is None or known[0] != made_of
-        self._encoded[key] = (made_of, report().SerializeToString(deterministic=True)) if fresh else known
+        if known is None or known[0] != made_of:
+            known = made_of, report().SerializeToString(deterministic=True)
+        self._encoded[key] = known
 
     def vm_reports(self, session: int) -> dict[str, VmReport]:
         """Of every VM, by allocation, vouched for by `session`."""
