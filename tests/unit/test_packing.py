@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -228,12 +229,26 @@ def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.
         assert taken is not None
         if n % 11:
             packer.free(taken)
-        inside = [state for state in packer._state_of if state is not None]
-        assert all(packer._states._known[state.key] is state for state in inside), "two states that are equal"
     index = packer._index
     assert len(index._shapes) <= 8
     assert len(packer._states._known) <= 31
     assert all(len(heap.answers) < 200 for heaps in index._shapes.values() for _, heap in heaps)
+
+
+@pytest.mark.parametrize("steps_kept", [2, 256])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_state_comes_back_beside_its_equal(monkeypatch: pytest.MonkeyPatch, seed: int, steps_kept: int) -> None:
+    """Though all that are not in use are forgotten every few decisions."""
+    monkeypatch.setattr("scheduler.core.packing.states.KEPT", 12)
+    monkeypatch.setattr("scheduler.core.packing.states.STEPS_KEPT", steps_kept)
+    fleet, rng = Fleet(), Random(seed)
+    for _ in range(300):
+        fleet.do(("place", rng.choice(SHAPES)) if rng.random() < 0.55 else ("free", rng.randrange(40)))
+        inside = [state for state in fleet.packer._state_of if state is not None]
+        assert all(fleet.packer._states._known.get(state.key) is state for state in inside)
+    check(fleet)
+    rebuilt = fleet.rebuilt()
+    assert [fleet.packer.place(shape) for shape in SHAPES] == [rebuilt.place(shape) for shape in SHAPES]
 
 
 def test_prices_come_down_when_tasks_end() -> None:

@@ -64,7 +64,7 @@ class Packer:
         ]
         if gpu_milli:
             self._count(state.kind, -gpu_milli)
-        if step.after is None:
+        if step.after is None or step.after.gone:
             step.after = self._states.of(state.model, state.node_gpus, step.nodes)
         self._nodes_of[place] = step.nodes
         self._states.leave(state)

@@ -35,8 +35,8 @@ class State:
     """What is free on some hosts. `key` says it all in numbers; equal keys are equal states."""
 
     __slots__ = (
-        "count", "cpu_milli", "hosts", "key", "kind", "lost", "memory_mib", "model", "node_gpus", "nodes", "number",
-        "steps", "top", "whole_host",
+        "count", "cpu_milli", "gone", "hosts", "key", "kind", "lost", "memory_mib", "model", "node_gpus", "nodes",
+        "number", "steps", "top", "whole_host",
     )  # fmt: skip
 
     def __init__(self, key: Key, kind: int, nodes: tuple[Node, ...]) -> None:
@@ -51,8 +51,13 @@ class State:
         self.lost: tuple[float, ...] = ()  # by node
         self.whole_host = 0.0
         self.count = 0  # hosts that are in it
+        self.gone = False  # forgotten: no host may enter it any more, as another that equals it may be made
         self.hosts: list[int] = []  # a heap of them, with some that have left
         self.steps: dict[Shape, Step | None] = {}  # by need, as far as it was asked
+
+    def __lt__(self, other: State) -> bool:
+        """Of two that are equal one is gone: where answers are sorted, neither is first."""
+        return False
 
 
 class States:
@@ -97,7 +102,9 @@ class States:
             state.hosts.clear()
 
     def _forget(self) -> None:
-        """Those without hosts. A step must not lead to one, since another may then be made that equals it."""
+        """Those without hosts. Steps to them are dropped here as far as states still have them; heaps have more."""
+        for state in self._known.values():
+            state.gone = not state.count
         self._known = {key: state for live in self.live for key, state in live.items()}
         for state in self._known.values():
             for step in state.steps.values():
