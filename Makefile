@@ -7,9 +7,10 @@ READY := .venv/.ready
 SEEDS ?= 1000
 FUZZ_S ?= 180
 SOAK_S ?= 3600
+OUTAGE_S ?= 120
 ARGS ?= --help
 
-.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench chaos soak mutants fuzz proto lock rewrite clean
+.PHONY: help setup image demo up run test lint types imports proto-check unit e2e wheel lab-image lab lab-test bench chaos outage soak mutants fuzz proto lock rewrite clean
 help:           ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
@@ -73,6 +74,9 @@ lab-test: setup ## the tests on the VFIO lab
 
 chaos: setup    ## three etcd members, two schedulers, three hosts with VMs, broken at random (root; CHAOS_S=900, CHAOS_SEED)
 	@$(BIN)/pytest -p no:randomly -s -v -m chaos tests/chaos
+
+outage: setup   ## two of three real etcd members are away for two minutes (OUTAGE_S=120)
+	@GPUPOOL_OUTAGE_S=$(OUTAGE_S) $(BIN)/pytest -s -v --timeout $$(($(OUTAGE_S) + 480)) tests/contract/test_outage.py
 
 soak: $(READY)  ## the simulation on new seeds for long (SOAK_S=3600)
 	@$(BIN)/python -m tests.sim.soak --seconds $(SOAK_S)

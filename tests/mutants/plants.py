@@ -16,8 +16,9 @@ from tests.mutants.plants_reserve import RESERVATION
 from tests.mutants.plants_scheduler import SCHEDULER
 from tests.mutants.plants_simulate import SIMULATE
 from tests.mutants.plants_store import STORE
+from tests.mutants.plants_twins import TWINS
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS,
 )  # fmt: skip

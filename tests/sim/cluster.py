@@ -35,6 +35,7 @@ from tests.sim.kept_room import KeptRoom
 from tests.sim.never import FINAL, Never
 from tests.sim.operator import Operator
 from tests.sim.sealed import WALL_EPOCH_S
+from tests.sim.twins import GuardLost, Twins
 from tests.sim.wires import Wires
 from tests.sim.world import World
 
@@ -52,11 +53,21 @@ SITES = ("simulated", "trusting", "powered")
 KEEPS_ROOM, WATCHES_DEATHS = 0.35, 0.5  # shares of the seeds whose site does so
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How soon things happen: jobs arrive until `arrive_s`, run for up to `run_s`, and all is calm from `calm_s` on."""
+
+    arrive_s: float = 120.0
+    run_s: float = 60.0
+    calm_s: float = FAULTS_S
+
+
 class Cluster:
     """Machines, replicas and a client, in one world."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, pace: Pace = Pace()) -> None:
         self.world = world
+        self.pace = pace
         self.rng = world.rng("cluster")
         self.apis: dict[str, JobsApi] = {}
         self.jobs: dict[str, str] = {}  # key -> id, of acknowledged submissions
@@ -78,7 +89,8 @@ class Cluster:
         self.replicas: dict[str, Replica] = {}
         if self.keeps_room:
             world.change_checks.append(KeptRoom(self._leaders).changed)
-        self.operator = Operator(world, self.machines, FAULTS_S)
+        self.twins = Twins(world, self.machines, self.guest, self.run_agent)
+        self.operator = Operator(world, self.machines, pace.calm_s, self.twins.alive)
         world.on_power.append(self._power)
         world.afflictions |= {
             Kind.GUARD_PAUSE: self._guard_pauses,
@@ -86,8 +98,10 @@ class Cluster:
             Kind.FREEZE: self._machine_freezes,
             Kind.BMC: self._bmc_fails,
             Kind.CLOCK_JUMP: self._date_jumps,
+            Kind.TWIN: self.twins.begin,
+            Kind.GUARD_LOST: GuardLost(world, self.machines, self.twins, REPLICAS).begin,
         }
-        self.never = Never(world, self.machines, lambda: not any(self.dates.values()))
+        self.never = Never(world, self.twins.everybody, lambda: not any(self.dates.values()))
 
     def guest(self, allocation: str) -> Guest:
         """What a VM will do: mostly run and exit; some fail to start, hang, crash or disobey."""
@@ -97,7 +111,7 @@ class Cluster:
             refuses="no memory" if rng.random() < 0.05 else "",
             start_takes_s=rng.uniform(0.05, 1.5),
             boot_s=boot_s,
-            run_s=rng.uniform(1.0, 60.0),
+            run_s=rng.uniform(1.0, self.pace.run_s),
             exit_code=rng.choices([0, 1, None], [8, 1, 1])[0],
             obeys_stop=rng.random() < 0.8,
             checkpoint_takes_s=rng.choice([None, 0.5]),
@@ -108,7 +122,7 @@ class Cluster:
     async def agent_main(self, machine: Machine) -> None:
         node = f"{machine.name}/agent"
         simulated, board = self.site == "simulated", f"board of {machine.name}"
-        me = Identity(machine.name, machine.boot_id, f"{machine.name}:1", "sim", simulated, board)
+        me = Identity(machine.host, machine.boot_id, f"{machine.host}:1", "sim", simulated, board)
         parts = Parts(
             self.world.store(node), machine.vms, machine.guard, machine.clock, machine.devices, machine.records,
             machine.logs, machine.volumes, lambda: ["img"], run_blocking=inline,
@@ -139,11 +153,14 @@ class Cluster:
             if replica.leader is not None:
                 yield replica.leader.cluster
 
+    def run_agent(self, machine: Machine) -> None:
+        """Declare the machine's agent: it starts with its power."""
+        main, name = partial(self.agent_main, machine), machine.name
+        self.world.add(f"{name}/agent", main, domain=name, restart_s=1.0, expected=(GuardError,))
+
     def start(self) -> None:
-        for name, machine in self.machines.items():
-            self.world.add(
-                f"{name}/agent", partial(self.agent_main, machine), domain=name, restart_s=1.0, expected=(GuardError,)
-            )
+        for machine in self.machines.values():
+            self.run_agent(machine)
         for name in REPLICAS:
             self.world.add(name, partial(self.replica_main, name), restart_s=1.0)
         for node in (*REPLICAS, *(f"{name}/agent" for name in self.machines)):
@@ -153,7 +170,7 @@ class Cluster:
             self.world.start(name)
 
     def _power(self, domain: str, on: bool) -> None:
-        if machine := self.machines.get(domain):
+        if machine := self.twins.everybody.get(domain):
             machine.boot() if on else machine.cut()
 
     # What only this scenario can break
@@ -209,7 +226,7 @@ class Cluster:
 
     async def _one_job(self, key: str) -> None:
         rng = Random(f"{self.world.seed}/{key}")
-        await asyncio.sleep(rng.uniform(1.0, 120.0))
+        await asyncio.sleep(rng.uniform(1.0, self.pace.arrive_s))
         spec = job_pb2.JobSpec(
             name=key, image="img", command=["x"], cpus=rng.randint(1, 4), memory_mib=1024, stop_grace_s=5,
             gpus=job_pb2.GpuRequest(count=1, model=MODEL), priority=rng.randint(0, 2),
@@ -358,6 +375,7 @@ def possible(cluster: Cluster, plan: Sequence[Fault]) -> list[Fault]:
         and not (
             fault.kind in (Kind.GUARD_PAUSE, Kind.GUARD_KILL) and fault.target in soft and _in_company(fault, plan)
         )
+        and not (fault.kind is Kind.GUARD_LOST and _in_company(fault, plan))
     ]
 
 
@@ -389,11 +407,18 @@ def scenario(world: World, weights: Mapping[Kind, float] = WEIGHTS, *, settle: b
     world.run(FAULTS_S)
     if not settle:
         return len(machines)
-    while world.loop.time() < END_S:  # quiet: every job gets its end, sooner or later
-        world.run(world.loop.time() + SETTLE_S)
+    to_the_end(cluster)
+    return len(machines)
+
+
+def to_the_end(cluster: Cluster, step_s: float = SETTLE_S) -> None:
+    """Quiet: every job gets its end, sooner or later. Looks every so often."""
+    world = cluster.world
+    while world.loop.time() < END_S:
+        world.run(world.loop.time() + step_s)
         problems = list(cluster.settled())
         if not problems:
-            return len(machines)
+            return
     raise AssertionError("\n".join([f"seed {world.seed} did not settle:", *problems, *world.lines[-40:]]))
 
 

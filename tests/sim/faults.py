@@ -29,6 +29,8 @@ class Kind(StrEnum):
     FREEZE = "freeze"  # all processes of a machine stand still, its guard too, and go on
     GUARD_PAUSE = "guard-pause"
     GUARD_KILL = "guard-kill"
+    GUARD_LOST = "guard-lost"  # it dies and cannot be had again, says so, and is cut off; perhaps nobody leads then
+    TWIN = "twin"  # another machine goes by the same name and address
     BMC = "bmc"  # its fence device fails or does not answer
     CLOCK_JUMP = "clock-jump"  # a replica's date is wrong for a while
     STORE_OUTAGE = "store-outage"
@@ -41,7 +43,7 @@ ON_NODES = (
     *(Kind.CRASH, Kind.CRASH_AT_COMMIT, Kind.PAUSE, Kind.PARTITION, Kind.CUT_OUT, Kind.CUT_IN, Kind.RESET),
     *(Kind.SLOW, Kind.WATCH_LAG, Kind.REQUEST_LOSS, Kind.REPLY_LOSS),
 )
-ON_MACHINES = (Kind.POWER_CUT, Kind.FREEZE, Kind.GUARD_PAUSE, Kind.GUARD_KILL, Kind.BMC)
+ON_MACHINES = (*(Kind.POWER_CUT, Kind.FREEZE, Kind.GUARD_PAUSE, Kind.GUARD_KILL, Kind.GUARD_LOST, Kind.TWIN, Kind.BMC),)
 ON_STORE = (Kind.STORE_OUTAGE, Kind.STORE_LEADER, Kind.STORE_SLOW, Kind.COMPACT)
 AMOUNTS: Mapping[Kind, tuple[float, float]] = {
     Kind.STORE_OUTAGE: (0.0, 1.0),  # above 0.6 the leader is only cut off, below 0.3 a member is down
@@ -54,7 +56,10 @@ AMOUNTS: Mapping[Kind, tuple[float, float]] = {
     Kind.STORE_LEADER: (0.0, 1.0),  # share of clients that stay with the old one
     Kind.STORE_SLOW: (0.1, 6.0),  # s
     Kind.BMC: (0.0, 1.0),  # which fault
+    Kind.GUARD_LOST: (0.0, 1.0),  # what else: see twins.py
 }
+DURATION_S: Mapping[Kind, tuple[float, float]] = dict.fromkeys((Kind.GUARD_LOST, Kind.TWIN), (20.0, 60.0))
+"""Of what shows only once a lease has ended."""
 
 WEIGHTS: Mapping[Kind, float] = {
     Kind.CRASH: 3,
@@ -72,6 +77,8 @@ WEIGHTS: Mapping[Kind, float] = {
     Kind.FREEZE: 1,
     Kind.GUARD_PAUSE: 1,
     Kind.GUARD_KILL: 0.5,
+    Kind.GUARD_LOST: 1,
+    Kind.TWIN: 0.5,
     Kind.BMC: 1,
     Kind.CLOCK_JUMP: 0.5,
     Kind.STORE_OUTAGE: 0.5,
@@ -149,7 +156,7 @@ def make_plan(
         kind = rng.choices(list(weights), list(weights.values()))[0]
         again = plan and rng.random() < mix.burst
         at_s = min(at_s + rng.uniform(0, 3.0), last_s) if again else rng.uniform(mix.start_s, last_s)
-        low, high = mix.duration_s
+        low, high = DURATION_S.get(kind, mix.duration_s)
         duration_s: float | None = min(low * (high / low) ** rng.random(), last_s - at_s)
         for_good = rng.random() < 0.3
         if kind is Kind.POWER_CUT and for_good and lost < mix.most_lost:

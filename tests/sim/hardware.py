@@ -81,7 +81,7 @@ class SimGuard(FakeGuard):
     ) -> None:
         super().__init__(vms, clock.boot, lambda delay_s, look: world.after(delay_s / clock.rate, look))
         self._fire = fire
-        self._device_s = watchdog_s
+        self.device_s = watchdog_s
         self._stopped_at: float | None = None
         self._missed = False
         self._life = 0  # how often it was stopped: a watchdog that was petted since does not fire
@@ -90,10 +90,10 @@ class SimGuard(FakeGuard):
         return super().alive() and (self._stopped_at is None or self._boot() - self._stopped_at < 1.0)
 
     def watchdog_s(self) -> float:
-        return self._device_s if self.alive() and self._boot() < self.deadline else 0.0
+        return self.device_s if self.alive() and self._boot() < self.deadline else 0.0
 
     async def ensure(self) -> None:
-        if not self.alive():
+        if not self.alive() and not self.unstartable:
             self.go_on()
         await super().ensure()
 
@@ -116,15 +116,15 @@ class SimGuard(FakeGuard):
         """From now on nobody pets the watchdog; if it is armed, it counts down from when it was petted last."""
         armed = self._boot() < self.deadline or any(vm.alive for vm in self._vms.vms.values())
         self._life += 1
-        if self._device_s and armed and not self.dead and self._stopped_at is None:
+        if self.device_s and armed and not self.dead and self._stopped_at is None:
             now, life = self._boot(), self._life
 
             def ring() -> None:
                 if life == self._life:
                     self._fire(self)
 
-            petted = min(now, self.limit - self._device_s)
-            self._call_later(max(petted + self._device_s - now, 0.0), ring)
+            petted = min(now, self.limit - self.device_s)
+            self._call_later(max(petted + self.device_s - now, 0.0), ring)
 
     def _look(self) -> None:
         if self._stopped_at is None:
@@ -181,10 +181,14 @@ class SimFence:
 
 
 class Machine:
-    """One host. `boot` gives it a new boot id, an empty tmpfs and a new clock; `cut` ends its VMs."""
+    """One host. `boot` gives it a new boot id, an empty tmpfs and a new clock; `cut` ends its VMs.
 
-    def __init__(self, world: World, name: str, units: int, guests: Callable[[str], Guest]) -> None:
+    `host` is the name that its agent goes by, which another machine may have too (twins.py).
+    """
+
+    def __init__(self, world: World, name: str, units: int, guests: Callable[[str], Guest], host: str = "") -> None:
         self.name = name
+        self.host = host or name
         self.units = [f"0000:{16 + n:02x}:00.0" for n in range(units)]
         self.boots = 0
         self.fence = SimFence(world, name)

@@ -27,7 +27,10 @@ NAME = "operator"
 class Operator:
     """See the module docstring. Until `calm_s` it is slow, and may drain; after that it ends all that waits."""
 
-    def __init__(self, world: World, machines: Mapping[str, Machine], calm_s: float) -> None:
+    def __init__(
+        self, world: World, machines: Mapping[str, Machine], calm_s: float, alive: Callable[[str], bool]
+    ) -> None:
+        self._alive = alive  # whether any VM lives on a machine of that name
         self._world = world
         self._machines = machines
         self._calm_s = calm_s
@@ -76,7 +79,7 @@ class Operator:
         record = records_pb2.HostRecord.FromString(kv.value) if kv is not None else records_pb2.HostRecord()
         session = await store.get(keys.session(name))
         over = session is None or session.create_revision != record.session
-        if record.state == records_pb2.HOST_STATE_FENCING and over and not list(machine.alive()):
+        if record.state == records_pb2.HOST_STATE_FENCING and over and not self._alive(name):
             await self._want(store, keys.host_intent(name), records_pb2.HostIntent(), _confirm(record.session))
         if record.held_out:
             await self._want(store, keys.host_intent(name), records_pb2.HostIntent(), self._let_in)
