@@ -2,8 +2,11 @@
 
 Hosts are records only, as their agents would have written them, and there are no VMs: what a VM's boot takes is in
 `bench failover`. etcd (with fsync), two schedulers and the client are real processes; so is the program that switches
-the power off, which only says that it did. The clock starts where nobody could know sooner: at the host's last moment
-for a lease, else at the commit or call that brings the word. The default lease of 8 s is renewed every 2 s.
+the power off, which only says that it did. There is no watchdog either: a session says that it has one, and that a real
+one resets a machine by the lease's end is shown in the lab (tests/lab), not here.
+
+The clock starts where nobody could know sooner: at the host's last moment for a lease, else at the commit or call that
+brings the word. The default lease of 8 s is renewed every 2 s.
 """
 
 from __future__ import annotations
@@ -38,11 +41,12 @@ PATIENCE_S = 60.0
 class _Host:
     """A host that is records: its session on a lease of its own."""
 
-    def __init__(self, store: EtcdStore, name: str, model: str, *, simulated: bool) -> None:
+    def __init__(self, store: EtcdStore, name: str, model: str, *, simulated: bool, watchdog_s: int) -> None:
         self._store = store
         self.name = name
         self._model = model
         self._simulated = simulated
+        self._watchdog_s = watchdog_s
         self._lease = 0
         self._heart: asyncio.Task[None] | None = None
         self.session = 0
@@ -51,7 +55,8 @@ class _Host:
         """A session, with an inventory and clean units."""
         self._lease = await self._store.grant(TTL_S)
         record = records_pb2.Session(
-            boot_id=boot, address=f"{self.name}:1", ttl_s=TTL_S, guard=records_pb2.GUARD_KIND_SOFT,
+            boot_id=boot, address=f"{self.name}:1", ttl_s=TTL_S, watchdog_s=self._watchdog_s,
+            guard=records_pb2.GUARD_KIND_HARDWARE if self._watchdog_s else records_pb2.GUARD_KIND_SOFT,
             simulated=self._simulated, vms_found_dead=dead,
         )  # fmt: skip
         put = Put(keys.session(self.name), record.SerializeToString(), self._lease)
@@ -89,13 +94,13 @@ Way = Callable[["_Scene"], Awaitable[float]]
 class _Scene:
     """A job that runs on `victim`; `standby` is free."""
 
-    def __init__(self, store: EtcdStore, client: AsyncClient, number: int, *, simulated: bool) -> None:
+    def __init__(self, store: EtcdStore, client: AsyncClient, number: int, *, simulated: bool, watchdog_s: int) -> None:
         self.store = store
         self.client = client
         self.number = number
         self.model = f"bench-{number}"  # which nobody else has
-        self.victim = _Host(store, f"a{number}", self.model, simulated=simulated)
-        self.standby = _Host(store, f"b{number}", self.model, simulated=simulated)
+        self.victim = _Host(store, f"a{number}", self.model, simulated=simulated, watchdog_s=watchdog_s)
+        self.standby = _Host(store, f"b{number}", self.model, simulated=simulated, watchdog_s=watchdog_s)
 
     async def set(self) -> str:
         await self.victim.begin()
@@ -173,12 +178,13 @@ async def _power(scene: _Scene) -> float:
     return begun
 
 
-KINDS: dict[str, tuple[Way, bool, str]] = {
-    "LEASE_EXPIRED_GUARDED": (_lease, True, "last moment (lease of 8 s, soft guard)"),
-    "AGENT_REPORTED_DEAD": (_agent, False, "agent back on the same boot"),
-    "OTHER_BOOT": (_boot, False, "agent back on another boot"),
-    "OPERATOR": (_operator, False, "confirm-dead called"),
-    "POWER_OFF": (_power, False, "session's end (a fence program that answers at once)"),
+KINDS: dict[str, tuple[Way, bool, int, str]] = {  # how; whether the host is simulated; its watchdog's seconds; since
+    "LEASE_EXPIRED_WATCHDOG": (_lease, False, 4, "last moment (lease of 8 s, a hardware watchdog on record only)"),
+    "LEASE_EXPIRED_GUARDED": (_lease, True, 0, "last moment (lease of 8 s, soft guard)"),
+    "AGENT_REPORTED_DEAD": (_agent, False, 0, "agent back on the same boot"),
+    "OTHER_BOOT": (_boot, False, 0, "agent back on another boot"),
+    "OPERATOR": (_operator, False, 0, "confirm-dead called"),
+    "POWER_OFF": (_power, False, 0, "session's end (a fence program that answers at once)"),  # the last: _power_file
 }
 
 
@@ -194,12 +200,13 @@ async def run(tell: Callable[[str], None]) -> list[Row]:
         await write_fleet(store, OTHERS)
         async with AsyncClient(cluster.server) as client:
             await ready(client, OTHERS)
-            for kind, (way, simulated, since) in KINDS.items():
+            for kind, (way, simulated, watchdog_s, since) in KINDS.items():
                 took = []
                 for _ in range(RUNS):
                     (folder / "power").write_text("on\n")
-                    scenes.append(_Scene(store, client, len(scenes), simulated=simulated))
-                    took.append(await _one(scenes[-1], way, kind))
+                    scene = _Scene(store, client, len(scenes), simulated=simulated, watchdog_s=watchdog_s)
+                    scenes.append(scene)
+                    took.append(await _one(scene, way, kind))
                 tell(f"{kind}: {', '.join(f'{s:.2f}' for s in took)} s")
                 rows.append(Row(f"{kind}: {since} to placed elsewhere", "s", took))
             for scene in scenes:
