@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ import requests
 
 USER, PASSWORD = "admin", "s3cret-hunter2"
 CHILD = Path(__file__).with_name("emulator_child.py")
+REPO = CHILD.parents[2]
 
 
 class Emulator:
-    """One emulated BMC. `address` and `port` are where it listens."""
+    """One emulated BMC. `address` and `port` are where it listens. `qemu`: its machine is a real QEMU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, qemu: bool = False) -> None:
         self.folder = folder
+        self._qemu = qemu
         self.log = folder / "emulator.log"
         self.certificate = folder / "cert.pem"
         self.password_file = folder / "password"
@@ -43,7 +46,9 @@ class Emulator:
             check=True, capture_output=True,
         )  # fmt: skip
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen([sys.executable, str(CHILD), str(self.folder)], stdout=log, stderr=log)
+            command = [sys.executable, str(CHILD), str(self.folder), *["qemu"] * self._qemu]
+            environment = os.environ | {"PYTHONPATH": str(REPO)}
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         end = time.monotonic() + 60
         while not (self.folder / "port").exists():
             assert self._process.poll() is None, self.log.read_text()
@@ -57,6 +62,18 @@ class Emulator:
         self._process.send_signal(signal.SIGCONT)
         self._process.kill()
         self._process.wait()
+        if pid := self.machine_pid:  # libvirt's QEMUs outlive it
+            os.kill(pid, signal.SIGKILL)
+
+    @property
+    def machine_pid(self) -> int:
+        """The QEMU of the machine that is on; 0: there is none."""
+        try:
+            pid = int((self.folder / "libvirt/run/qemu/bmc.pid").read_text())
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, ValueError):
+            return 0
+        return 0 if state in "ZX" else pid
 
     def stop_answering(self) -> None:
         """As a BMC that hangs."""
