@@ -30,6 +30,7 @@ class Said:
     guard: records_pb2.GuardKind.ValueType
     watchdog_s: int = 0
     unguarded: str = ""
+    refused: str = ""  # to the guard, by the system: it stands, but not as firmly as it might
 
 
 class Declaration:
@@ -64,8 +65,8 @@ class Declaration:
             return Said(_NONE, unguarded="no renewal has caught up yet with the deadline that was in force")
         watchdog_s = self._guard.watchdog_s()
         if self._timing.allows_watchdog(watchdog_s):
-            return Said(_HARDWARE, watchdog_s=round(watchdog_s))
-        return Said(records_pb2.GUARD_KIND_SOFT)
+            return Said(_HARDWARE, watchdog_s=round(watchdog_s), refused=self._guard.refused())
+        return Said(records_pb2.GUARD_KIND_SOFT, refused=self._guard.refused())
 
     def sending(self, said: Said) -> None:
         """The record is about to be sent: from now on the store may say so."""

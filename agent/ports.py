@@ -72,6 +72,10 @@ class Guard(Protocol):
         """The timeout of the hardware watchdog that is armed and petted; 0: none is."""
         ...
 
+    def refused(self) -> str:
+        """What the system refused the guard that keeps it running on a host in trouble, in words; "": nothing."""
+        ...
+
     def alive(self) -> bool:
         """Whether the guard has shown, within the last second or so, that it is watching."""
         ...

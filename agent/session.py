@@ -401,6 +401,7 @@ class SessionKeeper:
             guard=said.guard,
             watchdog_s=said.watchdog_s,
             unguarded=said.unguarded,
+            guard_refused=said.refused,
             simulated=self._me.simulated,
             started_s=self._started_s,
             version=self._me.version,

@@ -60,6 +60,10 @@ class NoGuard:
         """See Guard."""
         return 0.0
 
+    def refused(self) -> str:
+        """See Guard."""
+        return ""
+
     def alive(self) -> bool:
         """See Guard."""
         return True

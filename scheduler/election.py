@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
@@ -48,15 +48,21 @@ class TermLostError(Exception):
 
 @asynccontextmanager
 async def lead(
-    store: Store, me: records_pb2.Leader, *, ttl_s: int, gone: Gone = never, first: bool = False
+    store: Store,
+    me: records_pb2.Leader,
+    *,
+    ttl_s: int,
+    gone: Gone = never,
+    first: bool = False,
+    other: Callable[[records_pb2.Leader], None] = lambda _: None,
 ) -> AsyncIterator[Term]:
     """Wait to be the leader, and stay it for the body. `first`: the process has just begun, so that a leader with our
-    name and address is an earlier life of us, which nobody need wait for.
+    name and address is an earlier life of us, which nobody need wait for. `other` is told of each who leads meanwhile.
 
     The body is cancelled, and TermLostError raised, when the lease cannot be renewed in time. On a clean exit the key
     goes at once, so that a standby need not wait for the lease to run out.
     """
-    async with _Watch(store, gone) as watch:
+    async with _Watch(store, gone, other) as watch:
         term = await _win(store, me, ttl_s, watch, first=first)
     body = asyncio.current_task()
     assert body is not None
@@ -88,9 +94,10 @@ async def lead(
 class _Watch:
     """Waits for the end of another's leadership: of the key, or of the process that the key names."""
 
-    def __init__(self, store: Store, gone: Gone) -> None:
+    def __init__(self, store: Store, gone: Gone, other: Callable[[records_pb2.Leader], None]) -> None:
         self._store = store
         self._gone = gone
+        self._other = other
         self._life = 0  # of the leader key, which the task below is about
         self._death: asyncio.Task[None] | None = None
 
@@ -123,6 +130,8 @@ class _Watch:
             if self._death is not None:
                 self._death.cancel()
             self._life = leader.create_revision
+            with suppress(DecodeError):
+                self._other(records_pb2.Leader.FromString(leader.value))
             self._death = asyncio.create_task(_process_gone(self._gone, leader), name="election: death watch")
         return self._death
 

@@ -18,6 +18,7 @@ from .election import TermLostError, lead
 from .fencing.port import FenceDevice
 from .leader import Leader
 from .mirror.mirror import Mirror
+from .policy_told import differences, told
 
 _log = logging.getLogger(__name__)
 
@@ -72,9 +73,18 @@ class Replica:
             _log.error("%s: the store was restored from a backup; nothing is decided for %d s", self.name, wait_s)
             self._hold_until = now + wait_s
 
+    def _compare(self, leader: records_pb2.Leader) -> None:
+        """Another leads: whoever reads this replica's log should know that its policy is not what counts."""
+        if found := differences(self.policy, self.name, leader):
+            _log.warning("%s has another policy than the leader's, which counts: %s", self.name, "; ".join(found))
+
     async def _term(self, *, first: bool) -> None:
-        me = records_pb2.Leader(id=self.name, address=self.address, since_s=self.wall())
-        async with lead(self.store, me, ttl_s=self.leader_ttl_s, gone=self.gone, first=first) as term:
+        me = records_pb2.Leader(
+            id=self.name, address=self.address, since_s=self.wall(), policy=told(self.policy)
+        )  # fmt: skip
+        async with lead(
+            self.store, me, ttl_s=self.leader_ttl_s, gone=self.gone, first=first, other=self._compare
+        ) as term:
             _log.info("%s leads, term %d", self.name, term.revision)
             # Held as the leader: a replica that has just begun knows nothing of a restore, and would decide.
             await asyncio.sleep(max(0.0, self._hold_until - asyncio.get_running_loop().time()))

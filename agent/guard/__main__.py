@@ -23,7 +23,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .state import GuardState, Word, boot_time_ns
@@ -40,19 +40,36 @@ def note(text: str) -> None:
         print(f"guard[{os.getpid()}]: {text}", file=sys.stderr, flush=True)  # noqa: T201 - its log is stderr
 
 
-def harden() -> None:
-    """Ask for all that keeps the guard running on a host in trouble; say what was refused."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
-        note(f"not locked in memory: {os.strerror(ctypes.get_errno())}")
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except OSError as exc:
-        note(f"no real-time priority: {exc.strerror}")
-    try:
-        Path("/proc/self/oom_score_adj").write_text("-1000")
-    except OSError as exc:
-        note(f"the kernel may choose it when out of memory: {exc.strerror}")
+def harden() -> int:
+    """Ask for all that keeps the guard running on a host in trouble; say what was refused, as bits of REFUSALS."""
+    refused = 0
+    for number, (ask, otherwise) in enumerate(_WISHES):
+        try:
+            ask()
+        except OSError as exc:
+            note(f"{otherwise}: {exc.strerror}")
+            refused |= 1 << number
+    return refused
+
+
+def _lock_in_memory() -> None:
+    if ctypes.CDLL(None, use_errno=True).mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _run_in_real_time() -> None:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+
+def _be_spared() -> None:
+    Path("/proc/self/oom_score_adj").write_text("-1000")
+
+
+_WISHES: Sequence[tuple[Callable[[], object], str]] = (  # in the order of REFUSALS
+    (_lock_in_memory, "not locked in memory"),
+    (_run_in_real_time, "no real-time priority"),
+    (_be_spared, "the kernel may choose it when out of memory"),
+)
 
 
 def enforce(state: GuardState, targets: list[Target]) -> bool:
@@ -170,7 +187,7 @@ def main(make_device: Callable[[Path], Device] = WatchdogDevice) -> int:
     targets += [PidFiles(arguments.pidfiles)] if arguments.pidfiles else []
     device = make_device(arguments.watchdog) if arguments.watchdog else NoDevice()
     dog = Watchdog(device, arguments.watchdog_s, state, note)
-    harden()
+    state[Word.REFUSED] = harden()
     gc.freeze()
     gc.disable()
     note("watching")

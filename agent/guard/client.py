@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ..ports import GuardError
-from .state import GuardState, Word, boot_time_ns, open_state
+from .state import REFUSALS, GuardState, Word, boot_time_ns, open_state
 
 ALIVE_WITHIN_NS = 1_000_000_000
 _START_S = 10.0
@@ -58,6 +58,11 @@ class ProcessGuard:
     def watchdog_s(self) -> float:
         """See ports.Guard."""
         return self._state[Word.WATCHDOG] / 1e9 if self._state and self.alive() else 0.0
+
+    def refused(self) -> str:
+        """See ports.Guard."""
+        bits = self._state[Word.REFUSED] if self._state else 0
+        return ", ".join(text for number, text in enumerate(REFUSALS) if bits >> number & 1)
 
     def alive(self) -> bool:
         """See ports.Guard."""

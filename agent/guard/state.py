@@ -38,6 +38,10 @@ class Word(IntEnum):
     LIMIT = 9  # by the agent: at this time no VM may live, even if the guard is frozen; not before DEADLINE
     WATCHDOG = 10  # by the guard: timeout, in nanoseconds, of the hardware watchdog that it has armed; 0: none
     EMPTY = 11  # by the guard: since when, the deadline having passed, it sees that no VM lives; 0: not so
+    REFUSED = 12  # by the guard: what the system refused it, a bit of REFUSALS each
+
+
+REFUSALS = ("to be locked in memory", "real-time priority", "to be spared when out of memory")
 
 
 def boot_time_ns() -> int:

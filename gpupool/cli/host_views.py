@@ -53,4 +53,5 @@ def wishes(host: scheduler_pb2.Host) -> list[str]:
 
 
 def _guard(host: scheduler_pb2.Host) -> str:
-    return enum_name(records_pb2.GuardKind, host.record.guard).lower()
+    kind, refused = enum_name(records_pb2.GuardKind, host.record.guard).lower(), host.session.guard_refused
+    return f"{kind}, refused {refused}" if kind and refused else kind

@@ -167,6 +167,7 @@ def status(output: str) -> None:
             ("hosts", f"{found.hosts_ready} of {found.hosts} ready"),
             ("units", f"{found.units_free} of {found.units} free"),
             *planned_views.safety(found, time.time()),
+            *(("POLICY DIFFERS", text) for text in found.policy_differs),
             ("jobs", ", ".join(f"{found.jobs[state]} {state.lower()}" for state in sorted(found.jobs)) or "none"),
         ]
     )

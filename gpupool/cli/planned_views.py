@@ -128,9 +128,10 @@ def guard(host: scheduler_pb2.Host) -> str:
     """What kills its VMs when its session ends, or why nothing is declared to."""
     kind = enum_name(records_pb2.GuardKind, host.record.guard).lower()
     session = host.session
+    weak = f"; it was refused {session.guard_refused}" if session.guard_refused else ""
     if kind == "hardware" and session.watchdog_s:
-        return f"{kind}, watchdog of {session.watchdog_s} s"
-    return kind or (f"none: {session.unguarded}" if session.unguarded else "none")
+        return f"{kind}, watchdog of {session.watchdog_s} s{weak}"
+    return f"{kind}{weak}" if kind else (f"none: {session.unguarded}" if session.unguarded else "none")
 
 
 def machine(host: scheduler_pb2.Host) -> str:

@@ -176,6 +176,7 @@ class Session(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     WATCHDOG_S_FIELD_NUMBER: _builtins.int
     UNGUARDED_FIELD_NUMBER: _builtins.int
+    GUARD_REFUSED_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.str
     address: _builtins.str
@@ -197,6 +198,8 @@ class Session(_message.Message):
     """the hardware watchdog's timeout; 0: none is armed"""
     unguarded: _builtins.str
     """why no guard is declared, e.g. by the site's policy or while disarmed; empty: one is"""
+    guard_refused: _builtins.str
+    """what the system refused the guard, such as to be locked in memory; empty: nothing"""
     machine: _builtins.str
     """which machine it is, whatever boots there: a hash; empty: unknown, or an older agent"""
     def __init__(
@@ -213,11 +216,12 @@ class Session(_message.Message):
         nonce: _builtins.str = ...,
         watchdog_s: _builtins.int = ...,
         unguarded: _builtins.str = ...,
+        guard_refused: _builtins.str = ...,
         machine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "guard", b"guard", "machine", b"machine", "nonce", b"nonce", "simulated", b"simulated", "started_s", b"started_s", "ttl_s", b"ttl_s", "unguarded", b"unguarded", "version", b"version", "vms_found_dead", b"vms_found_dead", "watchdog_s", b"watchdog_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "guard", b"guard", "guard_refused", b"guard_refused", "machine", b"machine", "nonce", b"nonce", "simulated", b"simulated", "started_s", b"started_s", "ttl_s", b"ttl_s", "unguarded", b"unguarded", "version", b"version", "vms_found_dead", b"vms_found_dead", "watchdog_s", b"watchdog_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1274,21 +1278,25 @@ class Leader(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     SINCE_S_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     address: _builtins.str
     """host:port of the replica's API"""
     since_s: _builtins.float
     """Unix time"""
+    policy: _builtins.str
+    """its policy, as a line of JSON: what counts; empty: of an older version"""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         address: _builtins.str = ...,
         since_s: _builtins.float = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "id", b"id", "since_s", b"since_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "id", b"id", "policy", b"policy", "since_s", b"since_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

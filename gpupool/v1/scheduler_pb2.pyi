@@ -837,6 +837,7 @@ class Cluster(_message.Message):
     INTENT_FIELD_NUMBER: _builtins.int
     RESERVATION_FIELD_NUMBER: _builtins.int
     UNPROVABLE_FIELD_NUMBER: _builtins.int
+    POLICY_DIFFERS_FIELD_NUMBER: _builtins.int
     POWERED_UNKNOWN_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """the one that answers"""
@@ -870,6 +871,10 @@ class Cluster(_message.Message):
         """hosts in use whose loss would wait for a reboot or an operator, by name"""
 
     @_builtins.property
+    def policy_differs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """how the policy of the replica that answers differs from the leader's, which counts"""
+
+    @_builtins.property
     def powered_unknown(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """named by the file of fence devices, and no host is known by that name"""
 
@@ -889,11 +894,12 @@ class Cluster(_message.Message):
         intent: _records_pb2.ClusterIntent | None = ...,
         reservation: Global___Reservation | None = ...,
         unprovable: _abc.Iterable[Global___Unprovable] | None = ...,
+        policy_differs: _abc.Iterable[_builtins.str] | None = ...,
         powered_unknown: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "leader", b"leader", "record", b"record", "reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "hosts_ready", b"hosts_ready", "intent", b"intent", "jobs", b"jobs", "leader", b"leader", "powered_unknown", b"powered_unknown", "record", b"record", "replica", b"replica", "reservation", b"reservation", "revision", b"revision", "units", b"units", "units_free", b"units_free", "unprovable", b"unprovable", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts", "hosts_ready", b"hosts_ready", "intent", b"intent", "jobs", b"jobs", "leader", b"leader", "policy_differs", b"policy_differs", "powered_unknown", b"powered_unknown", "record", b"record", "replica", b"replica", "reservation", b"reservation", "revision", b"revision", "units", b"units", "units_free", b"units_free", "unprovable", b"unprovable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

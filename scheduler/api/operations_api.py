@@ -21,6 +21,7 @@ from ..core.state.policy import Policy
 from ..core.state.skew import answers
 from ..mirror.mirror import EVENTS_KEPT, Mirror
 from ..mirror.subscribe import Subscription
+from ..policy_told import differences
 from .cluster_dump import ClusterDump
 from .cluster_intents import ClusterIntents
 from .failover_plan import FailoverPlans
@@ -62,8 +63,9 @@ class OperationsApi:
         units = self.units("")
         hosts = self._mirror.all(Kind.HOST, records_pb2.HostRecord).values()
         states = Counter(map(self._mirror.state_of, self._mirror.jobs()))
+        leader = self._mirror.get(Kind.LEADER, records_pb2.Leader)
         return scheduler_pb2.Cluster(
-            leader=self._mirror.get(Kind.LEADER, records_pb2.Leader),
+            leader=leader,
             replica=self._replica,
             version=self._version,
             hosts=len(hosts),
@@ -77,6 +79,7 @@ class OperationsApi:
             reservation=self.plans.reservation(),
             unprovable=unprovable(self._mirror, self._policy),
             powered_unknown=powered_unknown(self._mirror, self._policy),
+            policy_differs=differences(self._policy, self._replica, leader or records_pb2.Leader()),
         )
 
     # Hosts and units

@@ -245,6 +245,7 @@ class FakeGuard:
         self.kills = 0
         self.dead = False
         self.unstartable = False
+        self.denied = ""  # by the system
         self._watching = False
 
     def extend(self, deadline_boot_s: float, limit_boot_s: float = 0.0) -> None:
@@ -255,6 +256,10 @@ class FakeGuard:
     def watchdog_s(self) -> float:
         """See Guard."""
         return self.armed_s if self.alive() else 0.0
+
+    def refused(self) -> str:
+        """See Guard."""
+        return self.denied
 
     def alive(self) -> bool:
         """See Guard."""

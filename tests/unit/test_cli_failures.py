@@ -137,7 +137,13 @@ def test_a_host_under_work_in_detail(shows: Callable[[str], None]) -> None:
         cordoned=True, reason="loud", by="bob@ops", drain=draining(wait=True), maintenance=True,
         maintenance_reason="new board", maintenance_by="cid@ops",
     )  # fmt: skip
-    shown = host("h1", vms=3, vms_stopping=1, intent=intent, session=records_pb2.Session(watchdog_s=10))
+    shown = host(
+        "h1",
+        vms=3,
+        vms_stopping=1,
+        intent=intent,
+        session=records_pb2.Session(watchdog_s=10, guard_refused="real-time priority"),
+    )
     shown.record.held_out, shown.record.held_out_s = "lost 3 times within 1h", NOW - 3600
     shown.record.boot_s = NOW - 7200
     shown.record.last_fence.CopyFrom(failover().fence)

@@ -55,6 +55,17 @@ async def test_watchdog_is_declared_only_while_it_is_armed() -> None:
 
 
 @virtual_time
+async def test_what_the_guard_was_refused_is_in_the_record() -> None:
+    rig = Rig()
+    await rig.ready()
+    assert not rig.session_record().guard_refused
+    rig.guard.denied = "real-time priority"
+    await until(lambda: rig.session_record().guard_refused == "real-time priority")
+    assert rig.session_record().guard == SOFT
+    await rig.close()
+
+
+@virtual_time
 async def test_no_vm_starts_behind_a_watchdog_that_is_declared_and_not_armed() -> None:
     rig = Rig()
     await rig.ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,31 @@ def start_vm(vms: list[subprocess.Popen[bytes]], *, cgroup: Path | None = None) 
 def start_named(directory: Path) -> subprocess.Popen[bytes]:
     """A VM that is known by its command line."""
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(directory)])
+
+
+def start_unprivileged(file: Path) -> subprocess.Popen[bytes]:
+    """A guard that the system refuses what it asks for; returns once it watches."""
+    state = open_state(file)
+    state[Word.AGENT] = os.getpid()  # or it ends, as nobody wants it
+    bare = ["prlimit", "--memlock=4096", "--rtprio=0", "setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    guard = [sys.executable, "-S", "-m", "agent.guard", "--state", str(file), "--pidfiles", str(file.parent)]
+    child = subprocess.Popen([*bare, *guard])
+    while not state[Word.HEARTBEAT] and child.poll() is None:
+        time.sleep(0.02)
+    return child
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="no setpriv, of util-linux")
+async def test_it_tells_the_agent_what_the_system_refused(tmp_path: Path, guards: list[ProcessGuard]) -> None:
+    child = start_unprivileged(tmp_path / "guard.state")
+    guard = ProcessGuard(tmp_path / "guard.state", None, tmp_path)
+    guards.append(guard)
+    try:
+        await guard.ensure()  # it finds the one that runs
+        assert guard.pid == child.pid
+        assert guard.refused().startswith("to be locked in memory, real-time priority")
+    finally:
+        end(child.pid)
 
 
 @needs_cgroup
