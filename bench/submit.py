@@ -87,7 +87,7 @@ async def _round(jobs: int, replicas: int) -> _Round:
     cluster = EmbeddedCluster(folder, images=folder, hosts={}, replicas=replicas)
     try:
         await cluster.start()
-        store = EtcdStore([cluster.etcd.endpoint])
+        store = EtcdStore([cluster.etcd.endpoint], timeout_s=60.0)
         await write_fleet(store, _hosts(jobs))
         async with AsyncClient(cluster.server) as client:
             await _ready(client, _hosts(jobs))

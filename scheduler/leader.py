@@ -198,11 +198,15 @@ class Leader:
                 await self._news.wait()
 
     def _log_transitions(self) -> None:
-        info, debug = _log.isEnabledFor(logging.INFO), _log.isEnabledFor(logging.DEBUG)
-        for transition in self.cluster.take_log():
-            quiet = transition.kind == "allocation"  # of which there are 100,000 when a new leader begins
-            if debug if quiet else info:
-                _log.log(logging.DEBUG if quiet else logging.INFO, "%s", transition)
+        """All of a turn at once, a line each: a record for each job takes longer than its placement."""
+        told = self.cluster.take_log()
+        loud = [transition for transition in told if transition.kind != "allocation"]
+        if loud and _log.isEnabledFor(logging.INFO):
+            _log.info("%s", "\n".join(map(str, loud)))
+        if _log.isEnabledFor(logging.DEBUG):  # of allocations there are 100,000 when a new leader begins
+            for transition in told:
+                if transition.kind == "allocation":
+                    _log.debug("%s", transition)
 
     def _act(self, now: float) -> None:
         owed = todo(self.cluster, now)

@@ -25,6 +25,8 @@ from gpupool.store.port import Change, Committed, Guard, KeyValue, LeaseNotFound
 __all__ = ["EtcdStore", "TlsFiles"]
 
 _LIST_TRIES = 5
+_LARGER, _PAGE_BYTES = 10, 2 * 1024 * 1024  # how much larger than the first a page may be; if its values are no more
+_DECODED = 1000  # keys between two looks at what else there is to do
 
 
 class EtcdStore:
@@ -32,8 +34,9 @@ class EtcdStore:
 
     `endpoints` are host:port of members, asked in turn when one fails. `timeout_s` bounds every call. `user` and
     `password` log in where etcd's auth is on; a certificate's common name needs neither. `max_ops` is the cluster's
-    --max-txn-ops, `page_keys` how many keys one read of a list asks for. A watch hears from its peer within `silence_s`
-    or moves to another connection. `probe_key` is any key that our role may read, present or not (see `renew`).
+    --max-txn-ops, `page_keys` how many keys the first read of a list asks for (later ones: up to ten times as many). A
+    watch hears from its peer within `silence_s` or moves to another connection. `probe_key` is any key that our role
+    may read, present or not (see `renew`).
     """
 
     def __init__(
@@ -75,23 +78,33 @@ class EtcdStore:
         first, end = wire.prefix_range(prefix)
         items: list[KeyValue] = []
         # The newest, linearizable; every later page is read as of the first one, and asked for while one is decoded.
-        page = await self._page(first, end, 0)
+        limit = self._page_keys
+        page = await self._page(first, end, 0, limit)
         revision = page.header.revision
         while page.more:
-            coming = asyncio.create_task(self._page(page.kvs[-1].key + b"\0", end, revision))
+            limit = self._next_limit(page.kvs)
+            coming = asyncio.create_task(self._page(page.kvs[-1].key + b"\0", end, revision, limit))
             try:
-                await asyncio.sleep(0)  # so that it is sent
-                items.extend(map(wire.decode_kv, page.kvs))
+                await self._decode(page.kvs, items)
                 page = await coming
             finally:
                 coming.cancel()
-        items.extend(map(wire.decode_kv, page.kvs))
+        await self._decode(page.kvs, items)
         return Snapshot(revision, tuple(items))
 
-    async def _page(self, first: bytes, end: bytes, revision: int) -> Any:
-        return await self._range(
-            rpc_pb2.RangeRequest(key=first, range_end=end, limit=self._page_keys, revision=revision)
-        )
+    def _next_limit(self, kvs: Sequence[Any]) -> int:
+        """Keys in the next page. For each, etcd visits all keys that are left: so a long list has few large ones."""
+        size = sum(len(kv.value) for kv in kvs)
+        return max(self._page_keys, min(_LARGER * self._page_keys, len(kvs) * _PAGE_BYTES // max(1, size)))
+
+    async def _decode(self, kvs: Sequence[Any], items: list[KeyValue]) -> None:
+        """A few at a time, so that others run in between; before the first, so that the next page is asked for."""
+        for begin in range(0, len(kvs), _DECODED):
+            await asyncio.sleep(0)
+            items.extend(map(wire.decode_kv, kvs[begin : begin + _DECODED]))
+
+    async def _page(self, first: bytes, end: bytes, revision: int, limit: int) -> Any:
+        return await self._range(rpc_pb2.RangeRequest(key=first, range_end=end, limit=limit, revision=revision))
 
     async def _range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:
         async def send(member: Member, timeout_s: float, metadata: grpc.aio.Metadata) -> Any:

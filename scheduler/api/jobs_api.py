@@ -28,10 +28,11 @@ from ..mirror.mirror import FINAL, Arrival, Mirror
 from ..mirror.subscribe import Subscription
 from ..submitting import queue_rules
 from ..submitting.dependencies import unknown
+from ..submitting.judged import Judged
 from ..submitting.known_hosts import KnownHosts
 from ..submitting.named_jobs import NamedJobs
 from ..submitting.submission import SUBMIT_BATCH, Submission, accepted, element_id, elements_of, job_id_of, many, packed
-from ..submitting.validate import faults
+from ..submitting.validate import faults, faults_of_texts
 from ..submitting.validate_gang import gang_faults
 from .explained import explained
 from .intents import ApiError, change_intent
@@ -57,6 +58,7 @@ class JobsApi:
         self._token = token
         self._known = KnownHosts(mirror)
         self._named = NamedJobs(mirror)
+        self._judged = Judged(mirror)
         self.wishes = JobWishes(store, mirror, self.get, wall)
 
     # Submitting
@@ -106,9 +108,11 @@ class JobsApi:
         results = [scheduler_pb2.SubmitResult() for _ in requests]
         good: list[tuple[int, Submission]] = []
         for index, (request, result) in enumerate(zip(requests, results, strict=True)):
-            await self._named.refresh(request.spec)
+            if request.spec.HasField("restart"):
+                await self._named.refresh(request.spec)
             try:
-                submission = self._check(request, await unknown(self._store, self._mirror, request), beside)
+                lost = await unknown(self._store, self._mirror, request) if request.spec.dependencies else ()
+                submission = self._check(request, lost, beside)
             except ApiError as exc:
                 result.refused.CopyFrom(scheduler_pb2.Refusal(code=exc.code.value[0], message=exc.message))
                 continue
@@ -134,7 +138,9 @@ class JobsApi:
             done = await self._store.commit([s.guard for _, s in good], [s.put for _, s in good])
             if done.succeeded:
                 for index, submission in good:
-                    results[index].ok.CopyFrom(accepted(submission, created=True))
+                    answer = results[index].ok
+                    answer.id, answer.created = submission.job_id, True
+                    answer.warnings.extend(submission.warnings)
                 await self._mirror.reached(done.revision)
                 return
         for index, submission in good:  # some are known already, or twice among these: one by one
@@ -175,6 +181,26 @@ class JobsApi:
         """Raises ApiError. `beside`: specs of the same batch, which may name each other."""
         seed = request.idempotency_key.encode() if request.idempotency_key else self._token()
         job_id = job_id_of(seed)
+        version, shape = self._known.version, self._judged.shape(request.spec)
+        if shape is not None and self._judged.good(shape, version) and not faults_of_texts(request.spec):
+            warnings: list[str] = []
+        else:
+            warnings = self._judge(request, job_id, unknown, beside)
+            if shape is not None and not warnings:
+                self._judged.add(shape, version)
+        record = records_pb2.JobRecord(
+            spec=request.spec, submitted_s=self._wall(), idempotency_key=request.idempotency_key
+        )
+        return Submission(job_id, record, warnings)
+
+    def _judge(
+        self,
+        request: scheduler_pb2.SubmitRequest,
+        job_id: str,
+        unknown: Sequence[str],
+        beside: Sequence[job_pb2.JobSpec],
+    ) -> list[str]:
+        """Warnings. Raises ApiError with all that is wrong."""
         wrong = [
             *faults(request.spec),
             *unknown,
@@ -190,10 +216,7 @@ class JobsApi:
             wrong += [f"{m}; to queue it all the same: --allow-unavailable" for m in missing]
         if wrong:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
-        record = records_pb2.JobRecord(
-            spec=request.spec, submitted_s=self._wall(), idempotency_key=request.idempotency_key
-        )
-        return Submission(job_id, record, missing + queue_rules.warnings(self._mirror, request.spec))
+        return missing + queue_rules.warnings(self._mirror, request.spec)
 
     async def _same_as_stored(self, submission: Submission) -> int:
         """The revision of the spec that is stored under the same key. ApiError ALREADY_EXISTS if it is another."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
 from ..core.state.losses import Evidence, Failover, FenceRecord
 from ..core.state.model import Allocation, Attempt, Cluster, Host, Job
+from ..core.state.tables import JobState
+
+_JOB_STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in JobState}
 
 
 def _evidence(value: Evidence) -> job_pb2.Evidence.ValueType:
@@ -15,44 +20,40 @@ def _evidence(value: Evidence) -> job_pb2.Evidence.ValueType:
 def status(job: Job) -> job_pb2.JobStatus:
     """The record of what became of a job."""
     wire = job_pb2.JobStatus(
-        state=job_pb2.JobState.Value(f"JOB_STATE_{job.state.value}"),
-        attempts=[_attempt(a) for a in job.attempts],
+        state=_JOB_STATES[job.state],
         attempt_count=job.attempt_count,
-        restarts=job.restarts,
-        start_failures=job.start_failures,
         submitted_s=job.submitted_s,
-        finished_s=job.finished_s,
-        not_before_s=job.not_before_s,
         message=job.message,
-        cancel_requested=job.cancel_reason is not None,
-        hold=job.hold,
-        held_s=job.held_s,
-        host_deaths=job.host_deaths,
-        ending=job.ending,
     )
+    for attempt in job.attempts:
+        _attempt(attempt, wire.attempts.add())  # filled in place: to copy a message takes as long as to make it
+    for name in _SELDOM:  # a field is not written while it is zero or empty, as most are
+        if value := getattr(job, name):
+            setattr(wire, name, value)
+    if job.cancel_reason is not None:
+        wire.cancel_requested = True
     if job.exit_code is not None:
         wire.exit_code = job.exit_code
     return wire
 
 
-def _attempt(attempt: Attempt) -> job_pb2.Attempt:
-    wire = job_pb2.Attempt(
-        number=attempt.number,
-        host=attempt.host,
-        units=attempt.units,
-        created_s=attempt.created_s,
-        started_s=attempt.started_s,
-        ended_s=attempt.ended_s,
-        message=attempt.message,
-        warnings=attempt.warnings,
-    )
+_SELDOM = ("restarts", "start_failures", "finished_s", "not_before_s", "hold", "held_s", "host_deaths", "ending")
+_SELDOM_OF_ATTEMPT = ("started_s", "ended_s", "message")
+
+
+def _attempt(attempt: Attempt, wire: job_pb2.Attempt) -> None:
+    wire.number, wire.host, wire.created_s = attempt.number, attempt.host, attempt.created_s
+    wire.units.extend(attempt.units)
+    for name in _SELDOM_OF_ATTEMPT:
+        if value := getattr(attempt, name):
+            setattr(wire, name, value)
+    wire.warnings.extend(attempt.warnings)
     if attempt.outcome is not None:
         wire.outcome = job_pb2.Outcome.Value(f"OUTCOME_{attempt.outcome.value}")
     if attempt.exit_code is not None:
         wire.exit_code = attempt.exit_code
     if attempt.evidence is not None:
         wire.evidence = _evidence(attempt.evidence)
-    return wire
 
 
 def host_record(host: Host) -> records_pb2.HostRecord:
@@ -135,11 +136,18 @@ def allocation(decided: Allocation, host: Host, record: bytes) -> bytes:
 
     The spec in it is passed on as it stands there: a field of one message is, but for its tag, a field of another.
     """
-    wire = _allocation(decided, host)
+    wire = _allocation(decided, host).SerializeToString() + _cores(decided.cores)
     tag, end = record[:1], _end_of_field(record)
     if tag == _SPEC_IN_RECORD and end <= len(record):
-        return wire.SerializeToString() + _SPEC_IN_ALLOCATION + record[1:end]
-    wire.spec.CopyFrom(records_pb2.JobRecord.FromString(record).spec)
+        return wire + _SPEC_IN_ALLOCATION + record[1:end]
+    spec = records_pb2.JobRecord.FromString(record).spec
+    return wire + records_pb2.Allocation(spec=spec).SerializeToString()
+
+
+@lru_cache(maxsize=8192)
+def _cores(cores: tuple[tuple[int, ...], ...]) -> bytes:
+    """The field of an allocation's cores; there are few different ones. Fields may come in any order."""
+    wire = records_pb2.Allocation(cores=[inventory_pb2.CpuCore(threads=core) for core in cores])
     return wire.SerializeToString()
 
 
@@ -159,8 +167,9 @@ def _end_of_field(record: bytes) -> int:
 
 
 def _allocation(decided: Allocation, host: Host) -> records_pb2.Allocation:
-    addresses = sorted(a for unit in decided.units if unit in host.units for a in host.units[unit].functions)
-    return records_pb2.Allocation(
+    addresses = [a for unit in decided.units if unit in host.units for a in host.units[unit].functions]
+    addresses.sort()
+    wire = records_pb2.Allocation(
         id=decided.id,
         job=decided.job,
         attempt=decided.attempt,
@@ -169,15 +178,17 @@ def _allocation(decided: Allocation, host: Host) -> records_pb2.Allocation:
         units=decided.units,
         unit_identities=decided.unit_identities,
         session_nonce=decided.session_nonce,
-        stop_grace_s=decided.stop_grace_s,
-        preempted_for=decided.preempted_for,
         pci_addresses=addresses,
         numa_nodes=decided.nodes,
-        cores=[inventory_pb2.CpuCore(threads=core) for core in decided.cores],
         memory_mib=sum(decided.memory_mib),
         memory_mib_per_node=decided.memory_mib,
         desired=records_pb2.DESIRED_STOP if decided.stop_reason else records_pb2.DESIRED_RUN,
-        stop_reason=decided.stop_reason,
         created_s=decided.created_s,
-        stop_requested_s=decided.stop_requested_s,
     )
+    for name in _SELDOM_OF_ALLOCATION:
+        if value := getattr(decided, name):
+            setattr(wire, name, value)
+    return wire
+
+
+_SELDOM_OF_ALLOCATION = ("stop_grace_s", "preempted_for", "stop_reason", "stop_requested_s")

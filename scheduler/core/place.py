@@ -77,7 +77,7 @@ class Placer:
             mine = case(cluster, job)
             if self.admission.out(cluster, job) or self.own.out(cluster, mine):
                 continue
-            done = self._try(cluster, job, mine, now)
+            done = self._try(cluster, job, mine, now, asked=True)
             placed += done
             if not done:
                 backfill.reserve(cluster, job, now)
@@ -98,11 +98,11 @@ class Placer:
             lent.look(cluster, lambda: self.admission.known(cluster), now)
         return placed
 
-    def _try(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> int:
-        """Place one job, or all of its gang that are placed with it; returns how many."""
+    def _try(self, cluster: Cluster, job: Job, mine: Case | None, now: float, *, asked: bool = False) -> int:
+        """Place one job, or all of its gang that are placed with it; returns how many. `asked`: its queue has room."""
         if job.terms.member is not None:
             return gang_place.place(self, cluster, job, now)
-        return int(self._place(cluster, job, mine, now))
+        return int((asked or not cluster.books.queues.refusal(job)) and self._place(cluster, job, mine, now))
 
     def _gang_waits(self, cluster: Cluster, job: Job, shape: Party) -> None:
         """Gangs just like it need not be asked until something is set free."""
@@ -112,7 +112,7 @@ class Placer:
 
     def _place(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> bool:
         """Place one job, if any host may take it."""
-        choice = None if cluster.books.queues.refusal(job) else self._choose(cluster, job, mine, now)
+        choice = self._choose(cluster, job, mine, now)
         if choice is None:
             return False
         self.bind(cluster, job, choice, now)
@@ -139,6 +139,11 @@ class Placer:
     def _choose(self, cluster: Cluster, job: Job, mine: Case | None, now: float) -> Choice | None:
         """The best host for the job that may take it, with what it would take there."""
         ranking = self._ranking(cluster, mine[0] if mine else job.request)
+        others = mine or job.attempts or cluster.books.claims or cluster.policy.reservation.hosts
+        if not others:  # as for most: nothing but the shape counts
+            self.barred = set()
+            first = ranking.best()
+            return Choice(cluster.hosts[first[0][-1]], first[1]) if first is not None else None
         left = _Left(cluster, ranking.fits, mine)
         self.barred = {name for name in claims.barred(cluster, job, ranking.fits, now) if name in left}
         left.barred = self.barred
@@ -191,6 +196,8 @@ def _hosts_by_history(job: Job) -> tuple[set[str], set[str]]:
 
     A crash of the VM alone is tried once more where it was, with what is there already, and then elsewhere.
     """
+    if not job.attempts:
+        return set(), set()
     shun = {a.host for a in job.attempts if a.outcome is Outcome.START_FAILED}
     crashed = crashed_on(job)
     if len(crashed) > 1:

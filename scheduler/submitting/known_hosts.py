@@ -27,6 +27,7 @@ class KnownHosts:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._known = Known()
+        self.version = 0  # grows whenever something was taken in
         self._stale = {ids[0] for ids in mirror.ids(Kind.INVENTORY)}
         mirror.listen(self._noticed, Kind.INVENTORY)
 
@@ -41,6 +42,7 @@ class KnownHosts:
             name = self._stale.pop()
             wire = self._mirror.get(Kind.INVENTORY, inventory_pb2.Inventory, name)
             self._known.update(name, inventory_of(wire) if wire is not None else None)
+            self.version += 1
             done += 1
             if done % TURN == 0:
                 await asyncio.sleep(0)
@@ -57,8 +59,9 @@ class KnownHosts:
         miss = self._known.impossible(request)
         if miss is not None:
             return [f"no known host could ever take it, even if it were empty: {miss}"]
-        party = party_of(request, member_of(spec.gang))
-        short = self._known.too_large(party, request) if spec.gang.count else ""
+        if not spec.gang.count:
+            return []
+        short = self._known.too_large(party_of(request, member_of(spec.gang)), request)
         return [f"the gang is larger than all known hosts, even if they were empty: {short}"] if short else []
 
     def missing(self, spec: job_pb2.JobSpec) -> list[str]:

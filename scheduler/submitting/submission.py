@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -80,5 +79,11 @@ def accepted(submission: Submission, *, created: bool) -> scheduler_pb2.SubmitRe
 
 
 def job_id_of(seed: bytes) -> str:
-    """A name of 65 bits: the same seed gives the same job."""
-    return "j" + base64.b32encode(hashlib.sha256(seed).digest())[:13].decode().lower()
+    """A name of 65 bits, in lower-case base32: the same seed gives the same job."""
+    bits = int.from_bytes(hashlib.sha256(seed).digest()[:9], "big") >> 7
+    first = "".join([_TWO[bits >> shift & 0x3FF] for shift in (55, 45, 35, 25, 15, 5)])
+    return f"j{first}{_DIGITS[bits & 0x1F]}"
+
+
+_DIGITS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648
+_TWO = [a + b for a in _DIGITS for b in _DIGITS]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gpupool.v1 import job_pb2
 
+from ..codec.decode_rules import labels_of
 from .validate_queue import queue_faults
 from .validate_rules import faults_of_rules
 
@@ -19,11 +20,13 @@ MAX_PRIORITY = 1000
 MAX_GRACE_S = 3600
 HUGEPAGE_SIZES_KIB = {2048: "2 MiB", 1024 * 1024: "1 GiB"}  # those of x86
 MAX_USER_DATA_BYTES = 64 * 1024
+_NO_NUL = "no NUL character is allowed"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SERIAL = re.compile(r"[a-z0-9][a-z0-9-]{0,19}")
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # Linux takes 15 bytes (IFNAMSIZ in linux/if.h), and more
+_CONTROL = re.compile(r"[\x00-\x1f]")
 _VENDOR = re.compile(r"[ -+\--~]{0,12}")  # 12 bytes of CPUID; libvirt refuses a comma, which would end a QEMU option
 
 
@@ -42,6 +45,11 @@ def faults(spec: job_pb2.JobSpec) -> list[str]:
     ]
 
 
+def faults_of_texts(spec: job_pb2.JobSpec) -> list[str]:
+    """Those that are wrong with what `spec` says in words, or with its size: for a spec that is right but for these."""
+    return [*_texts(spec)] if spec.ByteSize() <= MAX_SPEC_BYTES else faults(spec)
+
+
 def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:
     if spec.name and not _NAME.fullmatch(spec.name):
         yield f"name {spec.name!r}: 1 to 63 letters, digits, '-', '.', '_', the first a letter or digit"
@@ -49,16 +57,19 @@ def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:
         yield "image is missing: name a guest image; `gpupool hosts -o wide` lists those at hand"
     if not spec.command:
         yield 'command is missing: give the argv to run in the guest, e.g. ["python3", "train.py"]'
-    for name in sorted(spec.env):
+    env, command = labels_of(spec.env), list(spec.command)
+    for name, _ in env:
         if not _ENV.fullmatch(name):
             yield f"env: {name!r} is no name of an environment variable"
-    if spec.command and not spec.command[0]:
+    if command and not command[0]:
         yield "command[0] is empty: the first word names the program to run"
-    for where, text in (*((f"command[{n}]", word) for n, word in enumerate(spec.command)), *sorted(spec.env.items())):
+    if "\0" in "".join(command):
+        yield from (f"command[{n}] {word!r}: {_NO_NUL}" for n, word in enumerate(command) if "\0" in word)
+    for name, text in env:
         if "\0" in text:
-            yield f"{where} {text!r}: no NUL character is allowed"
-    for what, text in (*sorted(spec.labels.items()), ("image", spec.image), ("gpus.model", spec.gpus.model)):
-        if any(ord(c) < ord(" ") for c in what + text):
+            yield f"{name} {text!r}: {_NO_NUL}"
+    for what, text in (*labels_of(spec.labels), ("image", spec.image), ("gpus.model", spec.gpus.model)):
+        if _CONTROL.search(text) or _CONTROL.search(what):
             yield f"{what} {text!r}: control characters are not allowed"
 
 

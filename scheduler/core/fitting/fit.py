@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ..state.facts import UnitFact, UnitState
 from ..state.hugepages import size_name
@@ -13,6 +14,8 @@ from ..state.reasons import Reason, Refusal
 from ..state.rules import Within
 from ..state.tables import HostState
 from .ruled import host_refusal, scattered, together, wanted_units
+
+_ID = attrgetter("id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,8 @@ def _free_units(host: Host, request: Request) -> list[list[UnitFact]] | Refusal:
     matching = wanted_units(host, request)
     if isinstance(matching, Refusal):
         return matching
+    if (request.rules is None or request.rules.within is Within.ANY) and (enough := _enough(host, request, matching)):
+        return enough  # the same as below, where most looks end; what follows is for the others, and says why not
     large = [u for u in matching if u.memory_mib >= request.gpu_memory_mib]
     if not large:
         best = max(u.memory_mib for u in matching)
@@ -117,6 +122,20 @@ def _free_units(host: Host, request: Request) -> list[list[UnitFact]] | Refusal:
     return enough or _why_not_free(host, request, usable)
 
 
+def _enough(host: Host, request: Request, matching: list[UnitFact]) -> list[list[UnitFact]]:
+    """Of these, what may be handed out, by model, where there is enough of one."""
+    held, sick, reports, session = host.held, host.sick, host.reports, host.session
+    by_model: dict[tuple[int, str], list[UnitFact]] = {}
+    for unit in matching:
+        name = unit.id
+        if name in held or unit.unfit or name in sick or unit.memory_mib < request.gpu_memory_mib:
+            continue
+        report = reports.get(name)
+        if report is not None and report.session == session and report.state is UnitState.FREE:
+            by_model.setdefault((unit.memory_mib, unit.model), []).append(unit)
+    return [sorted(by_model[one], key=_ID) for one in sorted(by_model) if len(by_model[one]) >= request.gpus]
+
+
 def _too_few_fit(host: Host, request: Request, large: list[UnitFact], most: int) -> Refusal:
     """`most` units of one model are fit, which is not enough: the host has no more, or the others must be mended."""
     reasons = Counter(why for unit in large if (why := host.unfit(unit)))
@@ -142,9 +161,12 @@ def _why_not_free(host: Host, request: Request, usable: list[UnitFact]) -> Refus
 
 def _fit_nodes(host: Host, request: Request, units: list[UnitFact]) -> Fit | Refusal:
     """Units, cores and memory from one NUMA node if possible, from the fewest if the policy allows more."""
-    nodes = sorted(host.nodes.values(), key=lambda n: n.id)
-    on_node = {n.id: [u for u in units if u.node == n.id] for n in nodes}
-    singles = [n for n in nodes if _room(n, request, len(on_node[n.id])) is None]
+    nodes = sorted(host.nodes.values(), key=_ID)
+    on_node: dict[int, list[UnitFact]] = {n.id: [] for n in nodes}
+    for unit in units:
+        if unit.node in on_node:
+            on_node[unit.node].append(unit)
+    singles = [n for n in nodes if _has_room(n, request, len(on_node[n.id]))]
     if singles:
         best = min(singles, key=lambda n: (len(on_node[n.id]), len(n.free_cores), n.id))
         return _take(request, [best], on_node[best.id][: request.gpus], len(units))
@@ -214,6 +236,8 @@ def _shares(total: int, free: Sequence[int], step: int) -> list[int]:
 
     A guest sees a node only if it has memory of it, and a GPU's node only if it sees it.
     """
+    if len(free) == 1:
+        return [total]
     shares = [0] * len(free)
     left = total
     while left > 0:
@@ -224,6 +248,14 @@ def _shares(total: int, free: Sequence[int], step: int) -> list[int]:
             shares[i] += part
             left -= part
     return shares
+
+
+def _has_room(node: Node, request: Request, units: int) -> bool:
+    """Whether the node lacks nothing for the whole request: as `_room`, without the words."""
+    if units < request.gpus or node.free_cpus < request.cpus:
+        return False
+    size_kib = request.hugepage_size_kib
+    return max(0, node.free_mib(size_kib) if size_kib else node.free_memory_mib) >= request.memory_mib
 
 
 def _room(node: Node, request: Request, units: int) -> str | None:

@@ -118,7 +118,21 @@ class Ranking:
 
     def best(self) -> tuple[Rank, Fit] | None:
         """The first in the order."""
-        return next(self.in_order(), None)
+        found: tuple[Rank, Rank] | None = None  # with its price, and without
+        for kind, heap in sorted(self._heaps.items()):
+            self._clear_top(heap)
+            if heap and len(self._heaps) == 1:
+                return self.fits[heap[0][-1]]
+            if heap:
+                rank, price = heap[0], self.values.price(kind, self._gpus)
+                priced = (rank[0], rank[1] + price, *rank[2:])
+                found = min(found, (priced, rank)) if found is not None else (priced, rank)
+        return self.fits[found[1][-1]] if found is not None else None
+
+    def _clear_top(self, heap: list[Rank]) -> None:
+        while heap and not self._current(heap[0]):
+            heapq.heappop(heap)
+            self._entries -= 1
 
     def in_order(self) -> Iterator[tuple[Rank, Fit]]:
         """All of them, the best first, ranks without prices. What is not drawn costs nothing. Nothing may change."""
@@ -128,9 +142,7 @@ class Ranking:
 
     def _walk(self, heap: list[Rank], price: int) -> Iterator[Rank]:
         """The ranks of one class in order, with its price."""
-        while heap and not self._current(heap[0]):
-            heapq.heappop(heap)
-            self._entries -= 1
+        self._clear_top(heap)
         last: Rank | None = None
         edge = [(heap[0], 0)] if heap else []  # entries whose parents in the heap were drawn
         while edge:

@@ -23,6 +23,7 @@ from ..state.rules import Rules
 from .fit import Fit
 
 ENOUGH = 50  # jobs on record: fewer say little of what is to come
+WORTH = 0.01  # of the jobs are of other shapes than in the mix that was learnt: then it is learnt anew, else it stands
 AGAIN = 0.5  # the mix is learnt anew when so many more were submitted, as a share of those on record
 SHAPES = 512  # the most frequent ones make the mix
 GRAIN = 1000  # costs are whole thousandths of thousandths of GPU, so that rounding of the machine orders nobody
@@ -60,6 +61,7 @@ class Valuation:
     epoch: int = 0  # whatever was said in an earlier one is out of date
     _worth: Worth | None = None
     _patterns: Patterns = field(default_factory=Patterns)
+    _learnt: tuple[frozenset[str], Totals, dict[Shape, float]] | None = None  # models, fleet, share of each shape
     _due: int = 0  # learn when so many jobs were submitted
     _demands: dict[tuple[int, ...], float] = field(default_factory=dict)
     _free: list[int] = field(default_factory=list)  # GPUs, by class
@@ -69,6 +71,7 @@ class Valuation:
     _prices: list[int] = field(default_factory=list)  # of one GPU, by class
     _states: dict[str, _State] = field(default_factory=dict)
     _known: dict[tuple[int, int, _Free], float] = field(default_factory=dict)  # what is lost, where so much is free
+    _most_of: dict[str, tuple[dict[str, UnitFact], int]] = field(default_factory=dict)  # see `_most`
     _position: int = -1  # of the cluster's movers
 
     def refresh(self, cluster: Cluster) -> None:
@@ -92,8 +95,12 @@ class Valuation:
         for request, count in books.requests.most_common(SHAPES):
             shape = _shape(request, models)
             counts[shape] = counts.get(shape, 0) + count
-        mix, fleet = Mix(counts), books.shares.capacity
+        fleet = books.shares.capacity
         totals = Totals(int(fleet.gpus) * WHOLE, int(fleet.cpus) * 1000, int(fleet.memory_mib))
+        learnt = frozenset(models), totals, _shares(counts)
+        if self._learnt is not None and self._learnt[:2] == learnt[:2] and _moved(self._learnt[2], learnt[2]) < WORTH:
+            return  # what is ranked stands
+        self._learnt, mix = learnt, Mix(counts)
         self._worth = Worth(mix, frozenset(models), totals)
         self._patterns = Patterns()
         self._demands = mix.demands(self._worth.classes)
@@ -115,7 +122,8 @@ class Valuation:
         memory = (0,) * len(found.nodes) if request.hugepage_size_kib else found.memory_mib
         for node_id, memory_mib in zip(found.nodes, memory, strict=True):
             cpu_milli, free_mib, gpus = nodes[node_id]
-            cpus = sum(map(len, host.nodes[node_id].free_cores.intersection(found.cores)))
+            node = host.nodes[node_id]
+            cpus = node.cpus_of(node.free_cores.intersection(found.cores))
             nodes[node_id] = cpu_milli - 1000 * cpus, free_mib - memory_mib, gpus
         for unit in found.units:
             node_id = _node(host, host.units[unit])
@@ -142,7 +150,7 @@ class Valuation:
 
     def _lost(self, host: Host, kind: int, nodes: dict[int, tuple[int, int, int]]) -> float:
         """Hosts that have as much free lose as much, and many have."""
-        most = max(_gpus(host).values()) if len(nodes) > 1 else 0
+        most = self._most(host) if len(nodes) > 1 else 0
         free = tuple(nodes.values())
         found = self._known.get((kind, most, free))
         if found is None:
@@ -150,6 +158,13 @@ class Valuation:
                 self._known.clear()
             found = self._known[kind, most, free] = self._reckon(kind, most, free)
         return found
+
+    def _most(self, host: Host) -> int:
+        """The most GPUs of one node, held or not: as its inventory says, of which another brings other units."""
+        found = self._most_of.get(host.name)
+        if found is None or found[0] is not host.units:
+            found = self._most_of[host.name] = host.units, max(_gpus(host).values())
+        return found[1]
 
     def _reckon(self, kind: int, most: int, free: _Free) -> float:
         if self._worth is None:
@@ -182,6 +197,18 @@ class Valuation:
             self._steps = steps
             free = [step * all_ * WHOLE // STEPS for step, all_ in zip(steps, self._all, strict=True)]
             self._prices = [round(GRAIN * WHOLE * price) for price in prices(self._demands, free)]
+
+
+def _shares(counts: dict[Shape, int]) -> dict[Shape, float]:
+    total = sum(counts.values())
+    return {shape: count / total for shape, count in counts.items()}
+
+
+def _moved(before: dict[Shape, float], now: dict[Shape, float]) -> float:
+    """The share of the jobs that would have to be of another shape to make one mix the other."""
+    return sum(max(0.0, now.get(shape, 0.0) - share) for shape, share in sorted(before.items())) + sum(
+        share for shape, share in sorted(now.items()) if shape not in before
+    )
 
 
 def _models(cluster: Cluster) -> dict[str, UnitFact]:
@@ -225,9 +252,9 @@ def _free(host: Host) -> dict[int, tuple[int, int, int]]:
 def _gpus(host: Host, held: dict[str, str] | None = None) -> dict[int, int]:
     """Its units that are not held, by node."""
     found = dict.fromkeys(host.nodes, 0)
-    for unit in host.units.values():
-        if not held or unit.id not in held:
-            found[_node(host, unit)] += 1
+    for name, unit in host.units.items():
+        if not held or name not in held:
+            found[unit.node if unit.node in found else _node(host, unit)] += 1
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ..state.amounts import NOTHING, Amounts
+from ..state.amounts import NO_LIMIT, NOTHING, Amounts
 from ..state.facts import QueueIntent
 from ..state.terms import DEFAULT_QUEUE
 
@@ -91,10 +91,12 @@ class Queues:
             return Closed.QUEUE, f"its queue {queue!r} does not exist any more; `gpupool queue create` makes it"
         if wanted.suspended:
             return Closed.QUEUE, f"its queue {queue!r} is suspended {wanted.suspended}"
-        asked = asked_for(job).times(count)
-        if why := self.used.get(queue, NOTHING).plus(asked).beyond(wanted.limit):
+        asked = asked_for(job).times(count) if count > 1 else asked_for(job)
+        if wanted.limit != NO_LIMIT and (why := self.used.get(queue, NOTHING).plus(asked).beyond(wanted.limit)):
             return Closed.QUOTA, f"with it queue {queue!r} would use {why}"
-        if why := self.by_user.get(lane, NOTHING).plus(asked).beyond(wanted.user_limit):
+        if wanted.user_limit != NO_LIMIT and (
+            why := self.by_user.get(lane, NOTHING).plus(asked).beyond(wanted.user_limit)
+        ):
             return Closed.USER_LIMIT, f"with it user {user!r} would use, in queue {queue!r}, {why}"
         if self.jobs[lane] + count > wanted.user_jobs:
             limit = f"{self.jobs[lane]} jobs of user {user!r}, which is the limit"

@@ -27,6 +27,9 @@ def due_s(job: Job, policy: Policy) -> float | None:
     if job.final:
         keep_s = job.terms.keep_s or policy.keep_finished_s
         return job.finished_s + keep_s if keep_s else None
+    terms = job.terms
+    if not (terms.start_within_s or terms.end_within_s or terms.time_limit_s):
+        return None  # as most have none
     if job.state is JobState.PENDING:
         return _first(start_by_s(job), last_stop_s(job))
     return None if job.ending else _first(run_out_s(job), last_stop_s(job))

@@ -5,6 +5,7 @@ Mutable and indexed for speed; changed only by `step` and `place`. Sorted where 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from math import inf
 from typing import Any
@@ -83,6 +84,14 @@ class Request:
     numa: NumaPolicy = NumaPolicy.PREFERRED
     hugepage_size_kib: int = 0  # 0: ordinary memory
     rules: Rules | None = None  # None: it demands nothing else
+    _hash: int = field(default=0, init=False, compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        """Of all that it says, reckoned once: each placement looks it up several times."""
+        if not self._hash:
+            said = (self.image, self.gpus, self.model, self.gpu_memory_mib, self.cpus, self.memory_mib, self.numa)
+            object.__setattr__(self, "_hash", hash((said, self.hugepage_size_kib, self.rules)) or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,7 @@ class Party(Request):
 
 def party_of(request: Request, member: Member) -> Party:
     """The shape of a whole gang."""
-    plain: dict[str, Any] = {one.name: getattr(request, one.name) for one in fields(Request)}
+    plain: dict[str, Any] = {one.name: getattr(request, one.name) for one in fields(Request) if one.init}
     return Party(**plain, count=member.count, spread=member.spread, pack=member.pack)
 
 
@@ -231,6 +240,7 @@ class Node:
     free_cores: set[tuple[int, ...]]
     free_memory_mib: int
     hugepages: dict[int, Pool] = field(default_factory=dict)  # by size in KiB
+    _even: int = field(default=-1, init=False, compare=False, repr=False)  # CPUs of each core; 0: not all have as many
 
     @property
     def threads(self) -> int:
@@ -240,7 +250,14 @@ class Node:
     @property
     def free_cpus(self) -> int:
         """Logical CPUs of the free cores."""
-        return sum(map(len, self.free_cores))
+        return self.cpus_of(self.free_cores)
+
+    def cpus_of(self, cores: Collection[tuple[int, ...]]) -> int:
+        """Logical CPUs of some of its cores, which mostly have as many each."""
+        if self._even < 0:
+            kinds = set(map(len, self.cores))
+            self._even = kinds.pop() if len(kinds) == 1 else 0
+        return self._even * len(cores) if self._even else sum(map(len, cores))
 
     def free_mib(self, hugepage_size_kib: int) -> int:
         """Free memory of a kind; none where more is lent than an inventory now says there is."""
