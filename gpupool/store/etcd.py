@@ -85,23 +85,17 @@ class EtcdStore:
             limit = self._next_limit(page.kvs)
             coming = asyncio.create_task(self._page(page.kvs[-1].key + b"\0", end, revision, limit))
             try:
-                await self._decode(page.kvs, items)
+                await _decode(page.kvs, items)
                 page = await coming
             finally:
                 coming.cancel()
-        await self._decode(page.kvs, items)
+        await _decode(page.kvs, items)
         return Snapshot(revision, tuple(items))
 
     def _next_limit(self, kvs: Sequence[Any]) -> int:
         """Keys in the next page. For each, etcd visits all keys that are left: so a long list has few large ones."""
         size = sum(len(kv.value) for kv in kvs)
         return max(self._page_keys, min(_LARGER * self._page_keys, len(kvs) * _PAGE_BYTES // max(1, size)))
-
-    async def _decode(self, kvs: Sequence[Any], items: list[KeyValue]) -> None:
-        """A few at a time, so that others run in between; before the first, so that the next page is asked for."""
-        for begin in range(0, len(kvs), _DECODED):
-            await asyncio.sleep(0)
-            items.extend(map(wire.decode_kv, kvs[begin : begin + _DECODED]))
 
     async def _page(self, first: bytes, end: bytes, revision: int, limit: int) -> Any:
         return await self._range(rpc_pb2.RangeRequest(key=first, range_end=end, limit=limit, revision=revision))
@@ -184,6 +178,13 @@ class EtcdStore:
     def max_ops(self) -> int:
         """See Store.max_ops."""
         return self._max_ops
+
+
+async def _decode(kvs: Sequence[Any], items: list[KeyValue]) -> None:
+    """A few at a time, so that others run in between; and before the first, so that the next page is asked for."""
+    for begin in range(0, len(kvs), _DECODED):
+        await asyncio.sleep(0)
+        items.extend(map(wire.decode_kv, kvs[begin : begin + _DECODED]))
 
 
 async def _keep_alive(member: Member, lease: int, metadata: grpc.aio.Metadata) -> Any:

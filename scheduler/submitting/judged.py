@@ -14,8 +14,6 @@ from ..mirror.mirror import Mirror
 
 KEPT = 4096  # shapes; all are forgotten when one more comes
 KEY_BYTES = 1024  # longer ones, such as those with user data, are judged each time
-_TEXTS = ("name", "command", "env", "labels")
-_OTHERS = ("array", "gang", "placement", "restart")  # whose judgement needs more than the shape
 
 
 class Judged:
@@ -33,12 +31,16 @@ class Judged:
 
     def shape(self, spec: job_pb2.JobSpec) -> bytes | None:
         """What is to be known of it; None: it is to be judged by itself."""
-        if spec.dependencies or any(map(spec.HasField, _OTHERS)):
+        if spec.dependencies or spec.HasField("restart") or spec.HasField("placement"):
+            return None  # its judgement needs more than the shape; and so it does of the next two
+        if spec.HasField("array") or spec.HasField("gang"):
             return None
         scratch = self._scratch
         scratch.CopyFrom(spec)
-        for text in _TEXTS:
-            scratch.ClearField(text)
+        scratch.ClearField("name")
+        scratch.ClearField("command")
+        scratch.ClearField("env")
+        scratch.ClearField("labels")
         found = scratch.SerializeToString(deterministic=True)
         return found if len(found) <= KEY_BYTES else None
 
