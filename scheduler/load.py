@@ -64,7 +64,12 @@ _ORDER = (
 
 async def load_in_turns(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
     """As `load`, letting others run in between: a leader must renew its lease while it reads a large cluster."""
-    for done, _ in enumerate(_load(cluster, items, now)):
+    await in_turns(loading(cluster, items, now))
+
+
+async def in_turns(work: Iterator[None]) -> None:
+    """Do it, letting others run in between."""
+    for done, _ in enumerate(work):
         if done % TURN == 0:
             await asyncio.sleep(0)
 
@@ -75,11 +80,11 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float)
     Raises UnreadableDecisionError for a host or an allocation that cannot be read. A job of which that is true is left
     alone: neither started again nor given up.
     """
-    deque(_load(cluster, items, now), maxlen=0)
+    deque(loading(cluster, items, now), maxlen=0)
 
 
-def _load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> Iterator[None]:
-    """Yields after each record."""
+def loading(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> Iterator[None]:
+    """As `load`, and yields after each record."""
     stored = items if isinstance(items, dict) else by_kind(items)
     _know_intents(cluster, stored)
     aside = yield from _load_decisions(cluster, stored)

@@ -24,7 +24,7 @@ class Committed(Protocol):
 
     revision: int
 
-    def cluster(self, policy: Policy) -> Cluster:
+    async def cluster_in_turns(self, policy: Policy) -> Cluster:
         """A copy of its own for whoever asks."""
         ...
 
@@ -45,13 +45,13 @@ class FailoverPlans:
         self._wall = wall
         self._reservation: tuple[int, scheduler_pb2.Reservation] | None = None  # as of a revision
 
-    def plan(self, request: scheduler_pb2.PlanFailoverRequest) -> scheduler_pb2.FailoverPlan:
+    async def plan(self, request: scheduler_pb2.PlanFailoverRequest) -> scheduler_pb2.FailoverPlan:
         """What would happen if these hosts died now. ApiError NOT_FOUND, INVALID_ARGUMENT."""
         if not request.hosts:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "hosts is empty: name at least one")
         for name in request.hosts:
             self._known(name)
-        cluster = self._mirror.cluster(self._policy)
+        cluster = await self._mirror.cluster_in_turns(self._policy)
         for name in request.hosts:
             cluster.host(name)  # one that no leader has seen yet has no VM either
         found = plan(cluster, request.hosts, self._wall())

@@ -276,7 +276,7 @@ class JobsApi:
     async def explain(self, job_id: str) -> scheduler_pb2.Explanation:
         """Why the job is where it is. ApiError NOT_FOUND."""
         shown = await self.get(job_id)
-        view = self._mirror.view(self._policy)
+        view = await self._mirror.view_in_turns(self._policy)
         job = view.cluster.jobs.get(job_id)
         if job is None:  # finished
             return scheduler_pb2.Explanation(id=job_id, state=shown.status.state, summary=_in_words(shown.status))
@@ -293,7 +293,7 @@ class JobsApi:
         if wrong := [*faults(spec), *gang_faults(spec, self._store.max_ops), *self._named.faults(spec)]:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
         await self._known.refresh()
-        cluster, now = self._mirror.cluster(self._policy), self._wall()
+        cluster, now = await self._mirror.cluster_in_turns(self._policy), self._wall()
         whole = Submission(UNSUBMITTED, records_pb2.JobRecord(spec=spec, submitted_s=now))
         for one in reversed(elements_of(whole) if spec.gang.count else [whole]):
             job = job_of(one.job_id, one.record, self._mirror.revision + 1)

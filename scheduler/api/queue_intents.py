@@ -39,9 +39,9 @@ class QueueIntents:
         self._policy = policy
         self._wall = wall
 
-    def all(self) -> list[scheduler_pb2.Queue]:
+    async def all(self) -> list[scheduler_pb2.Queue]:
         """Every queue, by name, as it stands."""
-        cluster = self._mirror.view(self._policy).cluster
+        cluster = (await self._mirror.view_in_turns(self._policy)).cluster
         books, states = cluster.books, Counter[tuple[str, bool]]()
         for job in cluster.jobs.values():
             if not job.final:
@@ -68,7 +68,13 @@ class QueueIntents:
             await self._create(request)
         else:
             await self._change(request)
-        return next(queue for queue in self.all() if queue.name == request.name)
+        return await self._one(request.name)
+
+    async def _one(self, name: str) -> scheduler_pb2.Queue:
+        for queue in await self.all():
+            if queue.name == name:
+                return queue
+        raise self._unknown(name)  # it has gone meanwhile
 
     async def _create(self, request: scheduler_pb2.SetQueueRequest) -> None:
         intent = records_pb2.QueueIntent()
@@ -104,7 +110,7 @@ class QueueIntents:
     async def delete(self, request: scheduler_pb2.DeleteQueueRequest) -> None:
         """Delete a queue that has no unfinished jobs; "default" becomes as it was at first."""
         self._must_know(request.name)
-        queue = next(queue for queue in self.all() if queue.name == request.name)
+        queue = await self._one(request.name)
         if (jobs := queue.pending + queue.running) and request.name != DEFAULT_QUEUE:
             message = f"queue {request.name!r} has {jobs} jobs that are not finished; cancel them, or suspend it"
             raise ApiError(grpc.StatusCode.FAILED_PRECONDITION, message)
@@ -121,8 +127,11 @@ class QueueIntents:
 
     def _must_know(self, name: str) -> None:
         if settings(self._mirror, name) is None:
-            known = ", ".join(queue.name for queue in self.all())
-            raise ApiError(grpc.StatusCode.NOT_FOUND, f"no queue {name!r}; known queues: {known}")
+            raise self._unknown(name)
+
+    def _unknown(self, name: str) -> ApiError:
+        known = ", ".join(sorted({DEFAULT_QUEUE, *(ids[0] for ids in self._mirror.ids(Kind.QUEUE))}))
+        return ApiError(grpc.StatusCode.NOT_FOUND, f"no queue {name!r}; known queues: {known}")
 
 
 def _faults(request: scheduler_pb2.SetQueueRequest) -> Iterator[str]:

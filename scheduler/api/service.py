@@ -208,7 +208,7 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
         self, request: scheduler_pb2.ListQueuesRequest, context: Context
     ) -> scheduler_pb2.ListQueuesResponse:
         del request
-        return scheduler_pb2.ListQueuesResponse(queues=await _unary(context, _call(self._api.queues.all)))
+        return scheduler_pb2.ListQueuesResponse(queues=await _unary(context, self._api.queues.all()))
 
     async def SetQueue(self, request: scheduler_pb2.SetQueueRequest, context: Context) -> scheduler_pb2.Queue:
         return await _unary(context, self._api.queues.set(request))
@@ -222,7 +222,7 @@ class OperationsService(scheduler_pb2_grpc.OperationsServiceServicer):
     async def PlanFailover(
         self, request: scheduler_pb2.PlanFailoverRequest, context: Context
     ) -> scheduler_pb2.FailoverPlan:
-        return await _unary(context, _call(self._api.plans.plan, request))
+        return await _unary(context, self._api.plans.plan(request))
 
     async def DumpCluster(
         self, request: scheduler_pb2.DumpClusterRequest, context: Context

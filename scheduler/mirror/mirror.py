@@ -25,7 +25,7 @@ from .. import heap
 from ..api.view import View
 from ..core.state.model import Cluster
 from ..core.state.policy import Policy
-from ..load import load
+from ..load import in_turns, loading
 from . import wishes_told
 from .feed import Feed
 from .records import TYPES, Ids, News, Record, Records, news_of, read
@@ -57,6 +57,7 @@ class Mirror:
         self._whole = False  # not while everything is read, anew or for the first time
         self._feeds: list[Feed] = []
         self._view: View | None = None
+        self._viewing = asyncio.Lock()
         self.on_restored: Callable[[], None] = lambda: None  # called while what is forgotten can still be read here
 
     async def run(self) -> None:
@@ -152,24 +153,46 @@ class Mirror:
 
         For whoever will change it; `view` is for whoever only looks.
 
-        Costs time in proportion to the jobs that are not finished and to all hosts.
+        Costs time in proportion to the jobs that are not finished and to all hosts, in which nothing else runs.
         """
+        cluster = Cluster(policy=policy)
+        deque(self._loading(cluster), maxlen=0)
+        return cluster
+
+    async def cluster_in_turns(self, policy: Policy) -> Cluster:
+        """As `cluster`, letting others run in between: with 10,000 hosts it takes many seconds, in which a leader that
+        is asked for it must renew its lease, and decide.
+        """
+        cluster = Cluster(policy=policy)
+        await in_turns(self._loading(cluster))
+        return cluster
+
+    def _loading(self, cluster: Cluster) -> Iterator[None]:
+        """Fill it with what is stored now; whoever draws from this may pause in between."""
         stored = self._records.stored()
         over = {ids for ids, kv in stored[Kind.JOB_STATUS] if _state(kv.value) in FINAL}
         gangs: dict[str, int] = {}  # that are not finished, and how many members they have
-        for ids in [ids for ids in self.ids(Kind.JOB_SPEC) if ids not in over]:
-            record = self.get(Kind.JOB_SPEC, records_pb2.JobRecord, *ids)
-            if record is not None:  # these others count, though finished
+        for ids, kv in stored[Kind.JOB_SPEC]:
+            record = read(Kind.JOB_SPEC, kv) if ids not in over else None
+            if isinstance(record, records_pb2.JobRecord):  # these others count, though finished
                 over -= {(d.job,) for d in record.spec.dependencies}
                 over -= {(f"{record.spec.array.id}-0",)} if record.spec.array.id else set()
                 if (gang := record.spec.gang).id:
                     gangs[gang.id] = gang.count
+            yield
         over -= {(f"{gang}-{n}",) for gang, count in gangs.items() for n in range(count)}  # all of a gang counts
         for kind in (Kind.JOB_SPEC, Kind.JOB_STATUS):
             stored[kind] = [item for item in stored[kind] if item[0] not in over]
-        cluster = Cluster(policy=policy)
-        load(cluster, stored, self._wall())
-        return cluster
+        yield from loading(cluster, stored, self._wall())
+
+    async def view_in_turns(self, policy: Policy) -> View:
+        """As `view`, of the present revision or a later one, letting others run in between."""
+        wanted = self.revision
+        async with self._viewing:  # who asks meanwhile has the same one
+            if self._view is None or self._view.policy != policy or self._view.revision < wanted:
+                revision = self.revision
+                self._view = View(revision, policy, await self.cluster_in_turns(policy))
+            return self._view
 
     def view(self, policy: Policy) -> View:
         """As `cluster`, shared by all who ask at one revision, and not to be changed."""
@@ -226,7 +249,7 @@ class Mirror:
         """Everything is read, for the first time or anew. In a large cluster that takes seconds: others run between."""
         for feed in list(self._feeds):
             feed.end()
-        self._whole = False
+        self._whole, self._view = False, None
         with heap.still():
             await (self._renew if self.synced.is_set() else self._fill)(snapshot)
         self._whole = True

@@ -31,6 +31,9 @@ class Committed:
     def __init__(self, player: Player) -> None:
         self.player, self.revision, self.asked = player, 1, 0
 
+    async def cluster_in_turns(self, policy: Policy) -> Cluster:
+        return self.cluster(policy)
+
     def cluster(self, policy: Policy) -> Cluster:
         self.asked += 1
         copy = deepcopy(self.player.cluster)
@@ -57,10 +60,10 @@ def asked(*hosts: str) -> scheduler_pb2.PlanFailoverRequest:
     return scheduler_pb2.PlanFailoverRequest(hosts=hosts)
 
 
-def test_a_plan_says_where_when_and_why() -> None:
+async def test_a_plan_says_where_when_and_why() -> None:
     api, committed = plans(SCENE, Policy())
     before = deepcopy(committed.player.cluster)
-    found = api.plan(asked("h1", "h1"))
+    found = await api.plan(asked("h1", "h1"))
     assert [(vm.job, getattr(vm, "from"), vm.to, vm.after_s, vm.restartable) for vm in found.vms] == [
         ("a", "h1", "h2", 8, True),
         ("b", "h1", "h2", 8, True),
@@ -71,12 +74,12 @@ def test_a_plan_says_where_when_and_why() -> None:
     assert committed.player.cluster == before
 
 
-def test_a_plan_for_nobody_or_a_stranger_is_refused() -> None:
+async def test_a_plan_for_nobody_or_a_stranger_is_refused() -> None:
     api, _ = plans(SCENE, Policy())
     with pytest.raises(ApiError, match="name at least one"):
-        api.plan(asked())
+        await api.plan(asked())
     with pytest.raises(ApiError, match="no host 'h9'"):
-        api.plan(asked("h1", "h9"))
+        await api.plan(asked("h1", "h9"))
 
 
 def test_the_reservation_tells_who_is_not_covered() -> None:

@@ -159,6 +159,41 @@ async def test_one_view_a_revision() -> None:
 
 
 @virtual_time
+async def test_others_run_while_a_view_is_made_and_who_asks_meanwhile_has_the_same() -> None:
+    pool, policy = Pool(), Policy()
+    for number in range(20):
+        await pool.join(f"h{number}")
+    async with following(pool) as mirror:
+        turns, made = 0, asyncio.gather(*(mirror.view_in_turns(policy) for _ in range(3)))
+        while not made.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 3
+        first = (await made)[0]
+        assert all(view is first for view in await made)
+        assert await mirror.view_in_turns(policy) is first
+        assert first.cluster.hosts == mirror.cluster(policy).hosts
+        await mirror.reached(await pool.put(Put("/gpupool/v1/other", b"")))
+        assert (await mirror.view_in_turns(policy)).revision == mirror.revision > first.revision
+
+
+@virtual_time
+async def test_a_view_made_while_things_change_is_of_one_moment() -> None:
+    pool, policy = Pool(), Policy()
+    for number in range(20):
+        await pool.join(f"h{number}")
+    async with following(pool) as mirror:
+        before = mirror.cluster(policy)
+        making = asyncio.create_task(mirror.view_in_turns(policy))
+        await asyncio.sleep(0)
+        await pool.leave("h3")
+        await pool.submit("j1")
+        view = await making
+        assert view.cluster.hosts == before.hosts
+        assert not view.cluster.jobs
+
+
+@virtual_time
 async def test_the_cluster_leaves_out_what_is_finished() -> None:
     pool = Pool()
     await pool.join("h1")

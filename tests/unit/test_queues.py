@@ -149,7 +149,7 @@ async def test_a_queue_is_made_changed_and_deleted() -> None:
             await api.set(wanted("q", create=True))
         changed = await api.set(wanted("q", "weight", "suspended", weight=5, suspended=True))
         assert (changed.settings.limit.gpus, changed.settings.weight, changed.settings.suspended_by) == (4, 5, "ann")
-        assert [queue.name for queue in api.all()] == ["default", "q"]
+        assert [queue.name for queue in await api.all()] == ["default", "q"]
         with pytest.raises(ApiError, match="no queue 'x'; known queues: default, q"):
             await api.set(wanted("x", "weight"))
         job = spec("a")
