@@ -128,6 +128,9 @@ class _Jobs(scheduler_pb2_grpc.JobServiceServicer):
             return scheduler_pb2.SubmitResponse(warnings=["no host has this GPU model now"])
         return self.fake.accept(request)
 
+    def SubmitMany(self, request_iterator: Any, context: Any) -> Any:
+        raise NotImplementedError  # clients ask for SubmitBatch
+
     async def SubmitBatch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self.fake.answer("SubmitBatch", request, context)
         breaks = self.fake.scripts["SubmitBatch"].pop(0) if self.fake.scripts["SubmitBatch"] else []

@@ -1,4 +1,7 @@
-"""Mutants that seeds must find by themselves: twin machines, guards that change unseen, a death between two commits."""
+"""Mutants that seeds must find by themselves: twin machines, guards that change unseen, a death between two commits.
+
+And of what must be told: what a guard was refused, and that a replica's policy is not the leader's.
+"""
 
 from __future__ import annotations
 
@@ -35,5 +38,23 @@ TWINS = (
             Edit(LEADER, "self.LATER(dirty)", "self._host_groups(dirty)"),
         ],
         tests("sim/test_commit_points.py"),
+    ),
+    Mutant(
+        "refused and untold",
+        "what the system refused the guard stands in its log only",
+        [Edit("agent/session.py", "            guard_refused=said.refused,\n", "")],
+        tests("unit/test_declare.py::test_what_the_guard_was_refused_is_in_the_record"),
+    ),
+    Mutant(
+        "another policy, untold",
+        "a standby with another policy than the leader's says nothing",
+        [
+            Edit(
+                "scheduler/replica.py",
+                "if found := differences(self.policy, self.name, leader):",
+                "if found := differences(self.policy, leader.id, leader):",
+            )
+        ],
+        tests("unit/test_policy_told.py"),
     ),
 )
