@@ -117,7 +117,7 @@ async def _ready(client: AsyncClient, hosts: int) -> None:
             await asyncio.sleep(0.2)
 
 
-def _spec(number: int) -> job_pb2.JobSpec:
+def spec(number: int) -> job_pb2.JobSpec:
     """All of one shape, but no two alike."""
     return job_pb2.JobSpec(
         name=f"train-{number}", image=IMAGE, command=["python3", "/opt/train.py", f"--run={number}"], cpus=4,
@@ -131,7 +131,7 @@ async def _submit(store: EtcdStore, client: AsyncClient, jobs: int) -> tuple[flo
     before = (await store.list(keys.ROOT)).revision
     begun = time.perf_counter()
     placing = asyncio.create_task(_placed(store, before, jobs))
-    refused = [r.refused async for r in client.submit_many(map(_spec, range(jobs))) if r.HasField("refused")]
+    refused = [r.refused async for r in client.submit_many(map(spec, range(jobs))) if r.HasField("refused")]
     accepted_s = time.perf_counter() - begun
     assert not refused, refused[0]
     async with asyncio.timeout(PATIENCE_S):
