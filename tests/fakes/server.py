@@ -43,6 +43,7 @@ class FakeScheduler:
         self.doctor_s = 0.0
         self.record = records_pb2.ClusterRecord()
         self.intent = records_pb2.ClusterIntent()
+        self.policy_differs: list[str] = []
         self.failovers: list[records_pb2.FailoverRecord] = []
         self.queues: list[scheduler_pb2.Queue] = []
         self.plan = scheduler_pb2.FailoverPlan()
@@ -218,6 +219,7 @@ class _Operations(scheduler_pb2_grpc.OperationsServiceServicer):
             hosts_ready=1,
             record=self.fake.record,
             intent=self.fake.intent,
+            policy_differs=self.fake.policy_differs,
         )
 
     async def ListHosts(self, request: Any, context: Any) -> Any:

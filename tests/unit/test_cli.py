@@ -179,6 +179,12 @@ def test_watch(fake: FakeScheduler, gpupool: Run) -> None:
     assert [json.loads(line)["status"]["state"] for line in lines] == ["JOB_STATE_PENDING", "JOB_STATE_FAILED"]
 
 
+def test_status_tells_of_another_policy(fake: FakeScheduler, gpupool: Run) -> None:
+    assert "POLICY" not in gpupool("status").out
+    fake.policy_differs = ["brake.share is 0.34 at s2, and 0.5 at s1, which leads"]
+    assert f"POLICY DIFFERS: {fake.policy_differs[0]}\n" in gpupool("status").out
+
+
 def test_logs(fake: FakeScheduler, gpupool: Run) -> None:
     fake.jobs = {"j1": job()}
     lines = [scheduler_pb2.LogLine(at_s=1.0, stream=name, text=f"to {name}") for name in ("stdout", "stderr", "system")]
@@ -199,6 +205,8 @@ def inventory(fake: FakeScheduler) -> FakeScheduler:
 def test_hosts_and_units(inventory: FakeScheduler, gpupool: Run) -> None:
     assert gpupool("hosts").out.splitlines()[1].split() == ["h1", "READY", "3/4", "1", "7", "-"]
     assert "soft" in gpupool("hosts", "-o", "wide").out
+    inventory.hosts[0].session.guard_refused = "real-time priority"
+    assert "soft, refused real-time priority" in gpupool("hosts", "-o", "wide").out
     assert gpupool("units", "h1").out.splitlines()[1].split() == [
         "h1", "0000:21:00.0", "nvidia-a100-80gb", "1", "QUARANTINED", "-",
     ]  # fmt: skip
