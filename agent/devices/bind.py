@@ -49,8 +49,9 @@ async def bind(
     *,
     run_blocking: RunBlocking = in_own_thread,
     refuse: Refuse = lambda _addresses: {},
+    first: Callable[[], None] = lambda: None,
 ) -> None:
-    """Give every function of the unit to `driver`. One that has it already is left alone.
+    """Give every function of the unit to `driver`. One that has it already is left alone. `first`: a look before that.
 
     `refuse` is asked about all of them first, also about those that have the driver already: vfio-pci may serve a VM
     that is none of ours. Raises BindFailed with the function and what is in the way; then those that were moved are
@@ -58,11 +59,12 @@ async def bind(
     point, it can be called again, or `release` be called.
     """
     addresses = [function.address for function in unit.functions]
-    todo = await _blocking(run_blocking, unit.id, driver, _look, sysfs, addresses, driver, refuse)
+    todo = await _blocking(run_blocking, unit.id, driver, _look, sysfs, addresses, driver, refuse, first)
     moved: list[tuple[str, str]] = []
     try:
-        for address in todo:
-            await _blocking(run_blocking, address, driver, _let_go, sysfs, address, driver)
+        for address, bound in todo:
+            if bound:
+                await _blocking(run_blocking, address, driver, _let_go, sysfs, address, driver)
             before = await _blocking(run_blocking, address, driver, _take, sysfs, address, driver)
             moved.append((address, before))
     except BindFailed:
@@ -115,9 +117,21 @@ def _lacks(sysfs: Sysfs, address: str, driver: str) -> bool:
     return _driver(sysfs, address) != driver or override(sysfs, address) != driver
 
 
-def _look(sysfs: Sysfs, addresses: Sequence[str], driver: str, refuse: Refuse) -> list[str]:
-    """The functions that need work, once `refuse` has had its say on all. Reads only, so one call will do."""
-    todo = [address for address in addresses if _lacks(sysfs, address, driver)]
+def require_ready(sysfs: Sysfs, addresses: Sequence[str], refuse: Refuse, driver: str = VFIO) -> None:
+    """Raise BindFailed unless every function is as it was left (`require_kept`) and `refuse` has no objection."""
+    require_kept(sysfs, addresses, driver)
+    _ask(sysfs, addresses, driver, refuse)
+
+
+def _look(
+    sysfs: Sysfs, addresses: Sequence[str], driver: str, refuse: Refuse, first: Callable[[], None]
+) -> list[tuple[str, str]]:
+    """The functions that need work, with the drivers that they have, once `refuse` has had its say on all.
+
+    It only reads, so one call will do for all of them.
+    """
+    first()
+    todo = [(address, _driver(sysfs, address)) for address in addresses if _lacks(sysfs, address, driver)]
     _ask(sysfs, addresses, driver, refuse)
     return todo
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -52,7 +51,7 @@ class InFlight:
     def __init__(self, run_blocking: RunBlocking = in_own_thread) -> None:
         self._run = run_blocking
         self._lock = threading.Lock()
-        self._calls: Counter[str] = Counter()
+        self._calls: dict[str, int] = {}
 
     def on(self, addresses: Iterable[str]) -> RunBlocking:
         """A RunBlocking whose calls count as under way on `addresses`."""
@@ -63,11 +62,9 @@ class InFlight:
                 try:
                     return call()
                 finally:
-                    with self._lock:
-                        self._calls.subtract(functions)
+                    self._count(functions, -1)
 
-            with self._lock:
-                self._calls.update(functions)
+            self._count(functions, 1)
             return self._run(counted)
 
         return run
@@ -75,5 +72,12 @@ class InFlight:
     def functions(self) -> frozenset[str]:
         """Addresses with at least one call under way."""
         with self._lock:
-            self._calls = +self._calls
             return frozenset(self._calls)
+
+    def _count(self, functions: Sequence[str], more: int) -> None:
+        with self._lock:
+            for address in functions:
+                if calls := self._calls.get(address, 0) + more:
+                    self._calls[address] = calls
+                else:
+                    del self._calls[address]

@@ -23,7 +23,7 @@ from ..inventory.read import read_inventory
 from ..ports import Sysfs
 from ..work.records import Records
 from .baseline import Baseline, DeviceError, Final
-from .bind import Refuse, require_kept
+from .bind import Refuse, require_ready
 from .blocking import InFlight, RunBlocking, in_own_thread
 from .health import HealthWatch
 from .history import Histories, failed, record_name, succeeded
@@ -163,9 +163,18 @@ class SysfsDevices:
     async def bind(self, unit: Unit, used: Mapping[str, str] | None = None) -> None:
         """See Devices."""
         await self._idle(unit)
-        await self._in_flight.on(_addresses(unit))(lambda: require_kept(self._sysfs, _addresses(unit)))
-        await self._reclaim_of(unit).bind(None if used is None else lambda _addresses: used)
-        await self._in_flight.on(_addresses(unit))(lambda: self._health.begin(unit))
+        refuse: Refuse = self._refuse if used is None else lambda _addresses: used
+
+        def look() -> None:
+            require_ready(self._sysfs, _addresses(unit), refuse)
+            self._health.begin(unit)
+
+        limit_s = self._policy.patience.step_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._in_flight.on(_addresses(unit))(look)
+        except TimeoutError as error:
+            raise Final(unit.id, "bind", f"not done after {limit_s:g} s", "done") from error
 
     async def reclaim(self, unit: Unit, *, used: bool = True, allocation: str = "") -> str:
         """See Devices. The first reclaim of a boot also takes the first sight, of a unit that was just reset."""

@@ -52,7 +52,7 @@ async def prove(
         seen = f"not to be unbound ({error.strerror or error})"
         raise NotClean(address, "driver", seen, "none") from error
     await _compare(sysfs, baseline, comparison, link_settles_s, run_blocking)
-    noted = await run_blocking(lambda: _errors(sysfs, unit, errors_before or {}))
+    noted = await run_blocking(lambda: _errors(sysfs, unit, errors_before or {}))  # last, and once the link has settled
     checks = ["config", "BARs", "command", _link(unit, baseline), "rebind ok", *noted]
     return ", ".join(checks)
 

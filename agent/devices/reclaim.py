@@ -88,10 +88,11 @@ class Reclaim:
             failures.append(("then", error))
         raise Exhausted(failures) if len(failures) > 1 else failures[0][1]
 
-    async def bind(self, refuse: Refuse | None = None) -> None:
-        """Give the unit to vfio-pci; `refuse` instead of its own. Raises DeviceError."""
-        ask = refuse or self.refuse
-        await self._limited("bind", bind(self._sysfs, self.unit, run_blocking=self.run_blocking, refuse=ask))
+    async def bind(self, *, look_first: bool = False) -> None:
+        """Give the unit to vfio-pci, if it is all there. Raises DeviceError."""
+        first = self._require_all if look_first else lambda: None
+        binding = bind(self._sysfs, self.unit, run_blocking=self.run_blocking, refuse=self.refuse, first=first)
+        await self._limited("bind", binding)
 
     @property
     def _sysfs(self) -> Sysfs:
@@ -103,11 +104,12 @@ class Reclaim:
         """By proof alone if that will do, else by resets. None if all failed; why is in `failures`."""
         tree = await self.look()
         try:
-            await self.run_blocking(self._require_all)
+            await self.bind(look_first=True)
+        except Final:
+            raise
         except NotClean as error:
             failures.append(("reset", error))
             return None
-        await self.bind()
         if baseline is not None and not used:
             try:
                 return Outcome("", f"no reset needed; {await self._prove(baseline, compare)}", baseline)
@@ -159,8 +161,7 @@ class Reclaim:
         """Reset, scrub, prove."""
         errors = await self._limited("AER counters", self.run_blocking(lambda: read_errors(self._sysfs, self.unit)))
         await self._limited("reset", self._reset(steps))
-        await self._limited("reset", self.run_blocking(self._require_all))
-        await self.bind()  # a slot that took the reset for an unplugging has found the functions anew
+        await self.bind(look_first=True)  # a slot that took the reset for an unplugging has found the functions anew
         if self.scrub:
             await self.scrub()
         if baseline is None:

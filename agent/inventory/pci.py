@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 from ..ports import Sysfs
 from . import attributes, bars, sharing
@@ -116,6 +116,7 @@ class Function:
         return bars.largest(self.bars)
 
 
+@lru_cache(4096)  # pure, and asked of every name in the directories of functions, again and again
 def canonical_address(text: str) -> str | None:
     """`text` as "dddd:bb:dd.f" in lower case; None if it is no PCI address. Domains can be longer: "10000:e1:00.0"."""
     match = _ADDRESS.fullmatch(text.strip())

@@ -25,7 +25,7 @@ def read_reach(sysfs: Sysfs, addresses: Collection[str], *, allow: Collection[Id
     Of each what `pci.outline_of` reads, and of `addresses` their reset methods: no more is needed to choose a reset. A
     function whose place the kernel does not tell is looked for among all of the host's.
     """
-    listed = [entry for entry in sysfs.list(DEVICES) if pci.canonical_address(entry) == entry]
+    listed = {entry for entry in sysfs.list(DEVICES) if pci.canonical_address(entry) == entry}
     found: dict[str, Function] = {}
 
     def read(address: str) -> Function | None:
@@ -41,7 +41,7 @@ def read_reach(sysfs: Sysfs, addresses: Collection[str], *, allow: Collection[Id
         if function is not None and not function.root_bus:
             return PciTree(pci.read_functions(sysfs, _silent, allow=allow, wanted=lambda _all: frozenset(addresses)))
         bridge = read(function.path[-1]) if function is not None and function.path else None
-        for other in _beside(sysfs, function, bridge, listed) if function is not None else ():
+        for other in sorted(_beside(sysfs, function, bridge, listed)) if function is not None else ():
             read(other)
     return PciTree(found[address] for address in sorted(found))
 

@@ -100,12 +100,12 @@ class SimulatedSysfs(RealSysfs):
         file.write_bytes(space)
 
     def _set(self, address: str, attribute: str, value: str) -> None:
-        home = self._device(address)
-        if not os.path.exists(f"{home}/{attribute}"):  # noqa: PTH110 - as _device
+        home = self._home(address)
+        if not os.path.exists(f"{home}/{attribute}"):  # noqa: PTH110 - as _home
             self._refuse(f"{DEVICES}/{address}/{attribute}")
         match attribute:
             case "driver_override":
-                (home / attribute).write_text(f"{value or NO_OVERRIDE}\n")
+                Path(home, attribute).write_text(f"{value or NO_OVERRIDE}\n")
             case "reset_method":
                 self._choose_method(address, value)
             case "reset" | "reset_subordinate" if value != "1":
@@ -120,12 +120,12 @@ class SimulatedSysfs(RealSysfs):
 
     def _probe(self, address: str) -> None:
         """Bind a function that has no driver to the one that wants it. Finding none is a success, as in the kernel."""
-        home, base = self._device(address), f"{DEVICES}/{address}"
+        home, base = self._home(address), f"{DEVICES}/{address}"
         if self.link_target(f"{base}/driver") is not None:
             return
         driver = self._wanted(address)
         may_bind = driver != VFIO or self.link_target(f"{base}/iommu_group") is not None
-        if driver and may_bind and os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}"):  # noqa: PTH112 - as _device
+        if driver and may_bind and os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}"):  # noqa: PTH112 - as _home
             self._attach(driver, home)
 
     def _bind(self, driver: str, address: str) -> None:
@@ -139,21 +139,21 @@ class SimulatedSysfs(RealSysfs):
             raise _error(errno.ENODEV, address)
         if driver == VFIO and not (home / "iommu_group").is_symlink():
             raise _error(errno.EINVAL, address)
-        self._attach(driver, home)
+        self._attach(driver, str(home))
 
     def _unbind(self, driver: str, address: str) -> None:
-        home = self._device(address)
+        home = self._home(address)
         if not driver or self.link_name(f"{DEVICES}/{address}/driver") != driver:
             raise _error(errno.ENODEV, address)
-        os.unlink(f"{home}/driver")  # noqa: PTH108 - as _device
+        os.unlink(f"{home}/driver")  # noqa: PTH108 - as _home
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.root}/bus/pci/drivers/{driver}/{address}")  # noqa: PTH108 - as _device
+            os.unlink(f"{self.root}/bus/pci/drivers/{driver}/{address}")  # noqa: PTH108 - as _home
 
-    def _attach(self, driver: str, home: Path) -> None:
-        place = str(home)[len(str(self.root)) + 1 :]
+    def _attach(self, driver: str, home: str) -> None:
+        place, name = home[len(self._prefix) :], home.rpartition("/")[2]
         directory = f"bus/pci/drivers/{driver}"
-        os.symlink(f"{'../' * (place.count('/') + 1)}{directory}", f"{home}/driver")  # noqa: PTH211 - as _device
-        os.symlink(f"../../../../{place}", f"{self.root}/{directory}/{home.name}")  # noqa: PTH211 - as _device
+        os.symlink(f"{'../' * (place.count('/') + 1)}{directory}", f"{home}/driver")  # noqa: PTH211 - as _home
+        os.symlink(f"../../../../{place}", f"{self.root}/{directory}/{name}")  # noqa: PTH211 - as _home
 
     def _wanted(self, address: str) -> str:
         """The override, else the driver that knows the device's ids, else none."""
@@ -177,7 +177,7 @@ class SimulatedSysfs(RealSysfs):
             self._reset_one(function, bus=bus)
 
     def _reset_one(self, address: str, *, bus: bool = False) -> None:
-        home = self._device(address)
+        self._home(address)
         while (fault := self.read(f".faults/{address}")) == RESET_HANGS:
             threading.Event().wait(LOOK_AGAIN_S)
         if fault == RESET_FAILS or (fault is not None and fault not in FAULTS):
@@ -186,6 +186,12 @@ class SimulatedSysfs(RealSysfs):
             (self.root / ".faults" / address).unlink()
             fault = None
         self._restore(address)
+        if fault is not None:
+            self._break(address, fault)
+
+    def _break(self, address: str, fault: str) -> None:
+        """What the fault makes of the function that was just reset."""
+        home = self._device(address)
         match fault:
             case "config-ff" | "needs-bus-reset" | "needs-rescan":
                 (home / "config").write_bytes(b"\xff" * (home / "config").stat().st_size)
@@ -240,12 +246,16 @@ class SimulatedSysfs(RealSysfs):
 
     def _device(self, address: str) -> Path:
         """The function's directory. Raises ENODEV if there is none."""
+        return Path(self._home(address))
+
+    def _home(self, address: str) -> str:
+        """As `_device`: a Path costs more than asking the file system."""
         home = f"{self.root}/{DEVICES}/{address}"
         if "/" in address or not os.path.isfile(f"{home}/config"):  # noqa: PTH113 - asked at each write
             raise _error(errno.ENODEV, address)
         if not os.path.islink(home):  # noqa: PTH114 - as above
-            return Path(home)
-        return Path(os.path.normpath(f"{os.path.dirname(home)}/{os.readlink(home)}"))  # noqa: PTH115, PTH120 - as above
+            return home
+        return os.path.normpath(f"{os.path.dirname(home)}/{os.readlink(home)}")  # noqa: PTH115, PTH120 - as above
 
     def _refuse(self, path: str) -> None:
         """Raise what the kernel would for an attribute that is missing, or that takes no writes."""

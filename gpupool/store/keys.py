@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 
 ROOT = "/gpupool/v1/"
 AGENTS = ROOT + "agents/"
@@ -21,6 +22,8 @@ CLUSTER_INTENT = INTENTS + "cluster"
 SHARES = ROOT + "shares"
 QUEUES = INTENTS + "queues/"
 FAILOVERS = ROOT + "failovers/"
+
+MADE = 4096  # keys that are kept: an agent asks for its own few at each report
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _UNIT = re.compile(r"[a-z0-9][a-z0-9._:-]{0,62}")
@@ -82,11 +85,13 @@ def inventory(host: str) -> str:
     return _key(Kind.INVENTORY, host=host)
 
 
+@lru_cache(MADE)
 def vm(host: str, alloc: str) -> str:
     """What the agent of `host` says about the VM of an allocation."""
     return _key(Kind.VM, host=host, alloc=alloc)
 
 
+@lru_cache(MADE)
 def unit(host: str, unit_id: str) -> str:
     """What the agent of `host` says about a device unit."""
     return _key(Kind.UNIT, host=host, unit=unit_id)
