@@ -31,10 +31,12 @@ from agent.work.logs import LogStore
 from agent.work.records import FileRecords
 from agent.work.volumes import DirectoryVolumes
 from gpupool.store.etcd import EtcdStore
+from gpupool.v1.inventory_pb2 import Unit
 
 from .testdriver import TestDriverVms
 
 T = TypeVar("T")
+RECLAIMS = 8
 INVENTORY_S = 60.0  # 32 hosts' surveys on one machine would be measured, at their real pace of 5 s
 
 
@@ -44,6 +46,19 @@ async def at_once(call: Callable[[], T], /) -> T:
     """
     await asyncio.sleep(0)
     return call()
+
+
+class Devices(SysfsDevices):
+    """At most RECLAIMS at a time in this process: an answer of the store would wait behind a turn of each of them. On a
+    real host they are in threads and children.
+    """
+
+    gate = asyncio.Semaphore(RECLAIMS)
+
+    async def reclaim(self, unit: Unit, *, used: bool = True, allocation: str = "") -> str:
+        """See SysfsDevices."""
+        async with self.gate:
+            return await super().reclaim(unit, used=used, allocation=allocation)
 
 
 class NoGuard:
@@ -80,9 +95,7 @@ def agent(name: str, store: EtcdStore, root: Path, images: Path, gpus: str) -> A
     build_tree(tree, parse_shape(gpus))
     sysfs, clock, boot = SimulatedSysfs(tree), BootClock(), str(uuid.uuid4())
     records = FileRecords(folder, boot)
-    devices = SysfsDevices(
-        sysfs, records, read=partial(read_inventory), hot_reset=sysfs.hot_reset, run_blocking=at_once
-    )
+    devices = Devices(sysfs, records, read=partial(read_inventory), hot_reset=sysfs.hot_reset, run_blocking=at_once)
     parts = Parts(
         store, TestDriverVms(folder, images), NoGuard(), clock, devices, records, LogStore(folder / "logs", clock),
         DirectoryVolumes(None, name), lambda: list_images(images), run_blocking=at_once,

@@ -126,7 +126,7 @@ class SimulatedSysfs(RealSysfs):
         driver = self._wanted(address)
         may_bind = driver != VFIO or self.link_target(f"{base}/iommu_group") is not None
         if driver and may_bind and os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}"):  # noqa: PTH112 - as _home
-            self._attach(driver, home)
+            self._attach(driver, Path(home))
 
     def _bind(self, driver: str, address: str) -> None:
         home = self._device(address)
@@ -139,7 +139,7 @@ class SimulatedSysfs(RealSysfs):
             raise _error(errno.ENODEV, address)
         if driver == VFIO and not (home / "iommu_group").is_symlink():
             raise _error(errno.EINVAL, address)
-        self._attach(driver, str(home))
+        self._attach(driver, home)
 
     def _unbind(self, driver: str, address: str) -> None:
         home = self._home(address)
@@ -149,8 +149,8 @@ class SimulatedSysfs(RealSysfs):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.root}/bus/pci/drivers/{driver}/{address}")  # noqa: PTH108 - as _home
 
-    def _attach(self, driver: str, home: str) -> None:
-        place, name = home[len(self._prefix) :], home.rpartition("/")[2]
+    def _attach(self, driver: str, home: Path) -> None:
+        place, name = str(home)[len(self._prefix) :], home.name
         directory = f"bus/pci/drivers/{driver}"
         os.symlink(f"{'../' * (place.count('/') + 1)}{directory}", f"{home}/driver")  # noqa: PTH211 - as _home
         os.symlink(f"../../../../{place}", f"{self.root}/{directory}/{name}")  # noqa: PTH211 - as _home

@@ -18,10 +18,10 @@ from ..history import History
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
-GAP_S = 0.05
-"""From one flush to the next, so that what passes within that is not written: a level, not a history. The first after
-a rest goes at once, and nothing waits longer, so a start is late by at most this. It is there for the store: each flush
-is a transaction with an fsync, and one for eight units costs it hardly more than one for each.
+GAP_S, MAX_GAP_S = 0.05, 1.0
+"""From the begin of a flush to the next one: what passes within that is not written, as reports are levels. The first
+after a rest goes at once. Each flush is a transaction with an fsync, and one for eight units costs hardly more than one
+for a unit. Where a flush itself takes long, the store or this machine has too much to do: then the gap is twice that.
 """
 
 
@@ -83,7 +83,7 @@ class Reporter:
         loop = asyncio.get_running_loop()
         while True:
             self._news.clear()
-            asked, next_s = self._asked, loop.time() + GAP_S
+            asked, began = self._asked, loop.time()
             if not await self._flush(session):
                 self._news.set()
                 await asyncio.sleep(_RETRY_S)
@@ -91,8 +91,9 @@ class Reporter:
             self._done = asked
             self._flushed.set()
             self._flushed.clear()
+            gap_s = min(max(GAP_S, 2 * (loop.time() - began)), MAX_GAP_S)
             await self._news.wait()
-            if (early_s := next_s - loop.time()) > 0:
+            if (early_s := began + gap_s - loop.time()) > 0:
                 await asyncio.sleep(early_s)
 
     async def _flush(self, session: int) -> bool:

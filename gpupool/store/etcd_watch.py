@@ -16,6 +16,7 @@ batch that we promise, and our side accepts responses of any size.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -165,14 +166,24 @@ async def _read(call: Any, silence_s: float) -> Any:
 
 
 async def _write(call: Any, request: rpc_pb2.WatchRequest, timeout_s: float) -> None:
+    """Hand it to the peer. Waited for in two halves: after a pause of this process (it got no CPU, or was stopped) the
+    first is over at once, which says nothing of the peer. Each stream that is given up for that costs another.
+    """
+    writing = asyncio.ensure_future(call.write(request))
     try:
-        # Not wait_for: before Python 3.12 it loses a cancellation that comes while the write is done.
-        async with asyncio.timeout(timeout_s):
-            await call.write(request)
-    except TimeoutError:
-        raise Unavailable("the peer takes no requests") from None
-    except asyncio.InvalidStateError:  # grpc.aio: the stream has ended; the next read says why
-        return
+        for _ in range(2):
+            if (await asyncio.wait({writing}, timeout=timeout_s / 2))[0]:
+                break
+        else:
+            raise Unavailable("the peer takes no requests")
+        with contextlib.suppress(asyncio.InvalidStateError):  # grpc.aio: the stream ended; the next read says why
+            if writing.cancelled():
+                raise Unavailable("the call was cancelled on our side")
+            writing.result()
+    finally:
+        if not writing.done():
+            writing.cancel()
+            await asyncio.wait({writing})
 
 
 def _now() -> float:

@@ -12,6 +12,7 @@ from tests.mutants.plants_lent import LENT
 from tests.mutants.plants_policies import POLICIES
 from tests.mutants.plants_power import POWER_FENCING
 from tests.mutants.plants_promises import PROMISES
+from tests.mutants.plants_reclaim import RECLAIM
 from tests.mutants.plants_reserve import RESERVATION
 from tests.mutants.plants_scheduler import SCHEDULER
 from tests.mutants.plants_simulate import SIMULATE
@@ -20,5 +21,5 @@ from tests.mutants.plants_twins import TWINS
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from aetcd.rpc import rpc_pb2
@@ -27,3 +28,12 @@ async def test_a_cancellation_is_not_lost_in_a_write_that_succeeds() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_pause_of_this_process_is_not_the_peers_silence() -> None:
+    call = Call()
+    task = asyncio.create_task(_write(call, rpc_pb2.WatchRequest(), 0.4))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.01, call.written.set_result, None)
+    time.sleep(0.5)  # noqa: ASYNC251 - a stopped process, or one without CPU time
+    await task

@@ -1,0 +1,52 @@
+"""Mutants of what makes a reclaim and a start cheap: none of it may answer from what was so before."""
+
+from __future__ import annotations
+
+from tests.mutants.model import Edit, Mutant, tests
+
+HOST, REACH, SHARED = "agent/devices/host.py", "agent/inventory/reach.py", "gpupool/store/shared.py"
+LOOK = "        return await self._run(partial(read_reach, sysfs, _addresses(unit), allow=self._allow))\n"
+KEPT = (
+    "        kept = self.__dict__.setdefault('kept', {})\n        if unit.id not in kept:\n"
+    "            kept[unit.id] = await self._run(partial(read_reach, sysfs, _addresses(unit), allow=self._allow))\n"
+    "        return kept[unit.id]\n"
+)
+
+RECLAIM = (
+    Mutant(
+        "neighbours kept",
+        "what a unit's reset would hit is remembered from its last reclaim",
+        [Edit(HOST, LOOK, KEPT)],
+        tests("unit/test_reach.py::test_a_card_plugged_in_since_the_last_reclaim_is_not_reset_along"),
+    ),
+    Mutant(
+        "neighbours by the tree alone",
+        "what has a bus number behind the unit's bridge counts as out of a reset's reach",
+        [
+            Edit(
+                REACH,
+                '    yield from (address for address in listed if address.rpartition(":")[0] in buses)\n',
+                "    del buses, listed\n",
+            )
+        ],
+        tests("unit/test_reach.py::test_it_says_what_all_of_the_host_would"),
+    ),
+    Mutant(
+        "neighbours by bus numbers alone",
+        "what lies in the directory of the unit's bridge counts as out of a reset's reach",
+        [Edit(REACH, '        yield from _below(sysfs, f"{DEVICES}/{bridge.address}")\n', "        pass\n")],
+        tests("unit/test_reach.py::test_it_says_what_all_of_the_host_would"),
+    ),
+    Mutant(
+        "an answer from before the question",
+        "a start takes a look at the store for its own that began before it asked",
+        [
+            Edit(
+                SHARED,
+                "        self._coming = None\n        return await self._call()\n",
+                "        return await self._call()\n",
+            )
+        ],
+        tests("unit/test_shared.py::test_who_asks_at_once_shares_and_who_asks_later_does_not"),
+    ),
+)
