@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import inf, isinf
+from math import isinf
 from typing import Any
 
 from gpupool.v1 import job_pb2, records_pb2
@@ -121,13 +121,20 @@ class Queued:
         return replace(self.cluster.jobs[job].intent, **wanted)  # type: ignore[arg-type]
 
     def do_queue(self, name: str, **wanted: str) -> None:
-        """`queue q limit=4 guaranteed=2 user=1 jobs=1 weight=2 tenant=t suspended=why`; GPUs. `gone=yes`: deleted."""
+        """`queue q limit=4 guaranteed=2 user=1 jobs=1 weight=2 tenant=t suspended=why`; GPUs. `gone=yes`: deleted.
+
+        `cpus=8 mib=4096`: what jobs of it may use; `user_cpus`, `user_mib`: those of one user.
+        """
+
+        def most(gpus: str, rest: str = "") -> Amounts:
+            return Amounts(*(float(wanted.get(name, "inf")) for name in (gpus, f"{rest}cpus", f"{rest}mib")))
+
         intent = QueueIntent(
             tenant=wanted.get("tenant", name),
             weight=int(wanted.get("weight", "1")),
             guaranteed=Amounts(float(wanted.get("guaranteed", "0"))),
-            limit=Amounts(float(wanted.get("limit", "inf")), inf, inf),
-            user_limit=Amounts(float(wanted.get("user", "inf")), inf, inf),
+            limit=most("limit"),
+            user_limit=most("user", "user_"),
             user_jobs=float(wanted.get("jobs", "inf")),
             suspended=f"by ann: {wanted['suspended']}" if "suspended" in wanted else "",
         )

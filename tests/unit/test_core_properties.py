@@ -27,6 +27,9 @@ from tests.golden.stored import stored
 HOSTS = {"h0": 2, "h1": 4, "h2": 4}
 PICK = st.integers(0, 10**6)
 QUEUES = ("default", "q", "r")
+LIMITS = {  # of each queue but the first, and of its users
+    "limit": 4, "cpus": 20, "mib": 120_000, "user": 3, "user_cpus": 14, "user_mib": 90_000, "jobs": 3,
+}  # fmt: skip
 
 
 class Doing:
@@ -39,7 +42,9 @@ class Doing:
         for name, gpus in HOSTS.items():
             self.player.play(f"host {name} {gpus}xa100")
         for queue in QUEUES[1:]:
-            self.player.play(f"queue {queue} limit=4 user=3 jobs=3 guaranteed=2")
+            self.player.play(
+                f"queue {queue} guaranteed=2 " + " ".join(f"{name}={most}" for name, most in LIMITS.items())
+            )
 
     def submit(self, pick: int) -> None:
         rng = Random(pick)
@@ -107,16 +112,16 @@ def over_capacity(player: Player) -> list[str]:
 
 
 def over_quota(player: Player) -> list[str]:
-    """Queues and users that use more GPUs, or run more jobs, than they may; no limit here is ever lowered."""
-    used: Counter[str] = Counter()
-    runs: Counter[str] = Counter()
+    """Queues and users that use more than they may, or run more jobs; no limit here is ever lowered."""
+    used: Counter[tuple[str, str]] = Counter()
     for a in player.cluster.allocations.values():
         job = player.cluster.jobs[a.job]
-        if job.terms.queue != "default":
-            used.update({job.terms.queue: job.request.gpus, f"{job.terms.queue}/{job.terms.user}": job.request.gpus})
-            runs[f"{job.terms.queue}/{job.terms.user}"] += 1
-    limits = {who: 3 if "/" in who else 4 for who in used}
-    return [f"{who} uses {n}" for who, n in used.items() if n > limits[who]] + [w for w, n in runs.items() if n > 3]
+        queue, user, ask = job.terms.queue, f"{job.terms.queue}/{job.terms.user}", job.request
+        if queue != "default":
+            used.update({(queue, "limit"): ask.gpus, (queue, "cpus"): ask.cpus, (queue, "mib"): ask.memory_mib})
+            used.update({(user, "user"): ask.gpus, (user, "user_cpus"): ask.cpus, (user, "user_mib"): ask.memory_mib})
+            used[user, "jobs"] += 1
+    return [f"{who} uses {n} of {what}" for (who, what), n in used.items() if n > LIMITS[what]]
 
 
 class Whole(RuleBasedStateMachine):
