@@ -21,6 +21,7 @@ from .fitting.fit import Fit
 from .fitting.own import Case, Own, case
 from .fitting.ranking import FreeUnits, Rank, Ranking
 from .fitting.valuation import Valuation
+from .gangs import make_room
 from .gangs import place as gang_place
 from .gangs.refusals import Refusals
 from .queueing import backfill, claims, hold, lent, order, upkeep
@@ -59,6 +60,8 @@ class Placer:
         if not cluster.policy.reservation.hosts:  # nobody looks
             cluster.stale_hosts.clear()
             cluster.stale_jobs.clear()
+        if self.epoch < 0:
+            make_room.mend(cluster)
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, Sim, Suite, tests
 
 API = "unit/test_gangs_api.py"
+ROOM, FEWEST = "scheduler/core/gangs/make_room.py", "scheduler/core/gangs/fewest.py"
 
 
 def scenario(name: str) -> Suite:
@@ -214,5 +215,53 @@ GANGS = (
             )
         ],
         scenario("gang_time_limit_of_a_dead_host"),
+    ),
+    Mutant(
+        "stopped for a part",
+        "VMs are stopped for a gang of which one member would still have no room",
+        [
+            Edit(FEWEST, "_spread_out(self.count, ", "_spread_out(max(1, self.count - 1), "),
+            Edit(ROOM, "rooms is not None and _seated(ask, len(members), search.then(rooms)):", "rooms is not None:"),
+        ],
+        tests(
+            "unit/test_make_room.py::test_nobody_is_stopped_for_part_of_a_gang",
+            "unit/test_make_room.py::test_as_few_as_possible_for_all_or_nobody",
+        ),
+    ),
+    Mutant(
+        "more than it needs",
+        "for a gang the first victims that do are taken, not the fewest",
+        [Edit(FEWEST, "                if known is None or cost < known[0]:", "                if known is None:")],
+        tests("unit/test_make_room.py::test_as_few_as_possible_for_all_or_nobody"),
+    ),
+    Mutant(
+        "the oldest go",
+        "of sets of victims for a gang of one size the oldest is taken",
+        [Edit("scheduler/core/queueing/victims.py", "sorted((-a.created_s for a", "sorted((a.created_s for a")],
+        tests("unit/test_make_room.py::test_as_few_as_possible_for_all_or_nobody"),
+    ),
+    Mutant(
+        "stopped where room is kept",
+        "VMs are stopped for a gang that room for restarts may then keep from starting",
+        [Edit(ROOM, "    if kept.hosts and not kept.warn and", "    if False and")],
+        scenario("gang_preempts_nobody"),
+    ),
+    Mutant(
+        "a gang's places under another leader",
+        "a new leader keeps for a gang only what somebody leaves for it, and not what was free for it already",
+        [Edit("scheduler/core/place.py", "            make_room.mend(cluster)\n", "            pass\n")],
+        tests("unit/test_make_room.py::test_as_few_as_possible_for_all_or_nobody"),
+    ),
+    Mutant(
+        "more than was borrowed",
+        "a gang within what its queue is guaranteed takes back more than another queue has borrowed",
+        [
+            Edit(
+                ROOM,
+                "_by_host(within_loans(cluster, members[0], some))",
+                "_by_host(some)",
+            )
+        ],
+        tests("unit/test_make_room.py::test_no_more_is_taken_back_than_was_borrowed"),
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from copy import deepcopy
 from itertools import permutations, product
 
@@ -18,7 +18,7 @@ from scheduler.core.gangs.together import as_one
 from scheduler.core.place import Placer, retract
 from scheduler.core.reservation.admission import Admission, Choice
 from scheduler.core.state import limits
-from scheduler.core.state.model import Attempt, Cluster, Job, Outcome
+from scheduler.core.state.model import Attempt, Cluster, Host, Job, Outcome
 from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.state.terms import OnLoss
 from tests.golden.runner import Player
@@ -172,7 +172,7 @@ def _all_end(player: Played) -> None:
         assert job.state is JobState.PENDING, f"{job.id} is {job.state.value}"
         assert not player.cluster.allocations
         party = [player.cluster.jobs[m] for m in player.cluster.books.gangs.party(job)]
-        if _brute(player, party):
+        if arranged(player.cluster.hosts, party):
             player.wrong.append(f"{job.id} waits for nothing")
 
 
@@ -186,13 +186,13 @@ WHERE = [
 ]
 
 
-def _brute(player: Player, party: list[Job]) -> bool:
+def arranged(hosts: Mapping[str, Host], party: list[Job]) -> bool:
     """Whether there is any assignment of exact units to the members of the party, tried one after the other."""
     member = party[0].terms.member
     assert member is not None
     cells: list[tuple[str, str, str, int]] = []  # host, rack, root, free units
     by_root = "pcie_root" in (member.spread, member.pack)
-    for name, host in sorted(player.cluster.hosts.items()):
+    for name, host in sorted(hosts.items()):
         rack = dict(host.inventory.labels).get("rack", "") if host.inventory is not None else ""
         free = [u for u in host.units.values() if u.id not in host.held]
         roots = sorted({u.root if by_root else "" for u in free})
@@ -249,7 +249,7 @@ def test_an_arrangement_is_found_if_there_is_one(
         if index < count:
             _failed_on(player, party[index], f"h{host}")
     found = seats(player, party)
-    assert (len(found) == count) == _brute(player, party)
+    assert (len(found) == count) == arranged(player.cluster.hosts, party)
     player.play("place")
     live = [job for job in party if job.allocation_id]
     assert len(live) == (count if len(found) == count else 0)
