@@ -56,7 +56,7 @@ LENT = (
         "a preemptible job stops, by its priority, what it left its place for",
         [
             Edit(
-                "scheduler/core/queueing/preempt.py",
+                "scheduler/core/queueing/victims.py",
                 "return bool(cluster.policy.reservation.hosts) and job.terms.preemptible",
                 "return False and job.terms.preemptible",
             )

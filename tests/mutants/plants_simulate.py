@@ -5,8 +5,6 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, Suite, tests
 
 DUMP, WORLD, VMS = "scheduler/api/cluster_dump.py", "scheduler/simulate/world.py", "scheduler/simulate/vms.py"
-PREEMPT = "scheduler/core/queueing/preempt.py"
-WAITS = "    return claim is not None and not claim.at_s\n"
 
 
 def load(name: str) -> Suite:
@@ -78,7 +76,7 @@ SIMULATE = (
     Mutant(
         "a reservation stands in preemption's way",
         "a job of a higher priority that has a place kept until limits of time are over waits for that",
-        [Edit(PREEMPT, WAITS, "    return claim is not None\n")],
+        [Edit("scheduler/core/gangs/make_room.py", "claim in claims if not claim.at_s)", "claim in claims)")],
         tests("golden/test_golden.py::test_scenario[preempt_in_spite_of_a_reservation]"),
         fast=True,
     ),
