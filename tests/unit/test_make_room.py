@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.fitting.scratch import without
@@ -110,6 +110,8 @@ def test_nobody_is_stopped_under_the_brake() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 6), st.integers(0, 8), st.integers(0, 8), st.integers(1, 5))
+@example(4, 6, 8, 4)
+@example(4, 4, 8, 4)
 def test_no_more_is_taken_back_than_was_borrowed(mine: int, theirs: int, run: int, want: int) -> None:
     player = Player()
     player.play(f"host h1 4xa100\nhost h2 4xa100\nqueue q guaranteed={mine}\nqueue r guaranteed={theirs}")
