@@ -151,8 +151,10 @@ def _load_decisions(cluster: model.Cluster, stored: Stored) -> Generator[None, N
             aside.add(ids[0])
         yield
     for _, kv in stored.pop(Kind.ALLOCATION, ()):
-        with _decision(kv.key):
+        try:  # as `_decision`, which takes a tenth as long again
             _load_allocation(cluster, records_pb2.Allocation.FromString(kv.value))
+        except UNREADABLE as exc:
+            raise _unreadable(kv.key, exc) from None
         yield
     return aside
 
@@ -162,9 +164,13 @@ def _decision(key: str) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as exc:
-        raise UnreadableDecisionError(
-            f"cannot read {key} ({exc!r}): written by a newer gpupool, or damaged; run that version, or mend the key"
-        ) from None
+        raise _unreadable(key, exc) from None
+
+
+def _unreadable(key: str, exc: Exception) -> UnreadableDecisionError:
+    return UnreadableDecisionError(
+        f"cannot read {key} ({exc!r}): written by a newer gpupool, or damaged; run that version, or mend the key"
+    )
 
 
 def _load_job(cluster: model.Cluster, job_id: str, spec: KeyValue | None, status: KeyValue) -> None:
@@ -178,11 +184,11 @@ def _load_job(cluster: model.Cluster, job_id: str, spec: KeyValue | None, status
 
 
 def _load_allocation(cluster: model.Cluster, wire: records_pb2.Allocation) -> None:
-    allocation = allocation_of(wire)
+    job = cluster.jobs.get(wire.job)
+    allocation = allocation_of(wire, job)
     cluster.reserve(allocation)
     if allocation.preempted_for:
         cluster.books.claims[allocation.preempted_for] = Claim(allocation.host)
-    job = cluster.jobs.get(allocation.job)
     if job is None or job.allocation_id != allocation.id or job.cancel_reason is None:
         return  # what stops it, if anything does, is not that the user wants its end
     if allocation.stop_reason:

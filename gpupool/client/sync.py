@@ -54,7 +54,7 @@ class Client(Operations):
     def submit_many(self, specs: Iterable[KeyedSpec]) -> Iterator[scheduler_pb2.SubmitResult]:
         """Submit many jobs, each a spec or a (spec, key); yields one result for each, in order.
 
-        A result has `ok` or `refused`: a bad spec spoils only its own. Specs are drawn and sent in batches of 128, so
+        A result has `ok` or `refused`: a bad spec spoils only its own. Specs are drawn and sent in batches of 500, so
         a slow source is better served by `submit`.
         """
         for batch in requests.batches(specs):

@@ -236,8 +236,10 @@ def guard_of(value: int) -> facts.GuardKind:
     return _GUARD[value] if value else facts.GuardKind.NONE
 
 
-def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
-    """An allocation as decided; its state starts at BOUND until a report says more."""
+def allocation_of(wire: records_pb2.Allocation, job: model.Job | None = None) -> model.Allocation:
+    """An allocation as decided; its state starts at BOUND until a report says more. `job`: its own, where it is known,
+    which has the same labels as the spec that is repeated here.
+    """
     spec = wire.spec
     made = model.Allocation(
         id=wire.id,
@@ -255,7 +257,7 @@ def allocation_of(wire: records_pb2.Allocation) -> model.Allocation:
         stop_requested_s=wire.stop_requested_s,
         session_nonce=same(wire.session_nonce),
         stop_grace_s=wire.stop_grace_s,
-        labels=same(labels_of(spec.labels)),
+        labels=job.labels if job is not None else same(labels_of(spec.labels)),
         preempted_for=wire.preempted_for,
     )
     if spec.HasField("vm"):

@@ -14,7 +14,7 @@ from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
 from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.state.model import Cluster, Host, Job, NumaPolicy, Request
+from scheduler.core.state.model import Cluster, Host, Job, Node, NumaPolicy, Request
 from scheduler.core.state.reasons import Reason, Refusal
 from scheduler.core.step import step
 
@@ -197,3 +197,13 @@ def test_reasons_mirror_the_contract() -> None:
     wire = {name.removeprefix("REASON_"): value for name, value in scheduler_pb2.Reason.items()}
     del wire["UNSPECIFIED"]
     assert wire == {reason.name: reason.value for reason in Reason}
+
+
+def test_cores_of_one_node_may_have_different_numbers_of_cpus() -> None:
+    even = Node(0, ((0, 1), (2, 3)), 1024, {(0, 1), (2, 3)}, 1024)
+    uneven = Node(0, ((0, 1), (2,)), 1024, {(0, 1), (2,)}, 1024)
+    assert (even.free_cpus, uneven.free_cpus) == (4, 3)
+    even.free_cores.discard((0, 1))
+    uneven.free_cores.discard((0, 1))
+    assert (even.free_cpus, uneven.free_cpus) == (2, 1)
+    assert Node(0, (), 1024, set(), 1024).free_cpus == 0

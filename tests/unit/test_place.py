@@ -187,3 +187,17 @@ def test_a_reader_who_comes_too_late_looks_at_everything() -> None:
 
 def _fresh(cluster: Cluster, job: str) -> bool:
     return cluster.jobs[job].state is JobState.STARTING
+
+
+def test_a_mix_is_learnt_anew_only_if_it_is_another() -> None:
+    cluster, values = fleet(), Valuation(10)
+    values.learn(cluster)
+    assert values.epoch == 1
+    for n in range(200):
+        step(cluster, JobSubmitted(Job(f"same-{n:03}", SHAPES[n % 4], n, 1.0)), 1.0)
+    values.learn(cluster)
+    assert values.epoch == 1, "as many of each shape: whatever is ranked stands"
+    for n in range(200):
+        step(cluster, JobSubmitted(Job(f"other-{n:03}", SHAPES[0], n, 1.0)), 1.0)
+    values.learn(cluster)
+    assert values.epoch == 2
