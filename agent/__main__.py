@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ import click
 from gpupool.store import startup
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.port import StoreError
+from gpupool.v1.inventory_pb2 import Inventory
 
 from . import giveback
 from .agent import Agent, Parts
@@ -31,6 +33,7 @@ from .config import (
     parse_cpus,
     parse_ids,
     parse_labels,
+    parse_nics,
 )
 from .declare import KEPT
 from .devices import holders
@@ -46,7 +49,7 @@ from .inventory.sysfs import RealSysfs
 from .inventory.uevents import Uevents
 from .judges import Doctor, Nvml, Users, judges
 from .machine import machine_id
-from .ports import GuardError, VmRuntime
+from .ports import GuardError, Sysfs, VmRuntime
 from .service import AgentService, serve
 from .timing import PROFILES, Identity, Limits, TimingError, timing_of
 from .vms.embed import run_dir
@@ -133,6 +136,14 @@ Examples:
     "--gpu", "gpus", multiple=True, help="PCI ids (vvvv:dddd) of a GPU whose class does not tell; may be repeated."
 )
 @click.option(
+    "--nic",
+    "nics",
+    multiple=True,
+    metavar="ADDRESS|IDS",
+    help="A network function, by PCI address or ids (vvvv:dddd), that goes to VMs with the GPU nearest to it; may be "
+    "repeated.",
+)
+@click.option(
     "--accept",
     multiple=True,
     type=click.Choice(ACCEPTABLE),
@@ -192,6 +203,7 @@ def _config(
     labels: tuple[str, ...],
     reserved_cpus: str,
     gpus: tuple[str, ...],
+    nics: tuple[str, ...],
     scrub_command: str,
     **rest: Any,
 ) -> Config:
@@ -212,6 +224,7 @@ def _config(
         labels=parse_labels(labels),
         reserved_cpus=parse_cpus(reserved_cpus),
         gpus=parse_ids(gpus),
+        nics=parse_nics(nics),
         scrub_command=parse_command(scrub_command),
         **rest,
     )
@@ -223,7 +236,7 @@ async def _give_back(config: Config) -> bool:
         raise ValueError("--give-back: a simulated host has no devices to give back")
     sysfs = IsolatedSysfs(RealSysfs())
     try:
-        units = read_inventory(sysfs, allow=config.gpus).units
+        units = read_inventory(sysfs, allow=config.gpus, nics=config.nics).units
         refuse = partial(holders.refusals, RealSysfs(Path("/")), ours=())
         return await giveback.give_back(sysfs, units, refuse, click.echo)
     finally:
@@ -301,15 +314,26 @@ def _devices(config: Config, records: FileRecords, sysfs: IsolatedSysfs, users: 
         scrub_command=config.scrub_command,
         scrub_timeout_s=config.scrub_timeout_s,
     )
-    read = partial(
+    memory = Memory(names=PciIds(), pairs=dict(records.load("pairs").get("nics", {})))
+    look = partial(
         read_inventory,
         reserved_memory_mib=config.reserved_memory_mib,
         reserved_cpus=config.reserved_cpus,
         labels=config.labels,
         allow=config.gpus,
         pm_is_enough=config.pm_reset_is_enough,
-        memory=Memory(names=PciIds()),
+        nics=config.nics,
+        memory=memory,
     )
+
+    def read(tree: Sysfs) -> Inventory:
+        before = dict(memory.pairs)
+        found = look(tree)
+        if memory.pairs != before:  # the next agent of this boot must not give a VM's NIC to another GPU
+            with contextlib.suppress(OSError):
+                records.save("pairs", "nics", memory.pairs)
+        return found
+
     if config.simulate is not None:
         simulated = _simulated(config)
         return SysfsDevices(

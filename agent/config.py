@@ -11,6 +11,8 @@ from pathlib import Path
 
 from gpupool.store.keys import check_name
 
+from .inventory.pairing import Choice
+from .inventory.pci import canonical_address
 from .timing import Limits, Timing
 
 _IDS = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
@@ -45,6 +47,7 @@ class Config:
     reserved_cpus: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     gpus: frozenset[tuple[int, int]] = frozenset()  # PCI ids that count as GPUs whatever their class
+    nics: Choice = field(default=Choice())  # network functions that go to VMs with the GPUs near them
     accept: tuple[str, ...] = ()  # doctor's checks whose problem the operator takes upon himself
     pm_reset_is_enough: bool = False
     scrub_command: tuple[str, ...] = ()
@@ -151,6 +154,19 @@ def parse_ids(texts: Iterable[str]) -> frozenset[tuple[int, int]]:
             raise ConfigError(f"--gpu: {text!r} is no pair of PCI ids such as 10de:20b5 (see lspci -nn)")
         ids.add((int(match[1], 16), int(match[2], 16)))
     return frozenset(ids)
+
+
+def parse_nics(texts: Iterable[str]) -> Choice:
+    """Network functions, each by its address or by ids such as "15b3:101e". Raises ConfigError."""
+    addresses, ids = set(), set()
+    for text in texts:
+        if match := _IDS.fullmatch(text):
+            ids.add((int(match[1], 16), int(match[2], 16)))
+        elif address := canonical_address(text):
+            addresses.add(address)
+        else:
+            raise ConfigError(f"--nic: {text!r} is neither a PCI address such as 0000:41:00.0 nor a pair of PCI ids")
+    return Choice(frozenset(addresses), frozenset(ids))
 
 
 def parse_command(text: str) -> tuple[str, ...]:

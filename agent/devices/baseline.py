@@ -28,12 +28,12 @@ from typing import Any
 
 from gpupool.v1 import inventory_pb2
 
-from ..inventory.attributes import link_speed, link_width
+from ..inventory.attributes import link_speed, link_width, register
 from ..inventory.pci import DEVICES
 from ..ports import Sysfs
 
 HEADER_BYTES = 64
-COMMAND, BARS, ROM_BAR = 0x04, 0x10, 0x30
+COMMAND, CLASS, BIST, BARS, ROM_BAR = 0x04, 0x08, 0x0F, 0x10, 0x30
 MEMORY_DECODE, BUS_MASTER, PARITY, SERR = 0x0002, 0x0004, 0x0040, 0x0100  # bits of the command register
 MEM_64 = 0x100000  # IORESOURCE_MEM_64, linux/ioport.h
 ROM_ENABLE = 0x1  # of the ROM BAR: whoever reads the ROM switches it
@@ -147,6 +147,8 @@ def _sight(sysfs: Sysfs, address: str) -> FunctionBaseline:
     if header is None or len(header) < HEADER_BYTES:
         raise NotClean(address, "config space", "unreadable" if header is None else "cut short", "a 64-byte header")
     vendor, device, command = struct.unpack_from("<HHH", header)
+    if vendor == DEAD and header[CLASS:BIST] != b"\xff" * (BIST - CLASS):
+        vendor, device = _ids_of_virtual(sysfs, address)
     if vendor == DEAD:
         raise NotClean(address, "config space", "0xff throughout: the device does not answer", "a header")
     return FunctionBaseline(
@@ -160,6 +162,19 @@ def _sight(sysfs: Sysfs, address: str) -> FunctionBaseline:
         link_speed_mts=link_speed(sysfs.read(f"{DEVICES}/{address}/current_link_speed") or "") or 0,
         link_width=link_width(sysfs.read(f"{DEVICES}/{address}/current_link_width") or "") or 0,
     )
+
+
+def is_virtual(sysfs: Sysfs, address: str) -> bool:
+    """Whether the function is an SR-IOV virtual one."""
+    return sysfs.link_name(f"{DEVICES}/{address}/physfn") is not None
+
+
+def _ids_of_virtual(sysfs: Sysfs, address: str) -> tuple[int, int]:
+    """Ids of an SR-IOV virtual function, whose own registers read 0xffff (PCI Express Base, 9.3.4.1); else no ids."""
+    if not is_virtual(sysfs, address):
+        return DEAD, DEAD
+    vendor, device = (register(sysfs.read(f"{DEVICES}/{address}/{name}") or "", 4) for name in ("vendor", "device"))
+    return (DEAD if vendor is None else vendor), (DEAD if device is None else device)
 
 
 def compare(first: FunctionBaseline, now: FunctionBaseline) -> None:

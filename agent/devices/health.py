@@ -30,8 +30,8 @@ from ..inventory.pci import DEVICES
 from ..ports import Sysfs
 from ..work.records import Records
 from .aer import AerCounts, read_aer, risen
-from .baseline import DEAD
 
+HEADER_HEAD = 12  # ids, command, status, class: of the ids alone a virtual function's read 0xffff
 _KIND = "sights"
 
 
@@ -57,8 +57,8 @@ def read_vitals(sysfs: Sysfs, address: str) -> Vitals:
     """The function as it is now."""
     if not sysfs.list(f"{DEVICES}/{address}"):
         return Vitals(address, present=False)
-    header = sysfs.read_bytes(f"{DEVICES}/{address}/config", 4)
-    answers = None if not header or len(header) < 2 else int.from_bytes(header[:2], "little") != DEAD
+    header = sysfs.read_bytes(f"{DEVICES}/{address}/config", HEADER_HEAD)
+    answers = None if not header or len(header) < 2 else set(header) != {0xFF}
     width = link_width(sysfs.read(f"{DEVICES}/{address}/current_link_width") or "") or 0
     return Vitals(address, present=True, answers=answers, width=width, errors=read_aer(sysfs, address))
 

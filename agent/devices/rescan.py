@@ -17,7 +17,7 @@ from gpupool.v1 import inventory_pb2
 from ..inventory.pci import DEVICES
 from ..inventory.pcitree import PciTree
 from ..ports import Sysfs
-from .baseline import NotClean
+from .baseline import NotClean, is_virtual
 from .blocking import RunBlocking
 
 LOOK_AGAIN_S = 0.2
@@ -35,7 +35,8 @@ async def rescan(
 
     Raises NotClean if one does not come back, OSError if the kernel refuses. Has no time limit of its own.
     """
-    addresses = [function.address for function in unit.functions]
+    # A virtual function would not come back: it is found with its parent only.
+    addresses = [function.address for function in unit.functions if not is_virtual(sysfs, function.address)]
     bridges = {bridge.address for one in tree if one.address in addresses if (bridge := tree.bridge_above(one))}
     paths = [f"{DEVICES}/{bridge}/rescan" for bridge in sorted(bridges)] or ["bus/pci/rescan"]
     for address in reversed(addresses):

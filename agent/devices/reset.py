@@ -98,7 +98,11 @@ def by_bus(means: Means, unit: inventory_pb2.Unit, tree: PciTree) -> list[Step]:
         if function.address not in covered:
             step = _bus_step(means, function, unit, tree)
             if step is None:
-                return []
+                own = _usable(function, means, main=False, whole=False) if function.is_network else []
+                if not own:  # a NIC that is paired with the GPU may share its bus with others'
+                    return []
+                steps.append(Step(function.address, own[0], _reset_function(means.sysfs, function.address, own[0])))
+                continue
             covered |= tree.reset_domain(function)
             steps.append(step)
     return steps

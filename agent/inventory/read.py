@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from gpupool.v1 import inventory_pb2
 
 from ..ports import Sysfs
-from . import pci, topology, units
+from . import pairing, pci, topology, units
 from .attributes import Note
 from .config_space import Serials
 from .messages import function_message
@@ -34,6 +34,7 @@ class Memory:
 
     serials: Serials = field(default_factory=Serials)
     names: PciIds | None = None
+    pairs: dict[str, str] = field(default_factory=dict)  # of NICs and units, see pairing.py
 
 
 def read_inventory(
@@ -44,13 +45,14 @@ def read_inventory(
     labels: Mapping[str, str] | None = None,
     allow: Collection[Ids] = (),
     pm_is_enough: bool = False,
+    nics: pairing.Choice | None = None,
     memory: Memory | None = None,
 ) -> inventory_pb2.Inventory:
     """The host's NUMA nodes, device units and network functions.
 
     `reserved_memory_mib` of every node and the whole cores of `reserved_cpus` are the host's own and not offered.
     Functions with (vendor, device) ids in `allow` count as GPUs whatever their class. For `pm_is_enough` see
-    device_units.
+    device_units. `nics` are the network functions that may be handed out with a GPU.
 
     Blocks for as long as the kernel resets a unit whose serial number is not known yet, so call it off the event loop.
     """
@@ -59,7 +61,8 @@ def read_inventory(
     nodes = topology.read_nodes(sysfs, notes.add, reserved_memory_mib=reserved_memory_mib, reserved_cpus=reserved_cpus)
     tree = PciTree(pci.read_functions(sysfs, notes.add, allow=allow, wanted=_worth_reading))
     found = units.device_units(tree, pm_is_enough=pm_is_enough)
-    nics = _nics(tree, notes.add)
+    found = pairing.pair(found, tree, nics or pairing.Choice(), memory.pairs, notes.add)
+    network = _nics(tree, notes.add)
     for function in tree:
         if function.is_gpu and function.virtual:
             notes.add(f"{function.address}: an SR-IOV virtual function; not offered")
@@ -67,13 +70,13 @@ def read_inventory(
         for line in unit.notes:
             notes.add(line)
     reported = {function.address: function for unit in found for function in unit.functions}
-    reported |= {function.address: function for function in nics}
+    reported |= {function.address: function for function in network}
     describe = _Describe(sysfs, tree, list(reported.values()), memory, notes.add)
     memory.serials.keep(tree.by_address.keys())
     return inventory_pb2.Inventory(
         numa_nodes=nodes,
         units=[_unit_message(unit, nodes, describe, notes.add) for unit in found],
-        nics=[describe.message(function) for function in nics],
+        nics=[describe.message(function) for function in network],
         notes=notes.capped(),
         labels=labels or {},
     )
@@ -106,6 +109,8 @@ def _unit_message(
         memory_source=unit.memory_source,
         numa_node=node,
         unfit=unit.unfit,
+        nic=unit.nic,
+        nic_locality=unit.nic_near,  # type: ignore[arg-type]
     )
 
 

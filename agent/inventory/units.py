@@ -36,6 +36,8 @@ class DeviceUnit:
     numa_node: int  # -1: unknown, or its GPUs are on several
     unfit: str
     notes: tuple[str, ...]
+    nic: str = ""  # the network function that is paired with it, see pairing.py
+    nic_near: int = 0
 
     @property
     def id(self) -> str:
@@ -151,7 +153,7 @@ def _unfit(endpoints: Sequence[Function], tree: PciTree, *, pm_is_enough: bool) 
     slots = {gpu.slot for gpu in found}
     models = sorted({gpus.identify(gpu.vendor_id, gpu.device_id).model for gpu in found})
     for function in endpoints:
-        yield from _unfit_group(function, tree)
+        yield from unfit_group(function, tree)
         if not function.vendor_id or not function.device_id:
             yield f"{function.address}: vendor or device id cannot be read"
         if function.class_code < 0:
@@ -168,7 +170,7 @@ def _unfit(endpoints: Sequence[Function], tree: PciTree, *, pm_is_enough: bool) 
         yield f"its GPUs are of several models: {', '.join(models)}"
 
 
-def _unfit_group(function: Function, tree: PciTree) -> Iterator[str]:
+def unfit_group(function: Function, tree: PciTree) -> Iterator[str]:
     """Why the function's IOMMU group cannot be handed out whole, as a group must be."""
     if function.iommu_group < 0:
         yield f"{function.address} has no IOMMU group (is the IOMMU switched on?)"

@@ -17,6 +17,12 @@ WITHIN = {
     "numa-node": job_pb2.GPU_LOCALITY_NUMA_NODE,
     "any": job_pb2.GPU_LOCALITY_ANY,
 }
+NIC = {
+    "switch": job_pb2.NIC_LOCALITY_SWITCH,
+    "pcie-root": job_pb2.NIC_LOCALITY_PCIE_ROOT,
+    "numa-node": job_pb2.NIC_LOCALITY_NUMA_NODE,
+    "any": job_pb2.NIC_LOCALITY_ANY,
+}
 _KEPT = "gpupool.constraints"  # where the options leave their values for `constrain`
 
 
@@ -48,6 +54,10 @@ _OPTIONS = (
     click.option(
         "--within", type=click.Choice(list(WITHIN)), expose_value=False, callback=_keep,
         help="How near the GPUs must be to each other: below one PCIe root, on one NUMA node, anywhere in the host.",
+    ),
+    click.option(
+        "--nic", type=click.Choice(list(NIC)), expose_value=False, callback=_keep,
+        help="A network adapter for each GPU, at least so near: behind its switch, below its PCIe root, on its node.",
     ),
     click.option(
         "--whole-host", is_flag=True, default=None, expose_value=False, callback=_keep,
@@ -91,6 +101,8 @@ def constrain(spec: job_pb2.JobSpec) -> None:
         spec.gpus.models[:] = said["models"]
     if said.get("within") is not None:
         spec.gpus.within = WITHIN[said["within"]]
+    if said.get("nic") is not None:
+        spec.gpus.nic = NIC[said["nic"]]
     for option, part, field in (
         ("vendor", spec.gpus, "vendor"),
         ("driver", spec.gpus, "driver"),

@@ -10,6 +10,12 @@ _WITHIN = {
     job_pb2.GPU_LOCALITY_NUMA_NODE: "on one NUMA node",
     job_pb2.GPU_LOCALITY_PCIE_ROOT: "below one PCIe root",
 }
+_NIC = {
+    job_pb2.NIC_LOCALITY_ANY: "each with a NIC",
+    job_pb2.NIC_LOCALITY_NUMA_NODE: "each with a NIC on its NUMA node",
+    job_pb2.NIC_LOCALITY_PCIE_ROOT: "each with a NIC below its PCIe root",
+    job_pb2.NIC_LOCALITY_SWITCH: "each with a NIC behind its switch",
+}
 
 
 def gpus(wanted: job_pb2.GpuRequest) -> str:
@@ -22,6 +28,7 @@ def gpus(wanted: job_pb2.GpuRequest) -> str:
     parts += [f"with {wanted.memory_mib} MiB each"] if wanted.memory_mib else []
     parts += [f"for driver {wanted.driver}"] if wanted.driver else []
     parts += [_WITHIN[wanted.within]] if wanted.within in _WITHIN else []
+    parts += [_NIC[wanted.nic]] if wanted.nic in _NIC else []
     return ", ".join(parts)
 
 

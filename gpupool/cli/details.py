@@ -107,6 +107,13 @@ def _shared(one: inventory_pb2.PciFunction, other: inventory_pb2.PciFunction) ->
     return count
 
 
+_NEAR = {
+    job_pb2.NIC_LOCALITY_NUMA_NODE: "on its NUMA node",
+    job_pb2.NIC_LOCALITY_PCIE_ROOT: "below its PCIe root",
+    job_pb2.NIC_LOCALITY_SWITCH: "behind its switch",
+}
+
+
 def unit_facts(view: scheduler_pb2.UnitView) -> Pairs:
     """What stands above the functions of a unit."""
     unit, report, history = view.unit, view.report, view.report.history
@@ -125,6 +132,7 @@ def unit_facts(view: scheduler_pb2.UnitView) -> Pairs:
         ("model", unit.model),
         ("memory", memory or size(unit.gpu_memory_mib)),
         ("numa node", _node(unit.numa_node)),
+        ("nic", f"{unit.nic}, {_NEAR.get(unit.nic_locality, 'somewhere')}" if unit.nic else ""),
         ("identity", unit.identity),
         ("reclaims", reclaims(history)),
         ("last reclaim", last if history.last_s else ""),

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from gpupool.v1 import job_pb2 as _job_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -232,6 +233,8 @@ class Unit(_message.Message):
     UNFIT_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     MEMORY_SOURCE_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
+    NIC_LOCALITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """address of its first GPU function"""
     model: _builtins.str
@@ -248,6 +251,10 @@ class Unit(_message.Message):
     """
     memory_source: _builtins.str
     """of gpu_memory_mib: "table", "bar", "nvml"; empty: unknown"""
+    nic: _builtins.str
+    """address of the network function that goes with it; empty: none"""
+    nic_locality: _job_pb2.NicLocality.ValueType
+    """how near that is to the GPU"""
     @_builtins.property
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PciFunction]:
         """all of it: GPUs and companions, sorted by address"""
@@ -263,10 +270,12 @@ class Unit(_message.Message):
         unfit: _builtins.str = ...,
         identity: _builtins.str = ...,
         memory_source: _builtins.str = ...,
+        nic: _builtins.str = ...,
+        nic_locality: _job_pb2.NicLocality.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions", b"functions", "gpu_memory_mib", b"gpu_memory_mib", "id", b"id", "identity", b"identity", "memory_source", b"memory_source", "model", b"model", "numa_node", b"numa_node", "unfit", b"unfit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["functions", b"functions", "gpu_memory_mib", b"gpu_memory_mib", "id", b"id", "identity", b"identity", "memory_source", b"memory_source", "model", b"model", "nic", b"nic", "nic_locality", b"nic_locality", "numa_node", b"numa_node", "unfit", b"unfit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

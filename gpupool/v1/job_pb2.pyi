@@ -75,6 +75,38 @@ GPU_LOCALITY_PCIE_ROOT: GpuLocality.ValueType  # 3
 """below one PCIe host bridge (PciFunction.root_bus), or the job waits"""
 Global___GpuLocality: _TypeAlias = GpuLocality  # noqa: Y015
 
+class _NicLocality:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NicLocalityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NicLocality.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NIC_LOCALITY_UNSPECIFIED: _NicLocality.ValueType  # 0
+    """none; in a job: none is asked for"""
+    NIC_LOCALITY_ANY: _NicLocality.ValueType  # 1
+    """there is one"""
+    NIC_LOCALITY_NUMA_NODE: _NicLocality.ValueType  # 2
+    """on the GPU's NUMA node"""
+    NIC_LOCALITY_PCIE_ROOT: _NicLocality.ValueType  # 3
+    """below the same PCIe host bridge"""
+    NIC_LOCALITY_SWITCH: _NicLocality.ValueType  # 4
+    """below the same root port, so behind one switch"""
+
+class NicLocality(_NicLocality, metaclass=_NicLocalityEnumTypeWrapper):
+    """How near a network adapter is to the GPU that it goes to a VM with; in a job, how near it must be at least."""
+
+NIC_LOCALITY_UNSPECIFIED: NicLocality.ValueType  # 0
+"""none; in a job: none is asked for"""
+NIC_LOCALITY_ANY: NicLocality.ValueType  # 1
+"""there is one"""
+NIC_LOCALITY_NUMA_NODE: NicLocality.ValueType  # 2
+"""on the GPU's NUMA node"""
+NIC_LOCALITY_PCIE_ROOT: NicLocality.ValueType  # 3
+"""below the same PCIe host bridge"""
+NIC_LOCALITY_SWITCH: NicLocality.ValueType  # 4
+"""below the same root port, so behind one switch"""
+Global___NicLocality: _TypeAlias = NicLocality  # noqa: Y015
+
 class _JobState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -199,6 +231,7 @@ class GpuRequest(_message.Message):
     VENDOR_FIELD_NUMBER: _builtins.int
     DRIVER_FIELD_NUMBER: _builtins.int
     WITHIN_FIELD_NUMBER: _builtins.int
+    NIC_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """device units with a GPU, whole, all of one model: 0..64"""
     model: _builtins.str
@@ -210,6 +243,8 @@ class GpuRequest(_message.Message):
     driver: _builtins.str
     """a glob for the host's label "gpu-driver", which the site sets, e.g. "550.*"; empty: any"""
     within: Global___GpuLocality.ValueType
+    nic: Global___NicLocality.ValueType
+    """each with a network adapter of its own that is so near, or the job waits"""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """any of these will do, and `model` if that is named too; empty: see `model`"""
@@ -224,10 +259,11 @@ class GpuRequest(_message.Message):
         vendor: _builtins.str = ...,
         driver: _builtins.str = ...,
         within: Global___GpuLocality.ValueType = ...,
+        nic: Global___NicLocality.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "driver", b"driver", "memory_mib", b"memory_mib", "model", b"model", "models", b"models", "vendor", b"vendor", "within", b"within"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "driver", b"driver", "memory_mib", b"memory_mib", "model", b"model", "models", b"models", "nic", b"nic", "vendor", b"vendor", "within", b"within"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

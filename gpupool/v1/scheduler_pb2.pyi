@@ -72,6 +72,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_NOT_NEAR_JOBS: _Reason.ValueType  # 45
     """no job is there near which this one is to be"""
     REASON_VENDOR_MISMATCH: _Reason.ValueType  # 46
+    REASON_NIC_TOO_FAR: _Reason.ValueType  # 49
+    """too few of its GPUs have a network adapter of their own as near as wanted"""
     REASON_UNITS_SCATTERED: _Reason.ValueType  # 47
     """enough units, but not on one NUMA node, or not below one PCIe root"""
     REASON_FAILED_BEFORE: _Reason.ValueType  # 48
@@ -124,6 +126,8 @@ REASON_APART_FROM_JOBS: Reason.ValueType  # 44
 REASON_NOT_NEAR_JOBS: Reason.ValueType  # 45
 """no job is there near which this one is to be"""
 REASON_VENDOR_MISMATCH: Reason.ValueType  # 46
+REASON_NIC_TOO_FAR: Reason.ValueType  # 49
+"""too few of its GPUs have a network adapter of their own as near as wanted"""
 REASON_UNITS_SCATTERED: Reason.ValueType  # 47
 """enough units, but not on one NUMA node, or not below one PCIe root"""
 REASON_FAILED_BEFORE: Reason.ValueType  # 48

@@ -341,6 +341,7 @@ def _unit_of(unit: inventory_pb2.Unit) -> facts.UnitFact:
         identity=unit.identity,
         vendor=vendor_named(vendor_id),
         root=same(root),
+        nic=unit.nic_locality,
     )
 
 

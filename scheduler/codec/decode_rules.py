@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from gpupool.v1 import job_pb2
 
-from ..core.state.rules import Labels, Rules, Within, meant
+from ..core.state.rules import Labels, Nic, Rules, Within, meant
 
 _WITHIN = {
     job_pb2.GPU_LOCALITY_NUMA_NODE: Within.NUMA_NODE,
@@ -32,7 +32,7 @@ def models_of(gpus: job_pb2.GpuRequest) -> tuple[str, ...]:
 def rules_of(spec: job_pb2.JobSpec) -> Rules | None:
     """What the job demands beside amounts; None: nothing."""
     gpus, placement = spec.gpus, spec.placement
-    if not (gpus.models or gpus.vendor or gpus.driver or gpus.within or spec.HasField("placement")):
+    if not (gpus.models or gpus.vendor or gpus.driver or gpus.within or gpus.nic or spec.HasField("placement")):
         return None  # as most do
     models = models_of(gpus)
     near, apart = labels_of(placement.near), labels_of(placement.apart)
@@ -41,6 +41,7 @@ def rules_of(spec: job_pb2.JobSpec) -> Rules | None:
         vendor=gpus.vendor.lower().removeprefix("0x"),
         driver=gpus.driver,
         within=_WITHIN.get(gpus.within, Within.ANY),
+        nic=Nic(min(gpus.nic, Nic.SWITCH)),  # one of a newer version: no less than we know
         hosts=labels_of(placement.hosts),
         not_hosts=labels_of(placement.not_hosts),
         near=near,

@@ -47,8 +47,13 @@ def _gpus(spec: job_pb2.JobSpec) -> Iterator[str]:
         yield f"gpus.within is {gpus.within}: it must be one of {', '.join(map(str, job_pb2.GpuLocality.values()))}"
     if gpus.within == job_pb2.GPU_LOCALITY_ANY and spec.numa == job_pb2.NUMA_POLICY_REQUIRED and gpus.count:
         yield "gpus.within is any, but numa is required, which keeps everything on one node; drop one of them"
-    if gpus.count == 0 and (gpus.models or gpus.vendor or gpus.driver or gpus.within):
-        yield "gpus.count is 0 but gpus has models, vendor, driver or within: set gpus.count to 1 or more, or drop them"
+    if gpus.nic not in job_pb2.NicLocality.values():
+        yield f"gpus.nic is {gpus.nic}: it must be one of {', '.join(map(str, job_pb2.NicLocality.values()))}"
+    if gpus.count == 0 and (gpus.models or gpus.vendor or gpus.driver or gpus.within or gpus.nic):
+        yield (
+            "gpus.count is 0 but gpus has models, vendor, driver, within or nic: set gpus.count to 1 or more, or drop "
+            "them"
+        )
 
 
 def _labels(where: str, labels: dict[str, str]) -> Iterator[str]:

@@ -10,10 +10,23 @@ from scheduler.core.explain import explain
 from scheduler.core.state import events
 from scheduler.core.state.facts import InventoryFact, UnitFact
 from scheduler.core.state.model import Cluster, Job
-from scheduler.core.state.rules import Labels, Rules, Within, meant
+from scheduler.core.state.rules import Labels, Nic, Rules, Within, meant
 
 DEMANDS = frozenset(
-    {"near", "apart", "labels", "models", "vendor", "driver", "within", "hosts", "not_hosts", "whole", "failures"}
+    {
+        "near",
+        "apart",
+        "labels",
+        "models",
+        "vendor",
+        "driver",
+        "within",
+        "nic",
+        "hosts",
+        "not_hosts",
+        "whole",
+        "failures",
+    }
 )
 VENDORS = {"nvidia": 0x10DE, "amd": 0x1002, "intel": 0x8086, "": 0}
 
@@ -24,6 +37,7 @@ def as_asked(spec: job_pb2.JobSpec, rules: Rules) -> None:
     spec.gpus.vendor, spec.gpus.driver = rules.vendor, rules.driver
     if rules.within is not Within.ANY:
         spec.gpus.within = job_pb2.GpuLocality.Value(f"GPU_LOCALITY_{rules.within.value}")
+    spec.gpus.nic = rules.nic  # type: ignore[assignment] # the values are the same
     for where in ("hosts", "not_hosts", "near", "apart"):
         getattr(spec.placement, where).update(dict(getattr(rules, where)))
     spec.placement.whole_host = rules.whole_host
@@ -61,6 +75,12 @@ class Ruled:
         units = [replace(u, root=names[n % len(names)]) for n, u in enumerate(found.units)]
         self.tell(events.InventoryChanged(host, replace(found, units=tuple(units))))
 
+    def do_nics(self, host: str, *nics: str) -> None:
+        """The host's units have NICs of their own so near, in turn."""
+        found = self._inventory(host)
+        units = [replace(u, nic=int(Nic[nics[n % len(nics)]])) for n, u in enumerate(found.units)]
+        self.tell(events.InventoryChanged(host, replace(found, units=tuple(units))))
+
     def do_vendor(self, host: str, vendor: str) -> None:
         found = self._inventory(host)
         self.tell(
@@ -81,6 +101,7 @@ class Ruled:
             vendor=said.get("vendor", ""),
             driver=said.get("driver", ""),
             within=Within[said.get("within", "ANY")],
+            nic=Nic[said.get("nic", "NONE")],
             hosts=labels(said.get("hosts", "")),
             not_hosts=labels(said.get("not_hosts", "")),
             near=near,

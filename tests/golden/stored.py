@@ -138,7 +138,7 @@ def _facts(host: Host) -> Iterator[tuple[str, Message, int]]:
             inventory.units.add(
                 id=unit.id, model=unit.model, gpu_memory_mib=unit.memory_mib, numa_node=unit.node, unfit=unit.unfit,
                 identity=unit.identity,
-                functions=functions(unit),
+                functions=functions(unit), nic_locality=unit.nic,
             )  # fmt: skip
         for node, cores, memory_mib in found.nodes:
             wire = [inventory_pb2.CpuCore(threads=core) for core in cores]

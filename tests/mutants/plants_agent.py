@@ -149,4 +149,16 @@ AGENT = (
         [Edit(HEALTH, "        for record in records.load(_KIND).values():\n", "        for record in ():\n")],
         tests("unit/test_health.py::test_a_watch_that_is_new_goes_on_from_what_the_vm_found"),
     ),
+    Mutant(
+        "pairs made anew",
+        "a NIC goes to another GPU as soon as that is nearer, though a VM may have it",
+        [Edit("agent/inventory/pairing.py", "(before.get(nic) != unit.id, -near", "(False, -near")],
+        tests("unit/test_pairing.py::test_a_pair_stays_when_a_nearer_nic_or_another_gpu_comes_or_goes"),
+    ),
+    Mutant(
+        "virtual function removed",
+        "a VF that is to be found anew is removed, and never comes back",
+        [Edit("agent/devices/rescan.py", "if not is_virtual(sysfs, function.address)]", "]")],
+        tests("unit/test_pairing.py::test_a_virtual_function_is_not_removed_for_it_would_not_come_back"),
+    ),
 )

@@ -509,12 +509,15 @@ def test_texts() -> None:
 def test_where_a_job_may_go(fake: FakeScheduler, gpupool: Run, tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("{image: a, cpus: 1, gpus: {count: 2, model: t4, vendor: amd}, placement: {hosts: {zone: a}}}")
-    words = "--model h100 --model a100 --gpu-memory-mib 80000 --driver 550.* --within pcie-root --whole-host"
+    words = (
+        "--model h100 --model a100 --gpu-memory-mib 80000 --driver 550.* --within pcie-root --nic switch --whole-host"
+    )
     labels = "--require rack=r* --forbid zone=b --near app=db --apart app=web --max-failures-per-host 2"
     assert gpupool("submit", str(file), *words.split(), *labels.split()).code == 0
     gpus, placement = fake.asked[0].spec.gpus, fake.asked[0].spec.placement
     assert (gpus.count, gpus.model, list(gpus.models), gpus.vendor) == (2, "", ["h100", "a100"], "amd")
     assert (gpus.memory_mib, gpus.driver, gpus.within) == (80000, "550.*", job_pb2.GPU_LOCALITY_PCIE_ROOT)
+    assert gpus.nic == job_pb2.NIC_LOCALITY_SWITCH
     assert (dict(placement.hosts), dict(placement.not_hosts)) == ({"zone": "a", "rack": "r*"}, {"zone": "b"})
     assert (dict(placement.near), dict(placement.apart)) == ({"app": "db"}, {"app": "web"})
     assert (placement.whole_host, placement.max_failures_per_host) == (True, 2)

@@ -77,6 +77,7 @@ _HOPE = {
     Reason.DRIVER_MISMATCH: Hope.NONE,
     Reason.VENDOR_MISMATCH: Hope.NONE,
     Reason.MODEL_MISMATCH: Hope.NONE,
+    Reason.NIC_TOO_FAR: Hope.NONE,
     Reason.GPU_MEMORY_TOO_SMALL: Hope.NONE,
     Reason.TOO_FEW_UNITS: Hope.NONE,
     Reason.TOO_FEW_CPUS: Hope.NONE,

@@ -11,8 +11,14 @@ from collections.abc import Iterable, Sequence
 from ..state.facts import UnitFact
 from ..state.model import Host, Request
 from ..state.reasons import Reason, Refusal
-from ..state.rules import DRIVER, HOST, Labels, Rules, Within, has, means, shown
+from ..state.rules import DRIVER, HOST, Labels, Nic, Rules, Within, has, means, shown
 
+_NIC = {
+    Nic.ANY: "with a NIC",
+    Nic.NUMA_NODE: "with a NIC on its NUMA node",
+    Nic.PCIE_ROOT: "with a NIC below its PCIe root",
+    Nic.SWITCH: "with a NIC behind its switch",
+}
 _WHERE = {Within.NUMA_NODE: "on one NUMA node", Within.PCIE_ROOT: "below one PCIe root"}
 
 
@@ -73,7 +79,17 @@ def wanted_units(host: Host, request: Request) -> list[UnitFact] | Refusal:
     if not matching:
         have = ", ".join(sorted({unit.model for unit in units})) or "none"
         return Refusal(Reason.MODEL_MISMATCH, f"wants {' or '.join(models) or 'a GPU'}, it has {have}")
-    return matching
+    return _with_nics(matching, request, rules) if rules is not None and rules.nic else matching
+
+
+def _with_nics(units: list[UnitFact], request: Request, rules: Rules) -> list[UnitFact] | Refusal:
+    """Those of the units that have a network adapter of their own as near as the job wants."""
+    near = [unit for unit in units if unit.nic >= rules.nic]
+    if len(near) >= request.gpus:
+        return near
+    others = "" if rules.nic is Nic.ANY else f"; {sum(unit.nic > 0 for unit in units)} with any"
+    detail = f"wants {request.gpus}, each {_NIC[rules.nic]}, it has {len(near)}{others}"
+    return Refusal(Reason.NIC_TOO_FAR, detail)
 
 
 def place_of(unit: UnitFact, within: Within) -> str:

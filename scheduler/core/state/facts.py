@@ -41,6 +41,7 @@ class UnitFact:
     identity: str = ""  # what it is, whatever its address
     vendor: str = ""  # of its GPU: "nvidia", "amd", "intel", or a PCI vendor id
     root: str = ""  # the PCIe host bridge that it sits below; "": nobody knows
+    nic: int = 0  # how near its own network adapter is, see rules.Nic
 
 
 @dataclass(frozen=True, slots=True)

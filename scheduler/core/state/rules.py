@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from fnmatch import fnmatchcase
 
 Label = tuple[str, str]
@@ -25,6 +25,16 @@ class Within(Enum):
     PCIE_ROOT = "PCIE_ROOT"
 
 
+class Nic(IntEnum):
+    """How near a unit's own network adapter is to its GPU; as a demand: at least so near. Mirrors NicLocality."""
+
+    NONE = 0
+    ANY = 1
+    NUMA_NODE = 2
+    PCIE_ROOT = 3
+    SWITCH = 4
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """See the module docstring. What is empty demands nothing; a job that demands nothing has no Rules at all.
@@ -37,6 +47,7 @@ class Rules:
     vendor: str = ""
     driver: str = ""  # a glob
     within: Within = Within.ANY
+    nic: Nic = Nic.NONE
     hosts: Labels = ()  # values are globs
     not_hosts: Labels = ()  # values are globs
     near: Labels = ()  # values are literal, or "*"
