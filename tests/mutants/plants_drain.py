@@ -68,8 +68,8 @@ DRAIN = (
     Mutant(
         "a draining host is filled",
         "jobs are placed on a host that is being emptied",
-        [Edit(FIT, "if (drain := host.intent.drain) is not None:",
-              "if (drain := host.intent.drain) is not None and not drain.at_s:")],
+        [Edit(FIT, "if (drain := host.drain) is not None:",
+              "if (drain := host.drain) is not None and not drain.at_s:")],
         scenario("drain_takes_nothing_new"),
     ),
     Mutant(
