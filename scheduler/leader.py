@@ -45,6 +45,7 @@ ALARM_EVERY_S = 60.0
 CONFLICT_S = 0.05
 CHECK_LIMIT = 500  # up to this many jobs, every invariant is checked before every commit
 COMMIT_BYTES = 1024 * 1024  # of values in one transaction: etcd takes 1.5 MiB by default
+SPECS = 1000  # that are noted between two looks at what else there is to do
 PLACED, AT_ONCE = 1000, 100  # jobs that are placed in one turn, and between two looks at what else there is to do
 
 
@@ -127,7 +128,10 @@ class Leader:
         self._history.seen(feed.revision)
         with heap.still():
             stored = feed.take()
-            self._specs = {ids[0]: kv.value for ids, kv in stored.get(keys.Kind.JOB_SPEC, ())}
+            for number, (ids, kv) in enumerate(stored.get(keys.Kind.JOB_SPEC, ())):
+                self._specs[ids[0]] = kv.value
+                if number % SPECS == 0:
+                    await asyncio.sleep(0)
             await load_in_turns(self.cluster, stored, self._wall())
         self._on_loaded()
         counts = len(self.cluster.hosts), len(self.cluster.jobs)

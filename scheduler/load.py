@@ -141,7 +141,11 @@ def _load_decisions(cluster: model.Cluster, stored: Stored) -> Generator[None, N
         with _decision(kv.key):
             found = failover_of(records_pb2.FailoverRecord.FromString(kv.value))
             cluster.failovers[found.host, found.fence.session] = found
-    specs = {ids[0]: kv for ids, kv in stored.get(Kind.JOB_SPEC, ())}
+    specs: dict[str, KeyValue] = {}
+    for ids, kv in stored.get(Kind.JOB_SPEC, ()):
+        specs[ids[0]] = kv
+        if len(specs) % TURN == 0:  # seldom: it is done at once
+            yield
     aside = set()
     for ids, kv in stored.pop(Kind.JOB_STATUS, ()):
         try:

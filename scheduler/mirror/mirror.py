@@ -271,7 +271,11 @@ class Mirror:
                 arrived.setdefault(kv.create_revision, []).append(ids[0])
             for listener in self._listeners[kind]:
                 listener(kind, ids)
-        self._arrivals = [(revision, job) for revision in sorted(arrived) for job in sorted(arrived[revision])]
+        self._arrivals = []
+        for number, revision in enumerate(sorted(arrived)):
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+            self._arrivals += [(revision, job) for job in sorted(arrived[revision])]
 
     async def _renew(self, snapshot: Snapshot) -> None:
         """What is not as it was known here. Revisions come again in a store that was restored."""
