@@ -6,7 +6,7 @@ Documentation/ABI/testing/sysfs-bus-pci-devices-aer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..inventory.attributes import decimal
@@ -24,9 +24,9 @@ class AerCounts:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
-def read_aer(sysfs: Sysfs, address: str) -> AerCounts:
-    """The function's counters."""
-    texts = {name: sysfs.read(f"{DEVICES}/{address}/aer_dev_{name}") for name in SEVERITIES}
+def read_aer(sysfs: Sysfs, address: str, severities: Sequence[str] = SEVERITIES) -> AerCounts:
+    """The function's counters of these severities."""
+    texts = {name: sysfs.read(f"{DEVICES}/{address}/aer_dev_{name}") for name in severities}
     return AerCounts({name: parse(text) for name, text in texts.items() if text})
 
 

@@ -20,7 +20,7 @@ meanwhile compares with that, and not with what it finds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gpupool.v1.inventory_pb2 import Unit
@@ -47,10 +47,15 @@ class Vitals:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Vitals:
-        """The inverse of `dataclasses.asdict`."""
+        """The inverse of `to_dict`."""
         return replace(
             cls(data["address"], data["present"], data["answers"], data["width"]), errors=AerCounts(**data["errors"])
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. Not `dataclasses.asdict`, which copies all that is in it."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return values | {"errors": {"counts": self.errors.counts}}
 
 
 def read_vitals(sysfs: Sysfs, address: str) -> Vitals:
@@ -140,14 +145,16 @@ class HealthWatch:
     def _note(self, unit: Unit, *, in_use: bool) -> dict[str, Vitals]:
         """Each function as it is now, put on record."""
         sights = {function.address: read_vitals(self._sysfs, function.address) for function in unit.functions}
-        record = {"in_use": in_use, "sights": [asdict(sight) for sight in sights.values()]}
+        record = {"in_use": in_use, "sights": [sight.to_dict() for sight in sights.values()]}
         self._records.save(_KIND, unit.id, record)
         return sights
 
     def _rises(self, unit: Unit, severity: str) -> dict[str, str]:
         """Which errors each function had since the VM got it."""
         addresses = [function.address for function in unit.functions if function.address in self._first]
-        found = {one: risen(self._first[one].errors, read_aer(self._sysfs, one), severity) for one in addresses}
+        found = {
+            one: risen(self._first[one].errors, read_aer(self._sysfs, one, (severity,)), severity) for one in addresses
+        }
         return {address: rise for address, rise in found.items() if rise}
 
     def _glance(self, address: str) -> str:

@@ -60,7 +60,7 @@ class Exhausted(NotClean):
 class Reclaim:
     """The reclaim of one unit.
 
-    `look` reads the host's functions, this unit's in full, and waits for no other that hangs; `run_blocking` is told to
+    `look` reads anew what a reset of the unit could hit, and waits for no other that hangs; `run_blocking` is told to
     be at work on this unit; `scrub` is the operator's command.
     """
 
