@@ -122,7 +122,7 @@ class Cluster:
                 self._tell(f"lab: the emulator broke {', '.join(broken)}; booting anew")
                 await self.rise(*broken)
             for host in await client.hosts():
-                if host.intent.cordoned:
+                if host.intent.cordoned or host.record.held_out:  # a host that was lost thrice is taken for flapping
                     await client.uncordon(host.name, by="lab")
             for job in unfinished:
                 await client.wait(job, timeout_s=READY_S)
