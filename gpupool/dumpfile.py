@@ -13,34 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from gpupool.errors import InvalidSpec, ServerFault
 from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
-from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+from gpupool.store.types import TYPES
+from gpupool.v1 import scheduler_pb2
 
 FORMAT, VERSION = "gpupool cluster dump", 1
 _LARGEST = 1 << 63
 
-TYPES: dict[Kind, type[Message]] = {
-    Kind.SESSION: records_pb2.Session,
-    Kind.GUARD: records_pb2.GuardRecord,
-    Kind.INVENTORY: inventory_pb2.Inventory,
-    Kind.VM: records_pb2.VmReport,
-    Kind.UNIT: records_pb2.UnitReport,
-    Kind.JOB_SPEC: records_pb2.JobRecord,
-    Kind.JOB_CANCEL: records_pb2.CancelRecord,
-    Kind.JOB_STATUS: job_pb2.JobStatus,
-    Kind.ALLOCATION: records_pb2.Allocation,
-    Kind.HOST: records_pb2.HostRecord,
-    Kind.HOST_INTENT: records_pb2.HostIntent,
-    Kind.JOB_INTENT: records_pb2.JobIntent,
-    Kind.CLUSTER_INTENT: records_pb2.ClusterIntent,
-    Kind.CLUSTER: records_pb2.ClusterRecord,
-    Kind.QUEUE: records_pb2.QueueIntent,
-    Kind.SHARES: records_pb2.Shares,
-}
+KINDS = TYPES.keys() - {Kind.FAILOVER, Kind.LEADER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +48,7 @@ def lines(parts: Iterable[scheduler_pb2.DumpPart]) -> Iterator[str]:
         elif not before:
             raise ServerFault("the scheduler's dump has no head; ask for another")
         for record in part.records:
-            if (found := parse(record.key)) is None or found[0] not in TYPES:
+            if (found := parse(record.key)) is None or found[0] not in KINDS:
                 continue  # of a later version
             value = MessageToDict(TYPES[found[0]].FromString(record.value), preserving_proto_field_name=True)
             yield before + json.dumps({"key": record.key, "created": record.created, "value": value})
@@ -131,7 +115,7 @@ def _item(path: Path, number: int, record: Any) -> KeyValue:
         raise InvalidSpec([f"{where}: a mapping with key, created and value is wanted"])
     key, created = record["key"], record.get("created")
     parsed = parse(key)
-    if parsed is None or parsed[0] not in TYPES:
+    if parsed is None or parsed[0] not in KINDS:
         raise InvalidSpec([f"{where}: this gpupool knows no key {key!r}"])
     if not isinstance(created, int) or isinstance(created, bool) or created < 0:
         raise InvalidSpec([f"{where} ({key}): created is {created!r}, not a whole number from 0"])

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
+from gpupool.dumpfile import KINDS
 from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
@@ -23,13 +24,6 @@ from ..policy_file import as_document
 
 TURN = 200  # records between two looks at what else there is to do
 PART_BYTES = 512 * 1024  # of values; gRPC takes 4 MiB in a message
-KINDS = frozenset(
-    {
-        Kind.SESSION, Kind.INVENTORY, Kind.VM, Kind.UNIT, Kind.JOB_SPEC, Kind.JOB_CANCEL, Kind.JOB_STATUS,
-        Kind.ALLOCATION, Kind.HOST, Kind.HOST_INTENT, Kind.JOB_INTENT, Kind.CLUSTER_INTENT, Kind.CLUSTER, Kind.QUEUE,
-        Kind.SHARES, Kind.GUARD,
-    }
-)  # fmt: skip
 _FINAL = frozenset((job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED))
 M = TypeVar("M", job_pb2.JobStatus, records_pb2.JobRecord)
 _OF_JOBS = frozenset({Kind.JOB_SPEC, Kind.JOB_CANCEL, Kind.JOB_STATUS, Kind.JOB_INTENT})

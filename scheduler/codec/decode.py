@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
+from gpupool.store.types import TYPES
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
 from ..core.state import events, facts, losses, model, terms
@@ -23,7 +24,7 @@ from ..core.state.hugepages import HugepagesFact
 from ..core.state.rules import Rules
 from ..core.state.tables import AllocationState, HostState, JobState
 from ..mirror.interned import same
-from ..mirror.records import TYPES, Ids
+from ..mirror.records import Ids
 from .decode_rules import labels_of, models_of, rules_of, vendor_named
 
 _log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from gpupool.store import keys
 from gpupool.store.follow import follow
 from gpupool.store.keys import Kind
 from gpupool.store.port import Change, KeyValue, Snapshot, Store
+from gpupool.store.types import TYPES
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from .. import heap
@@ -28,7 +29,7 @@ from ..core.state.policy import Policy
 from ..load import in_turns, loading
 from . import wishes_told
 from .feed import Feed
-from .records import TYPES, Ids, News, Record, Records, news_of, read
+from .records import Ids, News, Record, Records, news_of, read
 from .told import EVENTS_KEPT, TELLING, Changed, Told, dated
 
 __all__ = ["EVENTS_KEPT", "FINAL", "Arrival", "Mirror"]

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 
 from gpupool.store.keys import Kind, parse
 from gpupool.store.port import Change, KeyValue
-from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
+from gpupool.store.types import TYPES
 
 _log = logging.getLogger(__name__)
 
@@ -23,26 +23,6 @@ Items = Iterable[tuple[Ids, KeyValue]]
 Stored = dict[Kind, Items]  # in the order of keys; a kind of which there is nothing may be missing
 Record = TypeVar("Record", bound=Message)
 
-TYPES: dict[Kind, type[Message]] = {
-    Kind.SESSION: records_pb2.Session,
-    Kind.GUARD: records_pb2.GuardRecord,
-    Kind.INVENTORY: inventory_pb2.Inventory,
-    Kind.VM: records_pb2.VmReport,
-    Kind.UNIT: records_pb2.UnitReport,
-    Kind.JOB_SPEC: records_pb2.JobRecord,
-    Kind.JOB_CANCEL: records_pb2.CancelRecord,
-    Kind.JOB_STATUS: job_pb2.JobStatus,
-    Kind.ALLOCATION: records_pb2.Allocation,
-    Kind.HOST: records_pb2.HostRecord,
-    Kind.HOST_INTENT: records_pb2.HostIntent,
-    Kind.JOB_INTENT: records_pb2.JobIntent,
-    Kind.CLUSTER_INTENT: records_pb2.ClusterIntent,
-    Kind.CLUSTER: records_pb2.ClusterRecord,
-    Kind.FAILOVER: records_pb2.FailoverRecord,
-    Kind.LEADER: records_pb2.Leader,
-    Kind.QUEUE: records_pb2.QueueIntent,
-    Kind.SHARES: records_pb2.Shares,
-}
 _BY_HOST = (Kind.UNIT, Kind.ALLOCATION)  # what is looked up by host alone
 
 

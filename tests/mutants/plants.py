@@ -9,6 +9,7 @@ from tests.mutants.plants_drain import DRAIN
 from tests.mutants.plants_gangs import GANGS
 from tests.mutants.plants_guard import GUARD
 from tests.mutants.plants_lent import LENT
+from tests.mutants.plants_packing import PACKING
 from tests.mutants.plants_policies import POLICIES
 from tests.mutants.plants_power import POWER_FENCING
 from tests.mutants.plants_promises import PROMISES
@@ -21,5 +22,5 @@ from tests.mutants.plants_twins import TWINS
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM, *PACKING,
 )  # fmt: skip

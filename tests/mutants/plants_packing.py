@@ -1,0 +1,55 @@
+"""Mutants of the packing core, and of the protocol that measures it."""
+
+from __future__ import annotations
+
+from tests.mutants.model import Edit, Mutant, tests
+
+PACKER, STATES, WORTH = (f"scheduler/core/packing/{name}.py" for name in ("packer", "states", "worth"))
+OPENB = "scheduler/simulate/openb.py"
+
+
+PACKING = (
+    Mutant(
+        "a forgotten state comes back",
+        "two states are equal and both have hosts, so one of them is lost to the index, or the core stops with an error",
+        [Edit(PACKER, " or step.after.gone", "")],
+        tests("unit/test_packing.py::test_no_state_comes_back_beside_its_equal"),
+    ),
+    Mutant(
+        "fragments do not count",
+        "a GPU is filled so that what stays of it is of use to nobody",
+        [Edit(WORTH, "        return pattern.total - usable\n", "        return 0.0\n")],
+        tests("unit/test_packing.py::test_a_slice_leaves_what_others_can_use"),
+    ),
+    Mutant(
+        "cores are never scarce",
+        "tasks without GPUs take the cores that GPUs need",
+        [Edit(WORTH, "return cpu, memory\n", "return 1.0, 1.0\n")],
+        tests("unit/test_packing.py::test_where_cores_are_scarce_more_are_kept_beside_each_gpu"),
+    ),
+    Mutant(
+        "whole hosts are worth nothing",
+        "a small task begins a host that one for all of it could have had",
+        [Edit(WORTH, "        return chance * whole * count\n", "        return 0.0\n")],
+        tests("unit/test_packing.py::test_whole_hosts_are_kept_for_tasks_that_no_node_can_take"),
+    ),
+    Mutant(
+        "the worst part of a GPU",
+        "a slice is taken of the GPU where it costs the most",
+        [Edit(STATES, "            if lost < least:\n                best, least = left, lost\n        return Step(",
+              "            if lost < EVER:\n                best, least = left, lost\n        return Step(")],
+        tests("unit/test_packing_gap.py::test_on_average_near_the_best"),
+    ),
+    Mutant(
+        "a task too late",
+        "what is allocated at 100 % is that of one task more",
+        [Edit(OPENB, "while asked >= mark:", "while asked > mark:")],
+        tests("unit/test_simulate.py::test_what_is_allocated_counts_up_to_the_task_with_which_so_much_had_arrived"),
+    ),
+    Mutant(
+        "all of the list",
+        "more arrives than was asked for, and counts",
+        [Edit(OPENB, "return queue[:number]", "return queue")],
+        tests("unit/test_simulate.py::test_no_more_arrive_than_are_asked_for"),
+    ),
+)  # fmt: skip
