@@ -11,7 +11,7 @@ OPENB = "scheduler/simulate/openb.py"
 PACKING = (
     Mutant(
         "a forgotten state comes back",
-        "two states are equal and both have hosts, so one of them is lost to the index, or the core stops with an error",
+        "two equal states both have hosts, so one of them is lost to the index, or the core stops with an error",
         [Edit(PACKER, " or step.after.gone", "")],
         tests("unit/test_packing.py::test_no_state_comes_back_beside_its_equal"),
     ),

@@ -146,7 +146,10 @@ SCHEDULER = (
     Mutant(
         "prices forgotten",
         "what a scarce model costs is not told to the rankings, so that jobs which need none take it",
-        [Edit(RANKING, "rank[1] + price", "rank[1]")],
+        [
+            Edit(RANKING, "priced = (rank[0], rank[1] + price,", "priced = (rank[0], rank[1],"),
+            Edit(RANKING, "yield (rank[0], rank[1] + price,", "yield (rank[0], rank[1],"),
+        ],
         tests("unit/test_place.py"),
     ),
     Mutant(
