@@ -33,7 +33,7 @@ from .election import Term, TermLostError
 from .fencing.acting import Acting
 from .fencing.port import FenceDevice
 from .history import History
-from .load import load_in_turns
+from .load import in_turns, load_in_turns
 from .mirror.feed import Feed
 from .mirror.mirror import Mirror
 from .mirror.records import News
@@ -133,6 +133,7 @@ class Leader:
                 if number % SPECS == 0:
                     await asyncio.sleep(0)
             await load_in_turns(self.cluster, stored, self._wall())
+            await in_turns(self._placer.begin(self.cluster))
         self._on_loaded()
         counts = len(self.cluster.hosts), len(self.cluster.jobs)
         _log.info("leading from revision %d: %d hosts, %d jobs", feed.revision, *counts)

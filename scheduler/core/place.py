@@ -50,6 +50,11 @@ class Placer:
     values: Valuation = field(default_factory=Valuation)
     barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
 
+    def begin(self, cluster: Cluster) -> Iterator[None]:
+        """What the first turn would do for all hosts at once, one at a time; nothing may change meanwhile."""
+        yield from self.values.begin(cluster)
+        yield from self.free.begin(cluster)
+
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
         """Place up to `limit` pending jobs; returns how many. The cluster then has their allocations, marked dirty."""
         brake.look(cluster, now)

@@ -201,3 +201,15 @@ def test_a_mix_is_learnt_anew_only_if_it_is_another() -> None:
         step(cluster, JobSubmitted(Job(f"other-{n:03}", SHAPES[0], n, 1.0)), 1.0)
     values.learn(cluster)
     assert values.epoch == 2
+
+
+def test_a_placer_that_began_in_turns_decides_as_another() -> None:
+    clusters, placers = (fleet(), fleet()), (Placer(values=Valuation(10)), Placer(values=Valuation(10)))
+    assert sum(1 for _ in placers[1].begin(clusters[1])) == 2 * len(HOSTS)
+    for now in (2.0, 3.0):
+        for cluster, placer in zip(clusters, placers, strict=True):
+            placer.place(cluster, now)
+            for event in finish(cluster, 1, 0):
+                step(cluster, event, now)
+        assert clusters[0].allocations == clusters[1].allocations
+    assert clusters[0].allocations

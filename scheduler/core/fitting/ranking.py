@@ -35,6 +35,13 @@ class FreeUnits:
             self._note(cluster.hosts[name])
         self._position = cluster.movers.end
 
+    def begin(self, cluster: Cluster) -> Iterator[None]:
+        """Look at all hosts, one at a time, before the first refresh; nothing may change meanwhile."""
+        for name in list(cluster.hosts):
+            self._note(cluster.hosts[name])
+            yield
+        self._position = cluster.movers.end
+
     def _note(self, host: Host) -> None:
         count, before = free_units(host), self._count.get(host.name)
         if count == before:

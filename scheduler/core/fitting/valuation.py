@@ -9,6 +9,7 @@ It orders only; it must never say whether something fits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -81,6 +82,17 @@ class Valuation:
         moved = cluster.movers.since(self._position) if self._position >= 0 else None
         for name in moved if moved is not None else list(cluster.hosts):
             self._note(cluster.hosts[name])
+        self._position = cluster.movers.end
+        self._follow_prices()
+
+    def begin(self, cluster: Cluster) -> Iterator[None]:
+        """Learn the mix, and look at all hosts, one at a time, before the first refresh; nothing may change then."""
+        self.learn(cluster)
+        if self._worth is None:
+            return
+        for name in list(cluster.hosts):
+            self._note(cluster.hosts[name])
+            yield
         self._position = cluster.movers.end
         self._follow_prices()
 
