@@ -7,50 +7,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 
 from gpupool.cli import settings
-from gpupool.cli.app import run
 from gpupool.cli.output import plain_table, safe
 from gpupool.cli.views import duration, link, page_size, size, unit_state
 from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
+from tests.fakes.cli import Run
 from tests.fakes.server import BREAK, FakeScheduler, Status, job
 
 RUNNING, FAILED = job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_FAILED
 
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden_cli"
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
-    with FakeScheduler() as server:
-        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
-        yield server
-
-
-@pytest.fixture
-def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> Done:
-        code = run(arguments)
-        return Done(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

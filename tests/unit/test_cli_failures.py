@@ -9,44 +9,18 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from gpupool.cli import details, failover_views, host_views, planned_views, views
-from gpupool.cli.app import run
 from gpupool.cli.output import pairs, table
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from tests.fakes.cli import Run
 from tests.fakes.server import FakeScheduler, job
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden_cli"
 NOW = 1_767_323_045.0  # 2026-01-02 03:04:05 UTC
 READY, FENCING = records_pb2.HOST_STATE_READY, records_pb2.HOST_STATE_FENCING
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
-    with FakeScheduler() as server:
-        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
-        yield server
-
-
-@pytest.fixture
-def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> Done:
-        code = run(arguments)
-        return Done(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gpupool.cli.app import run
 from gpupool.cli.planned_views import room
 from gpupool.v1 import job_pb2, scheduler_pb2
+from tests.fakes.cli import Run
 from tests.fakes.server import FakeScheduler
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden_cli"
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
-    with FakeScheduler() as server:
-        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
-        yield server
-
-
-@pytest.fixture
-def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def restart(job: str, to: str = "gpu08", *, host: str = "gpu07", **more: Any) -> scheduler_pb2.PlannedRestart:

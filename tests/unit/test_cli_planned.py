@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import pytest
 
 from gpupool.cli import draining
-from gpupool.cli.app import run
 from gpupool.v1 import records_pb2, scheduler_pb2
+from tests.fakes.cli import Run
 from tests.fakes.server import FakeScheduler
 
 READY = records_pb2.HOST_STATE_READY
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
+def fake(fake: FakeScheduler, monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
     monkeypatch.setattr(draining, "POLL_S", 0.02)
-    with FakeScheduler() as server:
-        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
-        server.hosts = [host(f"h{n}", vms=n) for n in range(4)]
-        yield server
-
-
-@pytest.fixture
-def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> Done:
-        code = run(arguments)
-        return Done(code, *capsys.readouterr())
-
-    return call
+    fake.hosts = [host(f"h{n}", vms=n) for n in range(4)]
+    return fake
 
 
 def host(name: str, *, vms: int = 0) -> scheduler_pb2.Host:

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from gpupool.cli.app import run
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
+from tests.fakes.cli import Run
 from tests.fakes.server import FakeScheduler, job
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
-    with FakeScheduler() as server:
-        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
-        server.jobs["j1"] = job("j1")
-        yield server
-
-
-@pytest.fixture
-def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = run(arguments)
-        return (code, *capsys.readouterr())
-
-    return call
+def fake(fake: FakeScheduler) -> FakeScheduler:
+    fake.jobs["j1"] = job("j1")
+    return fake
 
 
 @pytest.fixture

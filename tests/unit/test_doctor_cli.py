@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
@@ -16,19 +15,11 @@ from agent.simulated.tree import build_tree, parse_shape
 from gpupool.cli.app import run
 from gpupool.cli.doctor import exit_code, lines
 from gpupool.v1 import inventory_pb2, scheduler_pb2
+from tests.fakes.cli import Done, Run
 from tests.fakes.server import FakeScheduler, Status
 from tests.unit.doctor_host import Host
 
 Finding, Fix = inventory_pb2.Finding, inventory_pb2.Fix
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -41,11 +32,9 @@ def gpupool(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
-    with FakeScheduler() as server:
-        server.hosts = [scheduler_pb2.Host(name="h1")]
-        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
-        yield server
+def fake(fake: FakeScheduler) -> FakeScheduler:
+    fake.hosts = [scheduler_pb2.Host(name="h1")]
+    return fake
 
 
 @pytest.fixture

@@ -297,13 +297,6 @@ def test_a_policy_survives_the_file() -> None:
     assert read_policy(json.dumps(as_document(Policy())), Path("x"))[0] == Policy()
 
 
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeScheduler]:
-    with FakeScheduler() as server:
-        monkeypatch.setenv("GPUPOOL_SERVER", server.address)
-        yield server
-
-
 def test_dump_writes_a_file_or_stdout(fake: FakeScheduler, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     player = play(SCRIPT)
     told = parts(stored(player.cluster, player.reports))
