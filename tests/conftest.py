@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that is busy may take any time for an example.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Tests of VMs have libvirt fork in this very process; see agent/__init__.py, which others may precede here.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
