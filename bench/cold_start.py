@@ -28,8 +28,8 @@ from gpupool.store import keys
 from gpupool.store.etcd import EtcdStore
 from gpupool.store.keys import parse
 from gpupool.store.port import Delete, Put
+from gpupool.store.types import TYPES
 from gpupool.v1 import job_pb2, records_pb2
-from scheduler.mirror.records import TYPES
 
 from . import full_fleet, proc
 from .fleet import IMAGE, MODEL, UNITS, unit_id

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 
 from scheduler.core.place import Placer
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.state.model import Cluster, Job, Outcome, Request
+from scheduler.core.state.jobs import Job, Outcome, Request
 from scheduler.core.state.tables import AllocationState
 from scheduler.core.step import step
 

@@ -19,9 +19,10 @@ from scheduler.core.fitting.valuation import Valuation
 from scheduler.core.packing import HostSize, Mix, NodeSize, Packer, Shape
 from scheduler.core.packing.sizes import WHOLE
 from scheduler.core.place import Placer
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.state.model import Cluster, Job, Request
+from scheduler.core.state.jobs import Job, Request
 from scheduler.core.state.policy import Policy
 from scheduler.core.state.rules import Rules
 from scheduler.core.step import step

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 
 from scheduler.core.fitting.fit import Fit, fit
 from scheduler.core.reservation.reserve import Reserve
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.state.model import Allocation, Attempt, Cluster, Host, Job, Request
+from scheduler.core.state.hosts import Allocation, Host
+from scheduler.core.state.jobs import Attempt, Job, Request
 from scheduler.core.state.policy import Policy, ReservationPolicy
 from scheduler.core.state.tables import JobState
 from scheduler.core.step import step

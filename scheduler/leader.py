@@ -25,7 +25,8 @@ from .core.gangs import together
 from .core.invariants import violations
 from .core.place import Placer, retract
 from .core.queueing.preempt import Preempter
-from .core.state.model import Allocation, Cluster, Dirty
+from .core.state.cluster import Cluster, Dirty
+from .core.state.hosts import Allocation
 from .core.state.policy import Policy
 from .core.step import step
 from .core.todo import EvidenceWanted, todo

@@ -31,8 +31,9 @@ from .codec.decode import (
 from .core.failover.ahead import bring_back
 from .core.failover.brake import consider
 from .core.failover.fence import intent_noted, lost_unseen, unwatched
-from .core.state import events, model
+from .core.state import events
 from .core.state.books import Claim
+from .core.state.cluster import Cluster
 from .core.step import step
 from .mirror.records import Stored, by_kind
 
@@ -62,7 +63,7 @@ _ORDER = (
 )
 
 
-async def load_in_turns(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
+async def load_in_turns(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
     """As `load`, letting others run in between: a leader must renew its lease while it reads a large cluster."""
     await in_turns(loading(cluster, items, now))
 
@@ -74,7 +75,7 @@ async def in_turns(work: Iterator[None]) -> None:
             await asyncio.sleep(0)
 
 
-def load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
+def load(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
     """Rebuild a fresh `cluster` from everything that is stored: first what the leader decided, then the facts.
 
     Raises UnreadableDecisionError for a host or an allocation that cannot be read. A job of which that is true is left
@@ -83,7 +84,7 @@ def load(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float)
     deque(loading(cluster, items, now), maxlen=0)
 
 
-def loading(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: float) -> Iterator[None]:
+def loading(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) -> Iterator[None]:
     """As `load`, and yields after each record."""
     stored = items if isinstance(items, dict) else by_kind(items)
     _know_intents(cluster, stored)
@@ -110,7 +111,7 @@ def loading(cluster: model.Cluster, items: Iterable[KeyValue] | Stored, now: flo
         consider(cluster, now)
 
 
-def _know_intents(cluster: model.Cluster, stored: Stored) -> None:
+def _know_intents(cluster: Cluster, stored: Stored) -> None:
     """What operators want, before anything is judged by it; nothing follows from it before the facts are known."""
     for kind in (Kind.CLUSTER_INTENT, Kind.HOST_INTENT):
         for ids, kv in stored.get(kind, ()):
@@ -121,7 +122,7 @@ def _know_intents(cluster: model.Cluster, stored: Stored) -> None:
                 cluster.host(event.host).intent = event.intent
 
 
-def _load_decisions(cluster: model.Cluster, stored: Stored) -> Generator[None, None, set[str]]:
+def _load_decisions(cluster: Cluster, stored: Stored) -> Generator[None, None, set[str]]:
     """Restore hosts, jobs and allocations; returns the jobs whose status cannot be read."""
     for ids, kv in stored.pop(Kind.HOST, ()):
         with _decision(kv.key):
@@ -177,7 +178,7 @@ def _unreadable(key: str, exc: Exception) -> UnreadableDecisionError:
     )
 
 
-def _load_job(cluster: model.Cluster, job_id: str, spec: KeyValue | None, status: KeyValue) -> None:
+def _load_job(cluster: Cluster, job_id: str, spec: KeyValue | None, status: KeyValue) -> None:
     if spec is None:
         return
     job = job_of(job_id, records_pb2.JobRecord.FromString(spec.value), spec.create_revision)
@@ -187,7 +188,7 @@ def _load_job(cluster: model.Cluster, job_id: str, spec: KeyValue | None, status
     cluster.enqueue(job)
 
 
-def _load_allocation(cluster: model.Cluster, wire: records_pb2.Allocation) -> None:
+def _load_allocation(cluster: Cluster, wire: records_pb2.Allocation) -> None:
     job = cluster.jobs.get(wire.job)
     allocation = allocation_of(wire, job)
     cluster.reserve(allocation)

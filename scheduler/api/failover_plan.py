@@ -13,7 +13,7 @@ from gpupool.v1 import job_pb2, scheduler_pb2
 
 from ..core.failover.plan import Expected, Restart, plan
 from ..core.reservation.reserve import Gap
-from ..core.state.model import Cluster
+from ..core.state.cluster import Cluster
 from ..core.state.policy import Policy
 from .intents import ApiError
 from .view import View

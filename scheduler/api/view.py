@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..core.reservation.reserve import Reserve
-from ..core.state.model import Cluster
+from ..core.state.cluster import Cluster
 from ..core.state.policy import Policy
 
 

@@ -18,9 +18,12 @@ from gpupool.store.port import KeyValue
 from gpupool.store.types import TYPES
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
-from ..core.state import events, facts, losses, model, terms
+from ..core.state import events, facts, losses, terms
 from ..core.state.amounts import Amounts
+from ..core.state.cluster import Cluster
+from ..core.state.hosts import Allocation, Host
 from ..core.state.hugepages import HugepagesFact
+from ..core.state.jobs import Attempt, Job, NumaPolicy, Outcome, Request
 from ..core.state.rules import Rules
 from ..core.state.tables import AllocationState, HostState, JobState
 from ..mirror.interned import same
@@ -47,17 +50,17 @@ def _members(of: type[_Member], wire: type, prefix: str) -> dict[int, _Member]:
 
 
 _JOB_STATE = _members(JobState, job_pb2.JobState, "JOB_STATE_")
-_OUTCOME = _members(model.Outcome, job_pb2.Outcome, "OUTCOME_")
+_OUTCOME = _members(Outcome, job_pb2.Outcome, "OUTCOME_")
 _EVIDENCE = _members(losses.Evidence, job_pb2.Evidence, "EVIDENCE_")
-_NUMA = _members(model.NumaPolicy, job_pb2.NumaPolicy, "NUMA_POLICY_")
-_NUMA[job_pb2.NUMA_POLICY_UNSPECIFIED] = model.NumaPolicy.PREFERRED
+_NUMA = _members(NumaPolicy, job_pb2.NumaPolicy, "NUMA_POLICY_")
+_NUMA[job_pb2.NUMA_POLICY_UNSPECIFIED] = NumaPolicy.PREFERRED
 _GUARD = _members(facts.GuardKind, records_pb2.GuardKind, "GUARD_KIND_")
 _UNIT_STATE = _members(facts.UnitState, records_pb2.UnitState, "UNIT_STATE_")
 _ALLOCATION_STATE = _members(AllocationState, records_pb2.AllocationState, "ALLOCATION_STATE_")
 _HOST_STATE = _members(HostState, records_pb2.HostState, "HOST_STATE_")
 
 
-def request_of(spec: job_pb2.JobSpec) -> model.Request:
+def request_of(spec: job_pb2.JobSpec) -> Request:
     """The shape of a job, as placement sees it."""
     gpus = spec.gpus
     models = models_of(gpus)
@@ -76,16 +79,16 @@ def request_of(spec: job_pb2.JobSpec) -> model.Request:
 
 @lru_cache(maxsize=4096)  # as few shapes have many jobs
 def _request(  # noqa: PLR0917 - by name they would be a dict, made each time
-    image: str, gpus: int, gpu: str, gpu_mib: int, cpus: int, mib: int, numa: model.NumaPolicy,
+    image: str, gpus: int, gpu: str, gpu_mib: int, cpus: int, mib: int, numa: NumaPolicy,
     pages_kib: int, rules: Rules | None,
-) -> model.Request:  # fmt: skip
-    return same(model.Request(image, gpus, gpu, gpu_mib, cpus, mib, numa, pages_kib, rules))
+) -> Request:  # fmt: skip
+    return same(Request(image, gpus, gpu, gpu_mib, cpus, mib, numa, pages_kib, rules))
 
 
-def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> model.Job:
+def job_of(job_id: str, record: records_pb2.JobRecord, arrival: int) -> Job:
     """A fresh job from its spec; `arrival` is the revision at which it was written."""
     spec = record.spec
-    job = model.Job(
+    job = Job(
         id=job_id,
         request=request_of(spec),
         arrival=arrival,
@@ -156,7 +159,7 @@ def member_of(gang: job_pb2.Gang) -> terms.Member:
     return terms.Member(gang.id, gang.index, gang.count, on_loss, gang.spread_over, gang.pack_into)
 
 
-def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:
+def restore_status(job: Job, status: job_pb2.JobStatus) -> None:
     """Give a job the state that the leader last recorded for it."""
     job.state = _JOB_STATE[status.state]
     job.attempts = [_attempt(a) for a in status.attempts]
@@ -170,8 +173,8 @@ def restore_status(job: model.Job, status: job_pb2.JobStatus) -> None:
     job.hold, job.held_s, job.host_deaths = status.hold, status.held_s, status.host_deaths
 
 
-def _attempt(wire: job_pb2.Attempt) -> model.Attempt:
-    return model.Attempt(
+def _attempt(wire: job_pb2.Attempt) -> Attempt:
+    return Attempt(
         number=wire.number,
         host=same(wire.host),
         units=same(tuple(wire.units)),
@@ -190,7 +193,7 @@ def _evidence(value: int) -> losses.Evidence | None:
     return _EVIDENCE[value] if value else None
 
 
-def restore_host(host: model.Host, record: records_pb2.HostRecord) -> None:
+def restore_host(host: Host, record: records_pb2.HostRecord) -> None:
     """Give a host the state that the leader last recorded for it."""
     host.state = _HOST_STATE[record.state]
     host.session, host.boot_id, host.simulated = record.session, record.boot_id, record.simulated
@@ -224,7 +227,7 @@ def failover_of(wire: records_pb2.FailoverRecord) -> losses.Failover:
     return losses.Failover(wire.host, _fence(wire.fence), vms, wire.brake, wire.done_s)
 
 
-def restore_cluster(cluster: model.Cluster, record: records_pb2.ClusterRecord) -> None:
+def restore_cluster(cluster: Cluster, record: records_pb2.ClusterRecord) -> None:
     """Give the cluster what the leader last recorded for all hosts together."""
     cluster.settled_s, cluster.noted_s = record.settled_s, record.noted_s
     if record.HasField("brake"):
@@ -237,12 +240,12 @@ def guard_of(value: int) -> facts.GuardKind:
     return _GUARD[value] if value else facts.GuardKind.NONE
 
 
-def allocation_of(wire: records_pb2.Allocation, job: model.Job | None = None) -> model.Allocation:
+def allocation_of(wire: records_pb2.Allocation, job: Job | None = None) -> Allocation:
     """An allocation as decided; its state starts at BOUND until a report says more. `job`: its own, where it is known,
     which has the same labels as the spec that is repeated here.
     """
     spec = wire.spec
-    made = model.Allocation(
+    made = Allocation(
         id=wire.id,
         job=wire.job,
         attempt=wire.attempt,
@@ -417,7 +420,7 @@ def amounts_of(wire: records_pb2.Amounts, absent: float) -> Amounts:
     )
 
 
-def restore_shares(cluster: model.Cluster, record: records_pb2.Shares) -> None:
+def restore_shares(cluster: Cluster, record: records_pb2.Shares) -> None:
     """Give the cluster what the leader last recorded of its tenants."""
     cluster.books.shares.at_s = record.at_s
     cluster.books.shares.decayed = dict(sorted(record.decayed.items()))

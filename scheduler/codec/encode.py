@@ -6,8 +6,10 @@ from functools import lru_cache
 
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
+from ..core.state.cluster import Cluster
+from ..core.state.hosts import Allocation, Host
+from ..core.state.jobs import Attempt, Job
 from ..core.state.losses import Evidence, Failover, FenceRecord
-from ..core.state.model import Allocation, Attempt, Cluster, Host, Job
 from ..core.state.tables import JobState
 
 _JOB_STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.value}") for state in JobState}

@@ -17,7 +17,8 @@ from .queueing.wait import JobWait, ignored, wait
 from .reservation.admission import kept_out
 from .reservation.reserve import Reserve
 from .state import limits
-from .state.model import Cluster, Job
+from .state.cluster import Cluster
+from .state.jobs import Job
 from .state.reasons import Reason, Refusal
 from .state.tables import HostState, JobState
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .state.model import STARTING, Allocation, Cluster, Host
+from .state.cluster import STARTING, Cluster
+from .state.hosts import Allocation, Host
 from .state.rules import means
 from .state.tables import JobState
 from .state.terms import OnLoss

@@ -27,7 +27,9 @@ from .gangs.refusals import Refusals
 from .queueing import backfill, claims, hold, lent, order, upkeep
 from .queueing.queue import Lane
 from .reservation.admission import TRIES, Admission, Choice
-from .state.model import Allocation, Attempt, Cluster, Host, Job, Outcome, Party, Request
+from .state.cluster import Cluster
+from .state.hosts import Allocation, Host
+from .state.jobs import Attempt, Job, Outcome, Party, Request
 from .state.tables import JobEvent
 
 ANSWERS_KEPT = 640_000  # of hosts to shapes; the ranking that was not asked for the longest goes

@@ -16,6 +16,7 @@ from .queueing import hold
 from .queueing.ends import cancel
 from .queueing.shares import capacity_of
 from .state import limits
+from .state.cluster import Cluster
 from .state.events import (
     ClusterIntentChanged,
     Event,
@@ -31,8 +32,9 @@ from .state.events import (
     VmReported,
 )
 from .state.facts import InventoryFact, UnitFact, UnitState
+from .state.hosts import Allocation, Host, Node
 from .state.hugepages import MAY_HAVE_PAGES, pool_of
-from .state.model import Allocation, Cluster, Host, Job, Node, Outcome
+from .state.jobs import Job, Outcome
 from .state.tables import (
     ALLOCATION,
     AllocationEvent,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .failover.power import PowerOff, power_owed, told, under_way
-from .state.model import Cluster
+from .state.cluster import Cluster
 
 
 @dataclass(frozen=True, slots=True)

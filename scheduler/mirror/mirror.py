@@ -24,7 +24,7 @@ from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from .. import heap
 from ..api.view import View
-from ..core.state.model import Cluster
+from ..core.state.cluster import Cluster
 from ..core.state.policy import Policy
 from ..load import in_turns, loading
 from . import wishes_told

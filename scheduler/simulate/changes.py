@@ -15,9 +15,9 @@ from gpupool.errors import InvalidSpec
 from gpupool.store.keys import check_name
 
 from ..core.fitting.ruled import labels_of
+from ..core.state.cluster import Cluster
 from ..core.state.events import HostIntentChanged, QueueChanged
 from ..core.state.facts import InventoryFact, QueueIntent, UnitFact
-from ..core.state.model import Cluster
 from ..core.state.policy import Policy
 from ..core.state.rules import HOST, Label, has, shown
 from ..core.state.tables import HostState

@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..core.fitting.fit import Fit, fit
+from ..core.state.cluster import Cluster
 from ..core.state.facts import UnitState
-from ..core.state.model import Cluster, Host, Request
+from ..core.state.hosts import Host
+from ..core.state.jobs import Request
 from ..core.state.tables import HostState
 
 KINDS = 48  # of tasks, those that are most; the others would change little, and cost as much

@@ -13,9 +13,9 @@ from typing import Any
 
 from ..core.fitting.known import Known
 from ..core.queueing.queues import asked_for
+from ..core.state.cluster import Cluster
 from ..core.state.events import JobSubmitted, QueueChanged
 from ..core.state.facts import QueueIntent
-from ..core.state.model import Cluster
 from ..core.state.policy import Policy
 from ..core.state.tables import JobState
 from . import metrics

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..core.state.model import Cluster, Dirty
+from ..core.state.cluster import Cluster, Dirty
 from ..core.state.tables import AllocationState, HostState, JobState, Transition
 from .fragments import Fragments
 from .vms import Agents

@@ -18,7 +18,7 @@ from gpupool.store.keys import check_name
 from ..core.packing import HostSize, Shape
 from ..core.packing.sizes import WHOLE
 from ..core.state.facts import QueueIntent
-from ..core.state.model import Request
+from ..core.state.jobs import Request
 from ..core.state.rules import Rules
 from ..core.state.terms import DEFAULT_QUEUE
 from . import traces

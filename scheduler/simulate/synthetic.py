@@ -17,7 +17,7 @@ from typing import TypeVar
 from gpupool.errors import InvalidSpec
 
 from ..core.state.facts import QueueIntent
-from ..core.state.model import Request
+from ..core.state.jobs import Request
 from ..core.state.terms import DEFAULT_QUEUE
 from .work import IMAGE, Load, SimHost, Task, host_of
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
+from ..core.state.cluster import Cluster, Dirty
 from ..core.state.events import InventoryChanged, SessionChanged, UnitReported, VmReported
 from ..core.state.facts import GuardKind, SessionFact, UnitReport, UnitState
-from ..core.state.model import Allocation, Cluster, Dirty, Outcome
+from ..core.state.hosts import Allocation
+from ..core.state.jobs import Outcome
 from ..core.state.tables import AllocationState, Transition
 from .work import Machine
 from .world import World

@@ -22,9 +22,10 @@ from ..core.fitting.own import case
 from ..core.queueing.queue import Lane
 from ..core.queueing.wait import wait
 from ..core.reservation.reserve import Reserve
+from ..core.state.cluster import Cluster, Dirty
 from ..core.state.events import PowerFenced
 from ..core.state.facts import UnitState
-from ..core.state.model import Cluster, Dirty, Job, Request
+from ..core.state.jobs import Job, Request
 from ..core.state.policy import Policy
 from ..core.state.tables import AllocationState, HostState, JobState, Transition
 from ..load import UnreadableDecisionError, load

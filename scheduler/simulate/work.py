@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..core.state.facts import InventoryFact, QueueIntent, UnitFact
-from ..core.state.model import Job, Request
+from ..core.state.jobs import Job, Request
 from ..core.state.terms import DEFAULT_QUEUE, Terms
 
 IMAGE = "any"  # all jobs have it, and so have all hosts

@@ -18,8 +18,8 @@ from ..core.gangs import together
 from ..core.invariants import violations
 from ..core.place import Placer
 from ..core.queueing.preempt import Preempter
+from ..core.state.cluster import Cluster, Dirty
 from ..core.state.events import Event
-from ..core.state.model import Cluster, Dirty
 from ..core.state.tables import Transition
 from ..core.step import step
 from ..core.todo import todo

@@ -15,7 +15,7 @@ from ..codec.decode import inventory_of, member_of, request_of
 from ..codec.decode_rules import models_of
 from ..core.fitting.known import Known
 from ..core.state.hugepages import size_name
-from ..core.state.model import party_of
+from ..core.state.jobs import party_of
 from ..mirror.mirror import Mirror
 
 TURN = 32  # inventories between two looks at what else there is to do

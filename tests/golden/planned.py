@@ -9,8 +9,8 @@ from scheduler.core.gangs import together
 from scheduler.core.place import Placer
 from scheduler.core.queueing.preempt import Preempter
 from scheduler.core.state import events
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import Drain, UnitState
-from scheduler.core.state.model import Cluster
 
 
 class Planned:

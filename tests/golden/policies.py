@@ -8,8 +8,8 @@ from typing import Any
 
 from scheduler.core.failover import failovers
 from scheduler.core.state import events
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import ClusterIntent, GuardKind, JobIntent, SessionFact
-from scheduler.core.state.model import Cluster
 from scheduler.core.state.policy import Policy
 from scheduler.core.state.skew import answers
 from scheduler.core.state.tables import AllocationState

@@ -10,8 +10,8 @@ from typing import Any
 from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core.state import events
 from scheduler.core.state.amounts import Amounts
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import JobIntent, QueueIntent
-from scheduler.core.state.model import Cluster
 from scheduler.core.state.skew import no_earlier
 from scheduler.core.state.terms import Dependency, Element, Member, OnLoss, Terms, When
 

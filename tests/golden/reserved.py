@@ -10,8 +10,8 @@ from scheduler.core.failover.plan import plan
 from scheduler.core.reservation.admission import gaps
 from scheduler.core.reservation.reserve import Reserve
 from scheduler.core.state import events
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import InventoryFact
-from scheduler.core.state.model import Cluster
 
 
 class Reserved:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from gpupool.v1 import inventory_pb2, job_pb2
 from scheduler.core.explain import explain
 from scheduler.core.state import events
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import InventoryFact, UnitFact
-from scheduler.core.state.model import Cluster, Job
+from scheduler.core.state.jobs import Job
 from scheduler.core.state.rules import Labels, Nic, Rules, Within, meant
 
 DEMANDS = frozenset(

@@ -13,6 +13,7 @@ from scheduler.core.failover.power import told
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
 from scheduler.core.state import events
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import (
     GuardKind,
     HostIntent,
@@ -23,8 +24,8 @@ from scheduler.core.state.facts import (
     UnitState,
 )
 from scheduler.core.state.hugepages import HugepagesFact
+from scheduler.core.state.jobs import Job, NumaPolicy, Outcome, Request
 from scheduler.core.state.losses import Brake
-from scheduler.core.state.model import Cluster, Job, NumaPolicy, Outcome, Request
 from scheduler.core.state.policy import Policy
 from scheduler.core.state.tables import AllocationState, HostState
 from scheduler.core.step import step

@@ -11,9 +11,11 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler.codec import encode
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import VmReported
 from scheduler.core.state.facts import HostIntent, JobIntent, SessionFact
-from scheduler.core.state.model import Cluster, Host, Job
+from scheduler.core.state.hosts import Host
+from scheduler.core.state.jobs import Job
 from tests.golden.queued import wire_queue, wire_terms
 from tests.golden.ruled import as_asked, functions
 

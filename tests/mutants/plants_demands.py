@@ -10,7 +10,7 @@ FIT, OWN, RULED, ROOM = (
     "scheduler/core/fitting/ruled.py",
     "scheduler/core/reservation/room.py",
 )
-PLACE, MODEL = "scheduler/core/place.py", "scheduler/core/state/model.py"
+PLACE, CLUSTER = "scheduler/core/place.py", "scheduler/core/state/cluster.py"
 KNOWN, NEAREST, EXPLAIN = (
     "scheduler/core/fitting/known.py",
     "scheduler/core/fitting/nearest.py",
@@ -64,7 +64,7 @@ DEMANDS = (
     Mutant(
         "nobody tells who waits for company",
         "a job that waits to be near another is not tried again when that one is placed",
-        [Edit(MODEL, "self.capacity_epoch += 1  # somebody may have", "pass  # somebody may have")],
+        [Edit(CLUSTER, "self.capacity_epoch += 1  # somebody may have", "pass  # somebody may have")],
         tests(scenario("near")),
     ),
     Mutant(

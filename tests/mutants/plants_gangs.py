@@ -191,7 +191,7 @@ GANGS = (
         "who was kept out for the sake of a restart is not asked again once that is cancelled",
         [
             Edit(
-                "scheduler/core/state/model.py",
+                "scheduler/core/state/cluster.py",
                 "            self.capacity_epoch += before is JobState.PENDING and bool(job.attempts)",
                 "            self.capacity_epoch += False",
             )

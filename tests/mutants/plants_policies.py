@@ -88,7 +88,7 @@ POLICIES = (
         "lost jobs restart while disarmed",
         [
             Edit(
-                "scheduler/core/state/model.py",
+                "scheduler/core/state/cluster.py",
                 "        withheld = job.lost and (self.brake is not None or self.intent.disarmed)",
                 "        withheld = job.lost and self.brake is not None",
             )
@@ -172,7 +172,7 @@ POLICIES = (
         "a start that is over is not counted off",
         [
             Edit(
-                "scheduler/core/state/model.py",
+                "scheduler/core/state/cluster.py",
                 "            host.starting.discard(allocation.id)\n            if enough",
                 "            if enough",
             )
@@ -184,7 +184,7 @@ POLICIES = (
         "nobody is told that one may start again",
         [
             Edit(
-                "scheduler/core/state/model.py",
+                "scheduler/core/state/cluster.py",
                 "            if enough:\n                self.touch(host)",
                 "            pass",
             )
@@ -196,7 +196,7 @@ POLICIES = (
         "restart priority is ignored",
         [
             Edit(
-                "scheduler/core/state/model.py",
+                "scheduler/core/state/cluster.py",
                 "first = (0, -job.restart_priority) if lost",
                 "first = (0, 0) if lost",
             )

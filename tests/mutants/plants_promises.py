@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 SESSION, DECLARE, RIDING = "agent/session.py", "agent/declare.py", "agent/riding.py"
-FENCE, MODEL = "scheduler/core/failover/fence.py", "scheduler/core/state/model.py"
+FENCE, HOSTS = "scheduler/core/failover/fence.py", "scheduler/core/state/hosts.py"
 
 PROMISES = (
     Mutant(
@@ -89,7 +89,7 @@ PROMISES = (
     Mutant(
         "another machine's boot",
         "a session of another machine, with another boot id, proves that the first one's VMs are dead",
-        [Edit(MODEL, "return fact if fact.machine != self.machine else None", "return None")],
+        [Edit(HOSTS, "return fact if fact.machine != self.machine else None", "return None")],
         tests("golden"),
     ),
     Mutant(
@@ -121,7 +121,7 @@ PROMISES = (
         "an unknown machine passes for one that is known",
         [
             Edit(
-                MODEL,
+                HOSTS,
                 "return fact if fact.machine != self.machine else None",
                 "return fact if fact.machine and self.machine and fact.machine != self.machine else None",
             )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, Sim, tests
 
 LEADER, ELECTION, LOAD = "scheduler/leader.py", "scheduler/election.py", "scheduler/load.py"
-FENCE, STEP, MODEL, RANKING = (
+FENCE, STEP, CLUSTER, HOSTS, RANKING = (
     "scheduler/core/failover/fence.py",
     "scheduler/core/step.py",
-    "scheduler/core/state/model.py",
+    "scheduler/core/state/cluster.py",
+    "scheduler/core/state/hosts.py",
     "scheduler/core/fitting/ranking.py",
 )
 
@@ -140,7 +141,7 @@ SCHEDULER = (
     Mutant(
         "rankings miss who was placed",
         "what a host has given away is not told to the rankings, so it is given away once more",
-        [Edit(MODEL, "        self.movers.add(host.name)\n        self.stale_hosts", "        self.stale_hosts")],
+        [Edit(CLUSTER, "        self.movers.add(host.name)\n        self.stale_hosts", "        self.stale_hosts")],
         tests("unit/test_place.py"),
     ),
     Mutant(
@@ -215,7 +216,7 @@ SCHEDULER = (
         "a unit is offered on the word of an earlier session",
         [
             Edit(
-                MODEL, "current = report is not None and report.session == self.session", "current = report is not None"
+                HOSTS, "current = report is not None and report.session == self.session", "current = report is not None"
             )
         ],
         tests("unit/test_leader.py::test_what_an_earlier_session_told_counts_no_more"),
@@ -248,7 +249,7 @@ SCHEDULER = (
         "unit shared",
         "the scheduler forgets that a unit is held",
         [
-            Edit(MODEL, "        if unit in self.held:\n            return UnitState.HELD\n", ""),
+            Edit(HOSTS, "        if unit in self.held:\n            return UnitState.HELD\n", ""),
             Edit(LEADER, "(broken := violations(self.cluster))", "(broken := [])"),
         ],
         Sim("power-cut", "reserved for", seeds=40),

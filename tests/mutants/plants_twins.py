@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, Sim, tests
 
-FENCE, MODEL, LEADER = "scheduler/core/failover/fence.py", "scheduler/core/state/model.py", "scheduler/leader.py"
+FENCE, HOSTS, LEADER = "scheduler/core/failover/fence.py", "scheduler/core/state/hosts.py", "scheduler/leader.py"
 LOST = Sim("guard-lost", "which is fenced")
 
 TWINS = (
     Mutant(
         "a twin's boot, by chance",
         "another machine under a host's name, with another boot id, proves that the host's VMs are dead",
-        [Edit(MODEL, "return fact if fact.machine != self.machine else None", "return None")],
+        [Edit(HOSTS, "return fact if fact.machine != self.machine else None", "return None")],
         LOST,
     ),
     Mutant(

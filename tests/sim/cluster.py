@@ -21,7 +21,7 @@ from gpupool.store.port import Put, Store, StoreError
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.api.intents import ApiError
 from scheduler.api.jobs_api import JobsApi
-from scheduler.core.state import model as core
+from scheduler.core.state.cluster import Cluster as CoreCluster
 from scheduler.core.state.policy import Policy, PreemptionPolicy, ReservationPolicy
 from scheduler.deathwatch import never
 from scheduler.mirror.mirror import Mirror
@@ -148,7 +148,7 @@ class Cluster:
         self.replicas[name] = Replica(name, f"{name}:1", store, mirror, self.policy, wall, power=power, gone=gone)
         await self.replicas[name].run()
 
-    def _leaders(self) -> Iterator[core.Cluster]:
+    def _leaders(self) -> Iterator[CoreCluster]:
         for replica in self.replicas.values():
             if replica.leader is not None:
                 yield replica.leader.cluster

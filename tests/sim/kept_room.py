@@ -14,7 +14,7 @@ from gpupool.store import keys
 from gpupool.store.port import Change
 from scheduler.core.reservation.domains import ran_before
 from scheduler.core.reservation.reserve import Reserve
-from scheduler.core.state.model import Cluster
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.tables import JobState
 
 

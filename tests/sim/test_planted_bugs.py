@@ -13,7 +13,10 @@ from gpupool.store.port import Sight
 from scheduler import leader
 from scheduler.core import step
 from scheduler.core.failover import fence, retry
-from scheduler.core.state import facts, model
+from scheduler.core.state import facts
+from scheduler.core.state.cluster import Cluster
+from scheduler.core.state.hosts import Allocation, Host
+from scheduler.core.state.jobs import Job, Outcome
 from tests.fakes.vms import FakeGuard
 from tests.sim import hardware
 from tests.sim.cluster import scenario
@@ -37,7 +40,7 @@ def deadline_too_generous(patch: pytest.MonkeyPatch) -> None:
 def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
     """The scheduler takes a unit as free as soon as its VM has ended, and the agent does not insist."""
 
-    def release_at_once(cluster: model.Cluster, host: model.Host, allocation: model.Allocation) -> None:
+    def release_at_once(cluster: Cluster, host: Host, allocation: Allocation) -> None:
         if allocation.state.value == "ENDED":
             cluster.release(allocation)
             cluster.dirty.deleted[allocation.id] = allocation
@@ -55,15 +58,15 @@ def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
 
 def unit_shared(patch: pytest.MonkeyPatch) -> None:
     """The scheduler forgets that a unit is held."""
-    patch.setattr(model.Host, "unit_state", lambda *_: facts.UnitState.FREE)
+    patch.setattr(Host, "unit_state", lambda *_: facts.UnitState.FREE)
     patch.setattr(leader, "violations", lambda _: [])
 
 
 def job_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A lost attempt is closed, and nobody queues the job again."""
 
-    def end(cluster: model.Cluster, job: model.Job, outcome: model.Outcome, now: float, **_: Any) -> None:
-        if outcome is model.Outcome.HOST_LOST:
+    def end(cluster: Cluster, job: Job, outcome: Outcome, now: float, **_: Any) -> None:
+        if outcome is Outcome.HOST_LOST:
             job.attempts[-1].ended_s = now
             return
         retry.end_attempt(cluster, job, outcome, now, **_)

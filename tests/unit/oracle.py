@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from itertools import combinations
 
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import UnitFact
-from scheduler.core.state.model import Allocation, Cluster, Host, Job, NumaPolicy, Outcome, Request
+from scheduler.core.state.hosts import Allocation, Host
+from scheduler.core.state.jobs import Job, NumaPolicy, Outcome, Request
 from scheduler.core.state.rules import Labels, Rules, Within
 from scheduler.core.state.tables import HostState
 

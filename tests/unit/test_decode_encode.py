@@ -12,8 +12,11 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler.codec import decode, encode
-from scheduler.core.state import facts, losses, model
+from scheduler.core.state import facts, losses
+from scheduler.core.state.cluster import Cluster
+from scheduler.core.state.hosts import Allocation, Host
 from scheduler.core.state.hugepages import HugepagesFact
+from scheduler.core.state.jobs import Attempt, Job, Outcome
 from scheduler.core.state.tables import HostState, JobState
 from scheduler.load import UnreadableDecisionError, load
 from tests.fakes.pool import spec
@@ -21,21 +24,21 @@ from tests.fakes.pool import spec
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 SECONDS = st.floats(0, 2e9)
 ATTEMPTS = st.builds(
-    model.Attempt,
+    Attempt,
     number=st.integers(1, 99),
     host=TEXT,
     units=st.tuples(TEXT),
     created_s=SECONDS,
     started_s=SECONDS,
     ended_s=SECONDS,
-    outcome=st.none() | st.sampled_from(model.Outcome),
+    outcome=st.none() | st.sampled_from(Outcome),
     exit_code=st.none() | st.integers(-1, 255),
     message=TEXT,
     evidence=st.none() | st.sampled_from(losses.Evidence),
     warnings=st.tuples(TEXT),
 )
 JOBS = st.builds(
-    model.Job,
+    Job,
     id=st.just("j1"),
     request=st.just(decode.request_of(spec())),
     arrival=st.just(7),
@@ -51,7 +54,7 @@ JOBS = st.builds(
     message=TEXT.filter(bool),
 )
 HOSTS = st.builds(
-    model.Host,
+    Host,
     name=st.just("h1"),
     state=st.sampled_from(HostState),
     session=st.integers(0, 2**62),
@@ -71,7 +74,7 @@ HOSTS = st.builds(
     ),
 )
 ALLOCATIONS = st.builds(
-    model.Allocation,
+    Allocation,
     id=st.just("j1.1"),
     job=st.just("j1"),
     attempt=st.integers(1, 9),
@@ -93,7 +96,7 @@ ALLOCATIONS = st.builds(
 
 
 @given(JOBS, st.booleans())
-def test_status(job: model.Job, cancelled: bool) -> None:
+def test_status(job: Job, cancelled: bool) -> None:
     job.cancel_reason = job.message if cancelled else None
     wire = job_pb2.JobStatus.FromString(encode.status(job).SerializeToString())
     restored = decode.job_of("j1", records_pb2.JobRecord(spec=spec(), submitted_s=5.0), 7)
@@ -102,23 +105,21 @@ def test_status(job: model.Job, cancelled: bool) -> None:
 
 
 @given(HOSTS)
-def test_host(host: model.Host) -> None:
-    restored = model.Host("h1")
+def test_host(host: Host) -> None:
+    restored = Host("h1")
     decode.restore_host(restored, records_pb2.HostRecord.FromString(encode.host_record(host).SerializeToString()))
     assert restored == host
 
 
 @given(ALLOCATIONS)
-def test_allocation(allocation: model.Allocation) -> None:
+def test_allocation(allocation: Allocation) -> None:
     wanted = spec()
     wanted.vm.hugepage_size_kib = allocation.hugepage_size_kib
     wanted.labels.update(dict(allocation.labels))
     wanted.placement.apart.update(dict(allocation.apart))
     wanted.placement.whole_host = allocation.whole_host
     record = records_pb2.JobRecord(spec=wanted, submitted_s=1.0)
-    wire = records_pb2.Allocation.FromString(
-        encode.allocation(allocation, model.Host("h1"), record.SerializeToString())
-    )
+    wire = records_pb2.Allocation.FromString(encode.allocation(allocation, Host("h1"), record.SerializeToString()))
     assert wire.spec == wanted
     assert decode.allocation_of(wire) == allocation
 
@@ -131,14 +132,14 @@ def test_a_spec_is_passed_on_as_it_is_stored(size: int, later_version: bool, spe
     spec, rest = records_pb2.JobRecord(spec=record.spec), records_pb2.JobRecord(submitted_s=2.0)
     parts = [spec.SerializeToString() if size else b"", rest.SerializeToString()]
     value = b"".join(parts if spec_first else reversed(parts))
-    held = model.Allocation("j1.1", "j1", 1, "h1", 3, (), (), (), (), 1.0)
-    found = records_pb2.Allocation.FromString(encode.allocation(held, model.Host("h1"), value))
+    held = Allocation("j1.1", "j1", 1, "h1", 3, (), (), (), (), 1.0)
+    found = records_pb2.Allocation.FromString(encode.allocation(held, Host("h1"), value))
     assert found.spec == record.spec
     assert found.id == "j1.1"
     if later_version and spec_first and size:  # a field that this version does not know is the agent's to judge
         spec_bytes = record.spec.SerializeToString() + b"\xf8\x3f\x01"
         value = b"\x0a" + _varint(len(spec_bytes)) + spec_bytes
-        found = records_pb2.Allocation.FromString(encode.allocation(held, model.Host("h1"), value))
+        found = records_pb2.Allocation.FromString(encode.allocation(held, Host("h1"), value))
         assert found.spec.SerializeToString().endswith(b"\xf8\x3f\x01")
 
 
@@ -190,21 +191,21 @@ def test_a_state_of_a_later_version_is_passed_over() -> None:
 @pytest.mark.parametrize("key", [keys.host("h1"), keys.allocation("h1", "j1.1")])
 def test_without_a_decision_nobody_decides(key: str) -> None:
     with pytest.raises(UnreadableDecisionError, match=key):
-        load(model.Cluster(), [KeyValue(key, b"\xff", 2, 2)], 1.0)
+        load(Cluster(), [KeyValue(key, b"\xff", 2, 2)], 1.0)
 
 
 def test_a_reason_to_stop_outlives_the_leader() -> None:
-    job = model.Job("j1", decode.request_of(spec()), 7, 5.0, state=JobState.RUNNING, attempt_count=1, message="runs")
-    job.attempts = [model.Attempt(1, "h1", (), 1.0)]
+    job = Job("j1", decode.request_of(spec()), 7, 5.0, state=JobState.RUNNING, attempt_count=1, message="runs")
+    job.attempts = [Attempt(1, "h1", (), 1.0)]
     job.cancel_reason = "no longer needed"
-    held = model.Allocation("j1.1", "j1", 1, "h1", 3, (), (), (), (), 1.0, stop_reason="no longer needed")
+    held = Allocation("j1.1", "j1", 1, "h1", 3, (), (), (), (), 1.0, stop_reason="no longer needed")
     stored = {
         keys.job_spec("j1"): records_pb2.JobRecord(spec=spec()).SerializeToString(),
         keys.job_status("j1"): encode.status(job).SerializeToString(),
         keys.allocation("h1", "j1.1"): encode.allocation(
-            held, model.Host("h1"), records_pb2.JobRecord(spec=spec()).SerializeToString()
+            held, Host("h1"), records_pb2.JobRecord(spec=spec()).SerializeToString()
         ),
     }
-    cluster = model.Cluster()
+    cluster = Cluster()
     load(cluster, [KeyValue(key, value, 2, 2) for key, value in stored.items()], 9.0)
     assert cluster.jobs["j1"].cancel_reason == "no longer needed"

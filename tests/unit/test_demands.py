@@ -16,6 +16,7 @@ from scheduler.core.fitting.nearest import lacks
 from scheduler.core.fitting.own import asked
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import (
     HostIntentChanged,
     InventoryChanged,
@@ -33,8 +34,9 @@ from scheduler.core.state.facts import (
     UnitReport,
     UnitState,
 )
+from scheduler.core.state.hosts import Node
 from scheduler.core.state.hugepages import HugepagesFact
-from scheduler.core.state.model import Cluster, Job, Node, NumaPolicy, Outcome, Request
+from scheduler.core.state.jobs import Job, NumaPolicy, Outcome, Request
 from scheduler.core.state.policy import Policy
 from scheduler.core.state.rules import Rules, Within, meant
 from scheduler.core.state.tables import AllocationState, JobState

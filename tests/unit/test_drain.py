@@ -14,8 +14,10 @@ from scheduler.core.fitting.fit import fit
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
 from scheduler.core.state import events
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import Drain
-from scheduler.core.state.model import Cluster, Host, Outcome
+from scheduler.core.state.hosts import Host
+from scheduler.core.state.jobs import Outcome
 from scheduler.core.state.reasons import Reason, Refusal
 from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.step import step

@@ -11,7 +11,7 @@ from gpupool.v1 import job_pb2, scheduler_pb2
 from scheduler.api.failover_plan import FailoverPlans
 from scheduler.api.intents import ApiError
 from scheduler.api.view import View
-from scheduler.core.state.model import Cluster
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.policy import Policy, ReservationPolicy
 from tests.golden.runner import Player
 

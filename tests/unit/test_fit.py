@@ -12,9 +12,11 @@ from gpupool.v1 import scheduler_pb2
 from scheduler.core.fitting.fit import Fit, fit
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
-from scheduler.core.state.model import Cluster, Host, Job, Node, NumaPolicy, Request
+from scheduler.core.state.hosts import Host, Node
+from scheduler.core.state.jobs import Job, NumaPolicy, Request
 from scheduler.core.state.reasons import Reason, Refusal
 from scheduler.core.step import step
 

@@ -18,7 +18,9 @@ from scheduler.core.gangs.together import as_one
 from scheduler.core.place import Placer, retract
 from scheduler.core.reservation.admission import Admission, Choice
 from scheduler.core.state import limits
-from scheduler.core.state.model import Attempt, Cluster, Host, Job, Outcome
+from scheduler.core.state.cluster import Cluster
+from scheduler.core.state.hosts import Host
+from scheduler.core.state.jobs import Attempt, Job, Outcome
 from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.state.terms import OnLoss
 from tests.golden.runner import Player

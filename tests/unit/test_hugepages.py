@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from scheduler.core.fitting.fit import fit
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
+from scheduler.core.state.hosts import Allocation
 from scheduler.core.state.hugepages import HugepagesFact, Pool, pool_of, size_name
-from scheduler.core.state.model import Allocation, Cluster, Job, NumaPolicy, Outcome, Request
+from scheduler.core.state.jobs import Job, NumaPolicy, Outcome, Request
 from scheduler.core.state.reasons import Reason, Refusal
 from scheduler.core.state.tables import AllocationState as State
 from scheduler.core.step import step

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scheduler.core.fitting.known import Known
 from scheduler.core.state.facts import InventoryFact, UnitFact
 from scheduler.core.state.hugepages import HugepagesFact
-from scheduler.core.state.model import NumaPolicy, Request
+from scheduler.core.state.jobs import NumaPolicy, Request
 from scheduler.core.state.rules import Rules, Within
 
 CORES = tuple((n,) for n in range(8))

@@ -11,9 +11,9 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import records_pb2
 from scheduler.codec.decode import last_word
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import GuardKind, LastWord
 from scheduler.core.state.losses import Evidence
-from scheduler.core.state.model import Cluster
 from scheduler.load import load
 from tests.fakes.agent_rig import HOST, Rig
 from tests.fakes.virtual_time import until, virtual_time

@@ -12,7 +12,7 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Change, Committed, Delete, Op, Put, Store, Unavailable
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
-from scheduler.core.state.model import Cluster
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.policy import Policy
 from scheduler.election import Term, TermLostError
 from scheduler.leader import Leader

@@ -17,7 +17,8 @@ from scheduler.core.reservation.reserve import Reserve
 from scheduler.core.reservation.room import Take
 from scheduler.core.state.events import JobCancelRequested, JobSubmitted, SessionChanged, UnitReported, VmReported
 from scheduler.core.state.facts import UnitReport, UnitState
-from scheduler.core.state.model import Allocation, Job, Outcome, Request
+from scheduler.core.state.hosts import Allocation
+from scheduler.core.state.jobs import Job, Outcome, Request
 from scheduler.core.state.policy import BrakePolicy, Policy
 from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.state.terms import Terms

@@ -16,8 +16,9 @@ from gpupool.v1 import records_pb2, scheduler_pb2
 from scheduler.codec import encode
 from scheduler.codec.decode import restore_host
 from scheduler.core.failover.power import told
+from scheduler.core.state.cluster import Cluster
+from scheduler.core.state.hosts import Host
 from scheduler.core.state.losses import Evidence
-from scheduler.core.state.model import Cluster, Host
 from scheduler.core.state.tables import HostState
 from scheduler.load import load
 from tests.fakes.agent_rig import HOST, Rig

@@ -15,6 +15,7 @@ from scheduler.core.fitting.valuation import Valuation
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer, retract
 from scheduler.core.reservation.admission import Choice
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import (
     Event,
     HostIntentChanged,
@@ -33,7 +34,8 @@ from scheduler.core.state.facts import (
     UnitReport,
     UnitState,
 )
-from scheduler.core.state.model import Cluster, Host, Job, Outcome, Request
+from scheduler.core.state.hosts import Host
+from scheduler.core.state.jobs import Job, Outcome, Request
 from scheduler.core.state.movers import KEPT, Movers
 from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.step import step

@@ -12,8 +12,9 @@ from scheduler.core.failover.retry import BACKOFF_MAX_S, restart_delay_s, start_
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
 from scheduler.core.state import events
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import ClusterIntent, GuardKind, JobIntent, SessionFact, UnitReport, UnitState
-from scheduler.core.state.model import Cluster, Job, Outcome, Request
+from scheduler.core.state.jobs import Job, Outcome, Request
 from scheduler.core.state.policy import BrakePolicy, FlapPolicy, Policy
 from scheduler.core.state.tables import AllocationState, HostState, JobState
 from scheduler.core.step import step

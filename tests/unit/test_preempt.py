@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from scheduler.core.queueing.claims import fits_without
 from scheduler.core.queueing.preempt import HEADS, PAUSE_S, Preempter
+from scheduler.core.state.cluster import Cluster
+from scheduler.core.state.hosts import Allocation
+from scheduler.core.state.jobs import Job
 from scheduler.core.state.losses import Brake
-from scheduler.core.state.model import Allocation, Cluster, Job
 from scheduler.core.state.tables import JobState
 from tests.golden.runner import Player
 

@@ -14,9 +14,10 @@ from scheduler.core.fitting.own import Case
 from scheduler.core.place import Placer
 from scheduler.core.queueing import shares
 from scheduler.core.state.amounts import NO_LIMIT, Amounts
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import QueueChanged
 from scheduler.core.state.facts import QueueIntent
-from scheduler.core.state.model import Cluster, Job, Request
+from scheduler.core.state.jobs import Job, Request
 from scheduler.core.state.terms import Terms
 from scheduler.core.step import step
 from tests.fakes.pool import Pool, spec, wall

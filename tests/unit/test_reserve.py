@@ -16,6 +16,7 @@ from scheduler.core.place import Placer
 from scheduler.core.reservation.domains import Domain
 from scheduler.core.reservation.reserve import Reserve
 from scheduler.core.reservation.room import Take, occupy, standing, trial
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import (
     HostIntentChanged,
     InventoryChanged,
@@ -34,7 +35,8 @@ from scheduler.core.state.facts import (
     UnitReport,
     UnitState,
 )
-from scheduler.core.state.model import Cluster, Host, Job, NumaPolicy, Outcome, Request
+from scheduler.core.state.hosts import Host
+from scheduler.core.state.jobs import Job, NumaPolicy, Outcome, Request
 from scheduler.core.state.policy import BrakePolicy, Policy, ReservationPolicy
 from scheduler.core.state.rules import Rules, Within
 from scheduler.core.state.tables import AllocationState, HostState, JobState

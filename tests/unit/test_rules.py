@@ -19,7 +19,7 @@ from scheduler.core.reservation.room import Take, occupy, standing, trial
 from scheduler.core.state.company import Company
 from scheduler.core.state.events import HostIntentChanged, InventoryChanged, JobSubmitted
 from scheduler.core.state.facts import HostIntent
-from scheduler.core.state.model import Attempt, Job, Outcome, Request
+from scheduler.core.state.jobs import Attempt, Job, Outcome, Request
 from scheduler.core.state.policy import Policy, ReservationPolicy
 from scheduler.core.state.reasons import Reason, Refusal
 from scheduler.core.state.rules import Rules, Within

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.fitting.fit import Fit, fit
+from scheduler.core.state.cluster import Cluster, Dirty
 from scheduler.core.state.facts import UnitState
-from scheduler.core.state.model import Cluster, Dirty
 from scheduler.core.state.policy import BackfillPolicy, Policy, PreemptionPolicy
 from scheduler.core.state.tables import HostState, JobState, Transition
 from scheduler.simulate.failures import Failing

@@ -6,8 +6,8 @@ from gpupool.v1 import records_pb2, scheduler_pb2
 from scheduler.codec import encode
 from scheduler.codec.decode import restore_cluster
 from scheduler.core.queueing.wait import JobWait
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.losses import Brake
-from scheduler.core.state.model import Cluster
 
 
 def test_each_wait_has_its_name_on_the_wire() -> None:

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpupool import dumpfile
+from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import VmReported
-from scheduler.core.state.model import Cluster
 from scheduler.core.state.tables import AllocationState
 from scheduler.simulate.changes import Changes
 from scheduler.simulate.load import Replay, Settings

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..state.model import Cluster
+from ..state.cluster import Cluster
 from .retry import BACKOFF_MAX_S
 
 

@@ -15,8 +15,9 @@ from bisect import bisect_left
 from dataclasses import replace
 from math import inf
 
+from ..state.cluster import Cluster
+from ..state.hosts import Host
 from ..state.losses import Brake
-from ..state.model import Cluster, Host
 from ..state.skew import lost_at_s, no_earlier
 from ..state.tables import HostState, Transition
 

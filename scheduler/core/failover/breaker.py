@@ -7,7 +7,9 @@ never hold a job for what it had no part in: an allocation of which the agent ha
 
 from __future__ import annotations
 
-from ..state.model import Cluster, Host, Job, Outcome
+from ..state.cluster import Cluster
+from ..state.hosts import Host
+from ..state.jobs import Job, Outcome
 from ..state.skew import no_earlier
 
 LONG_RUN_S = 3600.0  # whoever ran for so long did not bring its host down by starting

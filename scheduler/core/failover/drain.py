@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from ..fitting.own import barred, case
 from ..place import Placer
-from ..state.model import Allocation, Cluster, Host, Job, Outcome
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job, Outcome
 from ..state.tables import AllocationState, HostState
 
 _OVER = (AllocationState.ENDED, AllocationState.LOST)

@@ -6,8 +6,9 @@ It is derived from the jobs at each turn, so that no event can be missed, and st
 
 from __future__ import annotations
 
+from ..state.cluster import Cluster
+from ..state.jobs import Job, Outcome
 from ..state.losses import Failover, FenceRecord, LostVm
-from ..state.model import Cluster, Job, Outcome
 from ..state.tables import JobState
 
 KEPT = 200  # the newest

@@ -7,9 +7,11 @@ waiting is safe, guessing is a job that runs twice.
 from __future__ import annotations
 
 from ..state import limits
+from ..state.cluster import Cluster
 from ..state.facts import GuardKind, LastWord, SessionFact
+from ..state.hosts import Host
+from ..state.jobs import Outcome
 from ..state.losses import Evidence, FenceRecord
-from ..state.model import Cluster, Host, Outcome
 from ..state.tables import AllocationEvent, AllocationState, HostEvent, HostState
 from . import brake, breaker, failovers, flap
 from .power import seen_off

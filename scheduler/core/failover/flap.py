@@ -5,7 +5,8 @@ It keeps a host from getting new VMs, never from running those that it has.
 
 from __future__ import annotations
 
-from ..state.model import Cluster, Host
+from ..state.cluster import Cluster
+from ..state.hosts import Host
 from ..state.skew import no_earlier
 from ..state.tables import Transition
 

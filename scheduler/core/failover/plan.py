@@ -15,6 +15,7 @@ from statistics import median
 from ..explain import explain
 from ..gangs import together
 from ..place import Placer
+from ..state.cluster import Cluster
 from ..state.events import (
     ClusterIntentChanged,
     HostIntentChanged,
@@ -24,8 +25,9 @@ from ..state.events import (
     VmReported,
 )
 from ..state.facts import UnitReport, UnitState
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job, Outcome
 from ..state.losses import Evidence
-from ..state.model import Allocation, Cluster, Host, Job, Outcome
 from ..state.tables import AllocationState, HostState, JobState
 from ..step import step
 from .power import withheld

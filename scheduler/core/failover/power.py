@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..state.cluster import Cluster
 from ..state.events import PowerFenced
+from ..state.hosts import Host
 from ..state.losses import PowerFencing
-from ..state.model import Cluster, Host
 from ..state.tables import HostState
 from .brake import nothing_lives
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..state.cluster import Cluster
 from ..state.facts import Drain, UnitState
-from ..state.model import Cluster, Host
+from ..state.hosts import Host
 from ..state.tables import Transition
 
 POLICY = "drain_on_quarantine"

@@ -10,8 +10,10 @@ from __future__ import annotations
 from hashlib import sha256
 
 from ..queueing import hold
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation
+from ..state.jobs import ATTEMPTS_KEPT, Job, Outcome
 from ..state.losses import Evidence
-from ..state.model import ATTEMPTS_KEPT, Allocation, Cluster, Job, Outcome
 from ..state.tables import JobEvent, JobState
 from . import breaker
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from ..state.facts import UnitFact, UnitState
+from ..state.hosts import Host, Node
 from ..state.hugepages import size_name
-from ..state.model import Host, Node, NumaPolicy, Request
+from ..state.jobs import NumaPolicy, Request
 from ..state.reasons import Reason, Refusal
 from ..state.rules import Within
 from ..state.tables import HostState

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from ..gangs.known import too_large
+from ..state.cluster import Cluster
 from ..state.events import InventoryChanged
 from ..state.facts import InventoryFact, UnitReport, UnitState
-from ..state.model import Cluster, Host, Party, Request
+from ..state.hosts import Host
+from ..state.jobs import Party, Request
 from ..state.rules import HOST
 from ..state.tables import HostState
 from ..step import step

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from ..state.model import Cluster, Host, Job, Outcome, Request
+from ..state.cluster import Cluster
+from ..state.hosts import Host
+from ..state.jobs import Job, Outcome, Request
 from ..state.reasons import Reason, Refusal
 from ..state.rules import Label, Labels, means, shown
 

@@ -11,7 +11,9 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ..state.model import Cluster, Host, Request
+from ..state.cluster import Cluster
+from ..state.hosts import Host
+from ..state.jobs import Request
 from ..state.tables import HostState
 from .fit import Fit, fit
 from .valuation import Valuation

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..state.facts import UnitFact
-from ..state.model import Host, Request
+from ..state.hosts import Host
+from ..state.jobs import Request
 from ..state.reasons import Reason, Refusal
 from ..state.rules import DRIVER, HOST, Labels, Nic, Rules, Within, has, means, shown
 

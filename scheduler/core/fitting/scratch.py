@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..state.facts import UnitReport, UnitState
-from ..state.model import Allocation, Host, Node, Request
+from ..state.hosts import Allocation, Host, Node
+from ..state.jobs import Request
 from ..state.rules import Labels, Rules
 from .fit import Fit
 

@@ -18,8 +18,10 @@ from ..packing.mix import Mix
 from ..packing.pressure import STEPS, prices
 from ..packing.sizes import WHOLE, Shape, Totals
 from ..packing.worth import Worth
+from ..state.cluster import Cluster
 from ..state.facts import UnitFact
-from ..state.model import Cluster, Host, Request
+from ..state.hosts import Host
+from ..state.jobs import Request
 from ..state.rules import Rules
 from .fit import Fit
 

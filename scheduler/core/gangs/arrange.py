@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from ..fitting.fit import Fit, fit
 from ..fitting.ruled import labels_of
 from ..fitting.scratch import join, without
-from ..state.model import Host, Request
+from ..state.hosts import Host
+from ..state.jobs import Request
 from ..state.rules import Labels, means
 
 PCIE_ROOT = "pcie_root"  # as what is spread over, or packed into; all else is a label of hosts, "host" their name

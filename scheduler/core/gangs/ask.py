@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..fitting import own
-from ..state.model import Cluster, Job
+from ..state.cluster import Cluster
+from ..state.jobs import Job
 from .arrange import Ask, cell_of
 
 

@@ -14,7 +14,9 @@ from ..fitting.own import failed_on
 from ..fitting.scratch import without
 from ..queueing.claims import ends, owner
 from ..state.books import Claim
-from ..state.model import Allocation, Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job
 from .arrange import Hosts, Seat, arrange, hosts_of, shuns
 from .ask import ask_of
 

@@ -12,7 +12,9 @@ from ..fitting.own import failed_on
 from ..fitting.scratch import join, without
 from ..queueing import claims
 from ..reservation.domains import ran_before
-from ..state.model import Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Host
+from ..state.jobs import Job
 from ..state.reasons import Reason, Refusal
 from .arrange import PCIE_ROOT, Ask, Seat, cell_of, hosts_of, seats, shuns
 from .ask import ask_of

@@ -19,7 +19,8 @@ from ..fitting.scratch import without
 from ..queueing.claims import leaving
 from ..queueing.victims import Victims, ages
 from ..state.books import Claim
-from ..state.model import Allocation, Cluster, Host
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
 from .arrange import PCIE_ROOT, Ask, cell_of, seats, shuns
 
 HOSTS = 16  # that are looked at, or twice as many as the gang needs at least, if that is more

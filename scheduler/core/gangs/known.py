@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..fitting.scratch import without
-from ..state.model import Host, Party, Request
+from ..state.hosts import Host
+from ..state.jobs import Party, Request
 from ..state.rules import HOST
 from .arrange import PCIE_ROOT, Ask, cell_of, seats
 

@@ -21,7 +21,9 @@ from ..queueing.claims import owner
 from ..queueing.victims import Eligible, borrows, entitled, lower, on_host, within_loans
 from ..reservation.domains import ran_before
 from ..state.books import Claim
-from ..state.model import Allocation, Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job
 from ..state.rules import HOST
 from .arrange import Ask, Hosts, arrange, shuns
 from .ask import ask_of

@@ -16,7 +16,7 @@ from ..state.tables import JobState
 from ..state.terms import Member, OnLoss
 
 if TYPE_CHECKING:
-    from ..state.model import Job
+    from ..state.jobs import Job
 
 SHOWN = 3  # members, in a sentence
 

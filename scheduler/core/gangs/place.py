@@ -21,7 +21,8 @@ from ..fitting.ranking import Ranking
 from ..queueing import claims
 from ..reservation.admission import TRIES, Admission, Choice
 from ..reservation.domains import ran_before
-from ..state.model import Cluster, Job, Outcome, Request
+from ..state.cluster import Cluster
+from ..state.jobs import Job, Outcome, Request
 from ..state.rules import HOST
 from .arrange import Ask, Hosts, Seat, arrange, shuns
 from .ask import ask_of

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from ..fitting.own import case
 from ..reservation.domains import ran_before, restartable
-from ..state.model import Cluster, Job
+from ..state.cluster import Cluster
+from ..state.jobs import Job
 from .arrange import Ask
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from ..queueing.ends import cancel, give_up
 from ..state import limits
-from ..state.model import Cluster, Dirty, Job
+from ..state.cluster import Cluster, Dirty
+from ..state.jobs import Job
 from ..state.tables import AllocationState, JobState
 from ..state.terms import OnLoss
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..state.tables import JobState
 
 if TYPE_CHECKING:
-    from ..state.model import Job
+    from ..state.jobs import Job
 
 _Turn = tuple[bool, int, str]  # has never started, index, job
 

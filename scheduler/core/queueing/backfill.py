@@ -14,7 +14,9 @@ from __future__ import annotations
 from ..fitting.fit import closed
 from ..gangs import backfill as gang_backfill
 from ..state.books import Claim
-from ..state.model import Allocation, Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job
 from .claims import ends, fits_without, owner, turn
 
 HOSTS = 256  # that are looked at for one job, those first that may have GPUs enough the soonest

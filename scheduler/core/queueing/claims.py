@@ -22,7 +22,9 @@ from ..gangs.arrange import seats, shuns
 from ..gangs.ask import ask_of
 from ..state import limits
 from ..state.books import Claim
-from ..state.model import Allocation, Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job
 from ..state.reasons import Reason, Refusal
 from ..state.tables import AllocationState, JobState
 

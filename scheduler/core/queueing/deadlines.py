@@ -8,7 +8,8 @@ another depends on it, or while anything of it still holds units.
 from __future__ import annotations
 
 from ..state import limits
-from ..state.model import Cluster, Job
+from ..state.cluster import Cluster
+from ..state.jobs import Job
 from .ends import give_up
 
 AT_ONCE = 1000  # in one turn

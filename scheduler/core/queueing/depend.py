@@ -7,7 +7,8 @@ only: what has started once, and lost its host, starts again.
 
 from __future__ import annotations
 
-from ..state.model import Cluster, Job
+from ..state.cluster import Cluster
+from ..state.jobs import Job
 from ..state.tables import JobEvent, JobState
 from ..state.terms import Dependency, When
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..state.model import Cluster, Job
+from ..state.cluster import Cluster
+from ..state.jobs import Job
 from ..state.tables import JobEvent
 
 

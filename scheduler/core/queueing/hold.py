@@ -6,8 +6,9 @@ it never stops one. A requeue stops attempts up to a number, so that it cannot s
 
 from __future__ import annotations
 
+from ..state.cluster import Cluster
 from ..state.facts import JobIntent
-from ..state.model import Cluster, Job
+from ..state.jobs import Job
 from ..state.tables import JobState
 
 

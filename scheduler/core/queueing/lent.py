@@ -16,7 +16,9 @@ from typing import Protocol
 from ..fitting.scratch import without
 from ..reservation.room import Take, standing
 from ..state.books import Claim
-from ..state.model import Allocation, Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job
 from ..state.tables import AllocationState
 from .claims import leaving, owner, turn
 

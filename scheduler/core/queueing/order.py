@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..state.model import Cluster, Job
+from ..state.cluster import Cluster
+from ..state.jobs import Job
 from ..state.tables import JobState
 
 

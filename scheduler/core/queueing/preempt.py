@@ -24,7 +24,9 @@ from ..fitting.ranking import free_units
 from ..gangs import make_room
 from ..gangs.fewest import Rooms
 from ..state.books import Claim
-from ..state.model import Allocation, Cluster, Host, Job, Party, Request
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job, Party, Request
 from ..state.tables import AllocationState
 from .claims import fits_without, leaving, owner
 from .queue import Lane

@@ -17,7 +17,8 @@ from ..state.facts import QueueIntent
 from ..state.terms import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
-    from ..state.model import Allocation, Job
+    from ..state.hosts import Allocation
+    from ..state.jobs import Job
 
 _Who = tuple[str, str]  # queue and user
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from ..state.amounts import NOTHING, Amounts
 
 if TYPE_CHECKING:
+    from ..state.cluster import Cluster
     from ..state.facts import InventoryFact
-    from ..state.model import Cluster
     from .queues import Queues
 
 NOTE_EVERY_S = 60.0  # how often what was used is put on record

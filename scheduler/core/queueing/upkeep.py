@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..gangs import together
-from ..state.model import Cluster
+from ..state.cluster import Cluster
 from . import deadlines, depend, shares
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..state.amounts import NOTHING, Amounts
-from ..state.model import Allocation, Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Allocation, Host
+from ..state.jobs import Job
 from ..state.tables import AllocationState
 from .claims import owner
 from .queues import asked_for

@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum
 
 from ..failover.brake import in_words
-from ..state.model import Cluster, Job
+from ..state.cluster import Cluster
+from ..state.jobs import Job
 from ..state.tables import JobState
 from . import depend
 from .order import awaited, passed_over

@@ -11,7 +11,9 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 
 from ..fitting.fit import Fit
-from ..state.model import Cluster, Host, Job, Request
+from ..state.cluster import Cluster
+from ..state.hosts import Host
+from ..state.jobs import Job, Request
 from ..state.reasons import Reason, Refusal
 from .domains import ran_before, restartable
 from .reserve import Gap, Reserve, Verdict

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from ..state.model import Cluster, Host, Job, Outcome, Request
+from ..state.cluster import Cluster
+from ..state.hosts import Host
+from ..state.jobs import Job, Outcome, Request
 from ..state.tables import HostState, JobState
 from .witness import in_order
 

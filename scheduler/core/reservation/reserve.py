@@ -18,7 +18,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..fitting.fit import Fit, closed
-from ..state.model import Cluster, Host, Job
+from ..state.cluster import Cluster
+from ..state.hosts import Host
+from ..state.jobs import Job
 from .domains import Domain, Domains, Shapes, lost, restartable
 from .room import Rooms, Take, standing, trial
 from .witness import find, in_order, most, size

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 from ..fitting.fit import Fit, closed, fit
 from ..fitting.ruled import host_refusal
 from ..fitting.scratch import without
+from ..state.cluster import Cluster
 from ..state.facts import UnitState
+from ..state.hosts import Host, Node
 from ..state.hugepages import Pool
-from ..state.model import Cluster, Host, Node, Request
+from ..state.jobs import Request
 
 ANY = ""  # the model of a request that takes any
 _TRIED = "?"  # holds units of a copy

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..fitting.fit import Fit, fit
-from ..state.model import Host, NumaPolicy, Request
+from ..state.hosts import Host
+from ..state.jobs import NumaPolicy, Request
 from .room import Rooms, Take, occupy, trial
 
 FITS_MAX = 400  # questions to hosts in one search

@@ -17,7 +17,7 @@ from ..queueing.shares import Shares
 from .timers import Timers
 
 if TYPE_CHECKING:
-    from .model import Job, Request
+    from .jobs import Job, Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .facts import ClusterIntent, HostIntent, InventoryFact, JobIntent, QueueIntent, SessionFact, UnitReport
-from .model import Job, Outcome
+from .jobs import Job, Outcome
 from .tables import AllocationState
 
 

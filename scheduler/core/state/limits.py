@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from .tables import AllocationState, JobState
 
 if TYPE_CHECKING:
-    from .model import Allocation, Job
+    from .hosts import Allocation
+    from .jobs import Job
     from .policy import Policy
 
 LIVE = (JobState.STARTING, JobState.RUNNING)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .model import Cluster, Host
+    from .cluster import Cluster
+    from .hosts import Host
 
 MOMENT_S = 0.001  # a float of this century can tell it
 

@@ -5,10 +5,8 @@ Mutable and indexed for speed; changed only by `step` and `place`. Sorted where 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any
 
 from ..queueing.queue import Lane, PendingQueue
 from . import limits
@@ -16,25 +14,15 @@ from .books import Books
 from .company import Company
 from .facts import (
     ClusterIntent,
-    Drain,
-    GuardKind,
-    HostIntent,
-    InventoryFact,
-    JobIntent,
-    SessionFact,
-    UnitFact,
-    UnitReport,
-    UnitState,
 )
-from .hugepages import Pool
-from .losses import Brake, Evidence, Failover, FenceRecord, PowerFencing
+from .hosts import Allocation, Host
+from .jobs import Job, Party, Request, party_of
+from .losses import Brake, Failover
 from .movers import Movers
 from .policy import Policy
-from .quick import QuickEnum
-from .rules import Label, Labels, Rules, means
+from .rules import Label, means
 from .tables import (
     ALLOCATION,
-    FINAL_JOB_STATES,
     HOST,
     JOB,
     AllocationEvent,
@@ -46,290 +34,9 @@ from .tables import (
     Transition,
     next_state,
 )
-from .terms import Member, Terms
+from .terms import Member
 
-ATTEMPTS_KEPT = 16  # the newest; the count goes on
-_NO_TERMS, _NO_WORD, _NO_WISH = Terms(), JobIntent(), HostIntent()  # of most: one object for all of them
 STARTING = frozenset({AllocationState.BOUND, AllocationState.PREPARING})
-
-
-class NumaPolicy(QuickEnum):
-    """How strictly a VM's resources share a NUMA node."""
-
-    REQUIRED = "REQUIRED"
-    PREFERRED = "PREFERRED"
-    NONE = "NONE"
-
-
-class Outcome(QuickEnum):
-    """How an attempt ended."""
-
-    EXITED = "EXITED"
-    STOPPED = "STOPPED"
-    START_FAILED = "START_FAILED"
-    CRASHED = "CRASHED"
-    HOST_LOST = "HOST_LOST"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a job needs of a host: its shape. Equal requests are interchangeable to placement."""
-
-    image: str
-    gpus: int = 0
-    model: str = ""
-    gpu_memory_mib: int = 0
-    cpus: int = 1
-    memory_mib: int = 0
-    numa: NumaPolicy = NumaPolicy.PREFERRED
-    hugepage_size_kib: int = 0  # 0: ordinary memory
-    rules: Rules | None = None  # None: it demands nothing else
-    _hash: int = field(default=0, init=False, compare=False, repr=False)
-
-    def __hash__(self) -> int:
-        """Of all that it says, reckoned once: each placement looks it up several times."""
-        if not self._hash:
-            said = (self.image, self.gpus, self.model, self.gpu_memory_mib, self.cpus, self.memory_mib, self.numa)
-            object.__setattr__(self, "_hash", hash((said, self.hugepage_size_kib, self.rules)) or 1)
-        return self._hash
-
-
-@dataclass(frozen=True, slots=True)
-class Party(Request):
-    """The shape of those of a gang that are placed together. `of` names the gang if others of it run already."""
-
-    count: int = 1
-    spread: str = ""
-    pack: str = ""
-    of: str = ""
-
-
-def party_of(request: Request, member: Member) -> Party:
-    """The shape of a whole gang."""
-    plain: dict[str, Any] = {one.name: getattr(request, one.name) for one in fields(Request) if one.init}
-    return Party(**plain, count=member.count, spread=member.spread, pack=member.pack)
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One incarnation of a job."""
-
-    number: int
-    host: str
-    units: tuple[str, ...]
-    created_s: float
-    started_s: float = 0.0
-    ended_s: float = 0.0
-    outcome: Outcome | None = None
-    exit_code: int | None = None
-    message: str = ""
-    evidence: Evidence | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Job:
-    """A job and what became of it. `arrival` orders the queue: the revision at which its spec was written."""
-
-    id: str
-    request: Request
-    arrival: int
-    submitted_s: float
-    priority: int = 0
-    max_restarts: int = 10
-    max_start_failures: int = 3
-    state: JobState = JobState.PENDING
-    attempts: list[Attempt] = field(default_factory=list)
-    attempt_count: int = 0
-    restarts: int = 0
-    start_failures: int = 0
-    finished_s: float = 0.0
-    not_before_s: float = 0.0
-    exit_code: int | None = None
-    message: str = ""
-    cancel_reason: str | None = None  # not None once cancellation was asked for
-    name: str = ""
-    restart_priority: int = 0  # among jobs to be restarted, before `priority`
-    after: tuple[str, ...] = ()  # names of jobs that must run, or be over, before it restarts
-    max_host_deaths: int = 3  # held once so many hosts in a row died with it; 0: never
-    host_deaths: int = 0
-    hold: str = ""  # why it is kept from starting until an operator releases it
-    held_s: float = 0.0
-    labels: Labels = ()
-    max_failures_per_host: int = 0  # a host where so many attempts failed is not used again; 0: it is used last
-    terms: Terms = _NO_TERMS
-    intent: JobIntent = _NO_WORD
-    ending: str = ""  # why its time is up: it ends for good
-    freed: bool = False  # what it depends on has come about; found anew by each leader
-
-    @property
-    def lane(self) -> Lane:
-        """Whose limits it shares."""
-        return self.terms.queue, self.terms.user, self.terms.time_limit_s
-
-    @property
-    def depends(self) -> bool:
-        """Whether it waits, as far as is known, for jobs that it depends on."""
-        return bool(self.terms.dependencies) and not self.attempt_count and not self.freed
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.state in FINAL_JOB_STATES
-
-    @property
-    def lost(self) -> bool:
-        """Whether its last VM that ran at all was lost with its host; tries that did not start since change nothing."""
-        return _lost(self.attempts)
-
-    @property
-    def lost_before(self) -> bool:
-        """As `lost`, before the last attempt was made."""
-        return _lost(self.attempts[:-1])
-
-    @property
-    def allocation_id(self) -> str | None:
-        """The allocation of the attempt that is under way."""
-        if self.state in (JobState.STARTING, JobState.RUNNING):
-            return f"{self.id}.{self.attempt_count}"
-        return None
-
-
-def _lost(attempts: list[Attempt]) -> bool:
-    for attempt in reversed(attempts):
-        if attempt.outcome is not Outcome.START_FAILED:
-            return attempt.outcome is Outcome.HOST_LOST
-    return False
-
-
-@dataclass(slots=True)
-class Allocation:
-    """One VM of one attempt on one host, with everything decided. While it exists its resources are taken."""
-
-    id: str
-    job: str
-    attempt: int
-    host: str
-    session: int
-    units: tuple[str, ...]
-    nodes: tuple[int, ...]
-    cores: tuple[tuple[int, ...], ...]  # physical cores, each as its logical CPUs
-    memory_mib: tuple[int, ...]  # from each of `nodes`
-    created_s: float
-    hugepage_size_kib: int = 0  # the memory is of such pages; 0: ordinary
-    unit_identities: tuple[str, ...] = ()  # of `units`, as the decision saw them
-    stop_reason: str = ""  # not empty: it shall stop
-    stop_requested_s: float = 0.0
-    state: AllocationState = AllocationState.BOUND
-    pages_seen: bool = False  # its hugepages were out of what the host last counted as free
-    session_nonce: str = ""
-    stop_grace_s: int = 0  # 0: as the job's spec says
-    labels: Labels = ()  # of its job
-    apart: Labels = ()  # keeps jobs with such labels off its host
-    whole_host: bool = False  # keeps everybody off its host
-    preempted_for: str = ""  # the job that it stops for
-
-
-@dataclass(slots=True)
-class Node:
-    """A NUMA node: physical cores (each as its logical CPUs, sorted) and memory, total and free."""
-
-    id: int
-    cores: tuple[tuple[int, ...], ...]
-    memory_mib: int
-    free_cores: set[tuple[int, ...]]
-    free_memory_mib: int
-    hugepages: dict[int, Pool] = field(default_factory=dict)  # by size in KiB
-    _even: int = field(default=-1, init=False, compare=False, repr=False)  # CPUs of each core; 0: not all have as many
-
-    @property
-    def threads(self) -> int:
-        """Logical CPUs of one physical core."""
-        return len(self.cores[0]) if self.cores else 1
-
-    @property
-    def free_cpus(self) -> int:
-        """Logical CPUs of the free cores."""
-        return self.cpus_of(self.free_cores)
-
-    def cpus_of(self, cores: Collection[tuple[int, ...]]) -> int:
-        """Logical CPUs of some of its cores, which mostly have as many each."""
-        if self._even < 0:
-            kinds = set(map(len, self.cores))
-            self._even = kinds.pop() if len(kinds) == 1 else 0
-        return self._even * len(cores) if self._even else sum(map(len, cores))
-
-    def free_mib(self, hugepage_size_kib: int) -> int:
-        """Free memory of a kind; none where more is lent than an inventory now says there is."""
-        if not hugepage_size_kib:
-            return max(0, self.free_memory_mib)
-        pool = self.hugepages.get(hugepage_size_kib)
-        return max(0, pool.free_mib) if pool is not None else 0
-
-
-@dataclass(slots=True)
-class Host:
-    """A host: the record that the leader keeps (`state` .. `last_fence`), the facts, and what is reserved on it."""
-
-    name: str
-    state: HostState = HostState.JOINING
-    session: int = 0
-    boot_id: str = ""
-    guard: GuardKind = GuardKind.NONE
-    simulated: bool = False
-    since_s: float = 0.0
-    last_fence: FenceRecord | None = None
-    lost_s: tuple[float, ...] = ()  # times of its last losses, oldest first
-    held_out: str = ""  # why the leader itself keeps it out
-    held_out_s: float = 0.0
-    power: PowerFencing | None = None
-    boot_s: float = 0.0  # when `boot_id` was first seen
-    machine: str = ""  # that `session` is of; "": unknown
-    fact: SessionFact | None = None
-    inventory: InventoryFact | None = None
-    intent: HostIntent = _NO_WISH
-    ordered: Drain | None = None  # a drain that the site's policy wants, see failover/quarantine.py
-    units: dict[str, UnitFact] = field(default_factory=dict)
-    reports: dict[str, UnitReport] = field(default_factory=dict)
-    sick: set[str] = field(default_factory=set)  # units that a report calls so, and that are not quarantined for it yet
-    held: dict[str, str] = field(default_factory=dict)  # unit -> allocation
-    nodes: dict[int, Node] = field(default_factory=dict)
-    allocations: set[str] = field(default_factory=set)
-    starting: set[str] = field(default_factory=set)  # those of them whose VM does not run yet
-    company: Company = field(default_factory=Company)  # who is there, as far as it matters to others
-    version: int = 0  # grows with every change that placement can see
-
-    @property
-    def drain(self) -> Drain | None:
-        """The drain that goes on, an operator's or the policy's."""
-        return self.intent.drain or self.ordered
-
-    def unfit(self, unit: UnitFact) -> str:
-        """Why the unit must not be handed out, whatever its state; "": it may."""
-        if unit.unfit or unit.id not in self.sick:
-            return unit.unfit
-        return f"sick: {self.reports[unit.id].sick}"
-
-    def taken_by(self) -> SessionFact | None:
-        """The later session under its name, if nothing says that it is of the same machine; None: there is none such.
-
-        Two unknown machines pass for one, as before machines were known; one that is known and one that is not do not.
-        The same boot is the same machine.
-        """
-        fact = self.fact
-        if fact is None or fact.session == self.session or fact.boot_id == self.boot_id:
-            return None
-        return fact if fact.machine != self.machine else None
-
-    def unit_state(self, unit: str) -> UnitState:
-        """As the scheduler must see it: held from the decision on, and dirty unless this session says otherwise."""
-        report = self.reports.get(unit)
-        current = report is not None and report.session == self.session
-        if report is not None and current and report.state is UnitState.QUARANTINED:
-            return UnitState.QUARANTINED
-        if unit in self.held:
-            return UnitState.HELD
-        return report.state if report is not None and current else UnitState.DIRTY
 
 
 @dataclass(slots=True)
