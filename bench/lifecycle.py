@@ -1,8 +1,8 @@
 """No-op jobs from submission to the proof that their GPUs are clean, on 256 GPUs that are made up.
 
 Real: etcd with fsync, the scheduler's service and its API, the agents (bench/agents.py says what is left out), and
-libvirt's calls and events, on its test driver (bench/testdriver.py). One client sends all jobs by SubmitMany. The clock
-stops when each job has SUCCEEDED, each allocation is deleted, and each GPU is proven clean. All of it shares this
+libvirt's calls and events, on its test driver (bench/testdriver.py). One client sends all jobs by SubmitBatch. The
+clock stops when each job has SUCCEEDED, each allocation is deleted, and each GPU is proven clean. All of it shares this
 machine's CPUs.
 
 The ceiling is what the same etcd takes, right afterwards and with nobody watching, of as many writes and deletes of the

@@ -11,12 +11,14 @@ from xml.etree import ElementTree as ET
 from ..vms.images import KernelBoot
 from . import cpus, memory, network, pci
 from .disks import disks_xml, iothreads_of
-from .element import add, written
+from .element import add
 from .shape import PREFIX, DomainShape
 
 CHANNEL = "org.gpupool.guest.0"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+
+ET.register_namespace("qemu", _QEMU)
 
 
 def domain_xml(shape: DomainShape) -> str:
@@ -43,7 +45,8 @@ def domain_xml(shape: DomainShape) -> str:
         add(pm, state, enabled="no")
     _devices(ET.SubElement(domain, "devices"), shape)
     _commandline(domain, shape)
-    return written(domain, {_QEMU: "qemu"})
+    ET.indent(domain)
+    return ET.tostring(domain, encoding="unicode") + "\n"
 
 
 def allocation_of(name: str) -> str | None:

@@ -101,7 +101,7 @@ class SimulatedSysfs(RealSysfs):
 
     def _set(self, address: str, attribute: str, value: str) -> None:
         home = self._home(address)
-        if not os.path.exists(f"{home}/{attribute}"):  # noqa: PTH110 - as _home
+        if not os.path.exists(f"{home}/{attribute}"):
             self._refuse(f"{DEVICES}/{address}/{attribute}")
         match attribute:
             case "driver_override":
@@ -125,7 +125,7 @@ class SimulatedSysfs(RealSysfs):
             return
         driver = self._wanted(address)
         may_bind = driver != VFIO or self.link_target(f"{base}/iommu_group") is not None
-        if driver and may_bind and os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}"):  # noqa: PTH112 - as _home
+        if driver and may_bind and os.path.isdir(f"{self.root}/bus/pci/drivers/{driver}"):
             self._attach(driver, Path(home))
 
     def _bind(self, driver: str, address: str) -> None:
@@ -145,15 +145,15 @@ class SimulatedSysfs(RealSysfs):
         home = self._home(address)
         if not driver or self.link_name(f"{DEVICES}/{address}/driver") != driver:
             raise _error(errno.ENODEV, address)
-        os.unlink(f"{home}/driver")  # noqa: PTH108 - as _home
+        os.unlink(f"{home}/driver")
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self.root}/bus/pci/drivers/{driver}/{address}")  # noqa: PTH108 - as _home
+            os.unlink(f"{self.root}/bus/pci/drivers/{driver}/{address}")
 
     def _attach(self, driver: str, home: Path) -> None:
         place, name = str(home)[len(self._prefix) :], home.name
         directory = f"bus/pci/drivers/{driver}"
-        os.symlink(f"{'../' * (place.count('/') + 1)}{directory}", f"{home}/driver")  # noqa: PTH211 - as _home
-        os.symlink(f"../../../../{place}", f"{self.root}/{directory}/{name}")  # noqa: PTH211 - as _home
+        os.symlink(f"{'../' * (place.count('/') + 1)}{directory}", f"{home}/driver")
+        os.symlink(f"../../../../{place}", f"{self.root}/{directory}/{name}")
 
     def _wanted(self, address: str) -> str:
         """The override, else the driver that knows the device's ids, else none."""
@@ -251,11 +251,11 @@ class SimulatedSysfs(RealSysfs):
     def _home(self, address: str) -> str:
         """As `_device`: a Path costs more than asking the file system."""
         home = f"{self.root}/{DEVICES}/{address}"
-        if "/" in address or not os.path.isfile(f"{home}/config"):  # noqa: PTH113 - asked at each write
+        if "/" in address or not os.path.isfile(f"{home}/config"):
             raise _error(errno.ENODEV, address)
-        if not os.path.islink(home):  # noqa: PTH114 - as above
+        if not os.path.islink(home):
             return home
-        return os.path.normpath(f"{os.path.dirname(home)}/{os.readlink(home)}")  # noqa: PTH115, PTH120 - as above
+        return os.path.normpath(f"{os.path.dirname(home)}/{os.readlink(home)}")
 
     def _refuse(self, path: str) -> None:
         """Raise what the kernel would for an attribute that is missing, or that takes no writes."""

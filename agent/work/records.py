@@ -8,7 +8,6 @@ it is back.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -41,15 +40,16 @@ class Records(Protocol):
 
 
 BALLAST_BYTES = 256 * 1024
-_encode = json.JSONEncoder(sort_keys=True).encode
 
 
 class FileRecords:
     """Implements Records in `directory`; what other boots left there is removed. `write` is for tests of bad disks."""
 
-    def __init__(self, directory: Path, boot_id: str, *, write: Callable[[str, bytes], object] | None = None) -> None:
+    def __init__(
+        self, directory: Path, boot_id: str, *, write: Callable[[Path, bytes], object] = Path.write_bytes
+    ) -> None:
         self._directory = directory
-        self._write = write or _write
+        self._write = write
         boots = directory / "boots"
         self._root = boots / boot_id
         self._root.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ class FileRecords:
         """See Records."""
         folder = self._folder(kind)
         # Names of devices have dots and colons; a Path for each write would cost as much as the write.
-        file, fresh = f"{folder}/{name}.json", f"{folder}/{name}.new"
-        data = _encode(record).encode()
+        file, fresh = f"{folder}/{name}.json", Path(f"{folder}/{name}.new")
+        data = json.dumps(record, sort_keys=True).encode()
         try:
             self._write(fresh, data)
         except OSError as exc:
@@ -89,8 +89,7 @@ class FileRecords:
 
     def remove(self, kind: str, name: str) -> None:
         """See Records."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._root}/{kind}/{name}.json")  # noqa: PTH108 - as above
+        (self._root / kind / f"{name}.json").unlink(missing_ok=True)
 
     def no_room(self) -> str:
         """See Records. The ballast is put back if it can be."""
@@ -98,19 +97,9 @@ class FileRecords:
             return ""
         fresh = self._ballast.with_suffix(".new")
         try:
-            self._write(str(fresh), bytes(BALLAST_BYTES))
+            self._write(fresh, bytes(BALLAST_BYTES))
             fresh.replace(self._ballast)
         except OSError as exc:
             fresh.unlink(missing_ok=True)
             return f"the state directory {self._directory} takes no new records: {exc.strerror or exc}"
         return ""
-
-
-def _write(path: str, data: bytes) -> None:
-    """The whole file, as Path.write_bytes, at a third of its cost. Raises OSError."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    try:
-        while data:
-            data = data[os.write(file, data) :]
-    finally:
-        os.close(file)

@@ -56,7 +56,7 @@ def test_ends_are_put_on_record_though_the_disk_is_full(small: Path) -> None:
 
 
 def test_other_errors_are_told(tmp_path: Path) -> None:
-    def broken(_: str, __: bytes) -> None:
+    def broken(_: Path, __: bytes) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     records = FileRecords(tmp_path, "b1", write=broken)

@@ -18,7 +18,7 @@ from ..fitting.fit import Fit, closed, fit
 from ..fitting.own import failed_on
 from ..fitting.ranking import free_units
 from ..queueing.claims import owner
-from ..queueing.victims import Eligible, borrows, entitled, lower, on_host, within_loans
+from ..queueing.victims import borrows, entitled, lower, on_host, within_loans
 from ..reservation.domains import ran_before
 from ..state.books import Claim
 from ..state.cluster import Cluster
@@ -46,8 +46,7 @@ def choose(cluster: Cluster, members: Sequence[Job]) -> Rooms | None:
         found = _fewest(cluster, members, ask, hosts, lambda victim: borrows(cluster, job, victim, count))
         if found is not None:
             return found
-    eligible: Eligible = lambda v: lower(cluster, job, v) or borrows(cluster, job, v, count)  # noqa: E731
-    return _fewest(cluster, members, ask, hosts, eligible)
+    return _fewest(cluster, members, ask, hosts, lambda v: lower(cluster, job, v) or borrows(cluster, job, v, count))
 
 
 def made(cluster: Cluster, job: Job) -> int:
