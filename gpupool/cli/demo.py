@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gpupool.client import AsyncClient
+from gpupool.client.requests import finished
 from gpupool.embedded.cluster import EmbeddedCluster
 from gpupool.embedded.daemons import DaemonError
 from gpupool.embedded.etcd import EtcdError
@@ -31,7 +32,10 @@ STEPS, CHECKPOINT_EVERY, STEP_S = 60, 10, 0.4
 KILL_AT_STEP = 25
 TELL_EVERY = 5
 STYLES = {"host": "magenta", "job": "blue"}
-PATIENCE_S = 240.0
+# A guest has hung before its first word here, once in many demos; another try comes soon enough for those who watch.
+START_TIMEOUT_S = 90.0
+SILENCE_S = 20.0
+PATIENCE_S = 420.0
 
 
 def _spec(name: str, command: list[str], gpus: int, model: str) -> job_pb2.JobSpec:
@@ -68,9 +72,11 @@ class Teller:
 
     console: Console
     started: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
 
     def __call__(self, text: str, style: str = "") -> None:
         """One line."""
+        self.last = time.monotonic()
         self.console.print(f"[dim]{time.monotonic() - self.started:6.1f} s[/]  {text}", style=style, highlight=False)
 
     def heading(self, text: str) -> None:
@@ -97,7 +103,7 @@ def demo(*, images: Path | None) -> None:
     """Show the main job, live: a host is killed in the middle of a training run; it resumes elsewhere.
 
     Starts an etcd, a scheduler and a standby, and four simulated hosts whose VMs are real, all on loopback, and ends
-    all of it. Takes one to three minutes.
+    all of it. Takes one to three minutes; up to seven on a slow machine.
     """
     images = images or images_option()
     check_images(images)
@@ -114,7 +120,8 @@ def demo(*, images: Path | None) -> None:
 
 async def _demo(images: Path, tell: Teller) -> None:
     tell.heading("An embedded etcd, a scheduler and a standby, four simulated hosts with real VMs")
-    async with embedded(HOSTS, images=images) as cluster:
+    options = {"--start-timeout-s": f"{START_TIMEOUT_S:g}"}
+    async with embedded(HOSTS, images=images, agent_options=options) as cluster:
         await cluster.start(tell)
         story = Story()
         async with AsyncClient(cluster.server) as client, _told(client, tell, story):
@@ -220,12 +227,32 @@ async def _told(client: AsyncClient, tell: Teller, story: Story) -> AsyncIterato
             if event.subject in story.lost and event.to == "RUNNING":
                 story.running_again.setdefault(event.subject, event.at_s)
 
-    task = asyncio.create_task(follow())
+    async def break_silence() -> None:
+        while True:
+            await asyncio.sleep(1)
+            if time.monotonic() - tell.last > SILENCE_S and (text := _waited_for([job async for job in client.list()])):
+                tell(f"still waiting: {text}", style="yellow")
+
+    tasks = [asyncio.create_task(follow()), asyncio.create_task(break_silence())]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _waited_for(jobs: Sequence[job_pb2.Job]) -> str:
+    """What the jobs do that have not ended; "": all have."""
+    said = []
+    for job in jobs:
+        status = job.status
+        state = job_pb2.JobState.Name(status.state).removeprefix("JOB_STATE_")
+        if status.state == job_pb2.JOB_STATE_STARTING:
+            said.append(f"{job.spec.name} is STARTING on {status.attempts[-1].host} (given {START_TIMEOUT_S:g} s)")
+        elif not finished(job):
+            said.append(f"{job.spec.name} is {state}")
+    return ", ".join(said)
 
 
 def _summary(console: Console, done: list[job_pb2.Job], units: list[scheduler_pb2.UnitView], story: Story) -> None:

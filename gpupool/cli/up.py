@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -112,11 +112,19 @@ async def _keep(shapes: dict[str, str], replicas: int, port: int, data_dir: Path
 
 @asynccontextmanager
 async def embedded(
-    shapes: dict[str, str], *, images: Path, replicas: int = 2, port: int = 0, data_dir: Path | None = None
+    shapes: dict[str, str],
+    *,
+    images: Path,
+    replicas: int = 2,
+    port: int = 0,
+    data_dir: Path | None = None,
+    agent_options: Mapping[str, str] | None = None,
 ) -> AsyncIterator[EmbeddedCluster]:
     """A cluster that is ended, whatever happens, and whose folder is deleted unless it was given."""
     folder = _folder(data_dir)
-    cluster = EmbeddedCluster(folder, images=images, hosts=shapes, replicas=replicas, port=port)
+    cluster = EmbeddedCluster(
+        folder, images=images, hosts=shapes, replicas=replicas, port=port, agent_options=agent_options
+    )
     try:
         yield cluster
     finally:

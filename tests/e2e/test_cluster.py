@@ -29,7 +29,9 @@ pytestmark = [*needs.ETCD, *needs.VMS]
 
 TTL_S = 6  # with the guard's margin: a lost host's VMs are dead after 4.5 s, and its session gone after 6 s
 TIMES = {"--ttl-s": str(TTL_S), "--renew-s": "1.5", "--kill-margin-s": "1.5"}
-HOSTS = {"h1": f"2x{A100}", "h2": f"2x{A100}", "h3": f"2x{T4}"}
+L4 = "nvidia-l4"
+HOSTS = {"h1": f"2x{A100}", "h2": f"2x{A100}", "h3": f"2x{T4}", "h4": f"1x{L4}"}
+HASTY = {"h4": {"--start-timeout-s": "5"}}
 TICKS = "n=0; while [ $n -lt {count} ]; do n=$((n+1)); echo tick $n; sleep 0.5; done; exit {code}"
 
 
@@ -47,7 +49,7 @@ def broken_kernel(images: Path, module_folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(broken_kernel: Path, module_folder: Path) -> Iterator[EmbeddedCluster]:
-    made = EmbeddedCluster(module_folder, images=broken_kernel, hosts=HOSTS, agent_options=TIMES)
+    made = EmbeddedCluster(module_folder, images=broken_kernel, hosts=HOSTS, agent_options=TIMES, host_options=HASTY)
     try:
         asyncio.run(made.start())
         yield made
@@ -278,6 +280,19 @@ async def test_a_vm_that_cannot_start_is_given_up(fleet: Fleet) -> None:
     assert "kernel" in status.message
     await fleet.all_free()
     assert not vms(bad)
+
+
+async def test_a_qemu_that_hangs_before_its_guests_first_word_is_ended(fleet: Fleet) -> None:
+    """It answers nobody, libvirt neither; the unit is proven clean all the same."""
+    once = job("true", model=L4, restart=job_pb2.RestartPolicy(max_start_failures=1))
+    hung = (await fleet.client.submit(once)).id
+    pid_file = fleet.hosts["h4"].folder / f"state/vms/run/qemu/gpupool-{hung}.1.pid"
+    os.kill(int(await until(lambda: pid_file.exists() and pid_file.read_text())), signal.SIGSTOP)
+    status = await fleet.ends(hung)
+    assert (status.state, status.attempts[0].outcome) == (job_pb2.JOB_STATE_FAILED, job_pb2.OUTCOME_START_FAILED)
+    assert "5 s" in status.message
+    assert not vms(hung)
+    await fleet.all_free([fleet.hosts["h4"]])
 
 
 async def test_a_broken_gpu_is_put_aside(fleet: Fleet) -> None:
