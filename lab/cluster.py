@@ -138,6 +138,7 @@ class Cluster:
             host.start()
             try:
                 await host.booted()
+                await host.switch_on_virtual_functions()
                 break
             except Exception:
                 if attempt == BOOT_TRIES - 1:
@@ -160,7 +161,9 @@ class Cluster:
             **AGENT_OPTIONS,
             **{f"--{option.replace('_', '-')}": value for option, value in options.items()},
         }
-        command = shlex.join(["gpupool-agent", *(word for pair in chosen.items() for word in pair)])
+        pooled = [name for name, device in host.machine.devices().items() if device.vfs]
+        nics = [f"--nic={address}" for name in pooled for address in await host.virtual_functions(name)]
+        command = shlex.join(["gpupool-agent", *(word for pair in chosen.items() for word in pair), *nics])
         start = f"{prelude or ':'}; echo $$ > {AGENT_PID}; exec {command} >> {AGENT_LOG} 2>&1"
         await host.run(f"setsid bash -c {shlex.quote(start)} < /dev/null > /dev/null 2>&1 &")
 

@@ -152,6 +152,18 @@ class Host:
         found = _pci_ids(await self.qmp("query-pci"))
         return {name: address for name, address in sorted(found) if name in wanted}
 
+    async def virtual_functions(self, adapter: str) -> list[str]:
+        """Addresses of the SR-IOV virtual functions that are switched on of a device, in their order."""
+        home = f"/sys/bus/pci/devices/{(await self.addresses())[adapter]}"
+        return (await self.text(f"cd {home}; ls -dv virtfn* | xargs -rn1 readlink | xargs -rn1 basename")).split()
+
+    async def switch_on_virtual_functions(self) -> None:
+        """As many of each device as the machine says; done again at each boot, as on any host."""
+        for name, device in self.machine.devices().items():
+            if device.vfs:
+                home = f"/sys/bus/pci/devices/{(await self.addresses())[name]}"
+                await self.run(f"echo {device.vfs} > {home}/sriov_numvfs && udevadm settle -t 60")
+
     async def unplug(self, device: str) -> None:
         """Pull a device, as if the slot's button were pressed: the host's kernel is asked and lets go, or does not."""
         await self.qmp("device_del", id=device)

@@ -25,13 +25,17 @@ GATEWAY = "10.0.2.2"  # as which a host reaches the loopback of the machine outs
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One PCI function. `driver` and `options` are QEMU's, `class_code` has 24 bits."""
+    """One PCI function. `driver` and `options` are QEMU's, `class_code` has 24 bits.
+
+    `vfs` SR-IOV virtual functions are switched on before an agent starts, and pooled by it.
+    """
 
     name: str
     driver: str
     class_code: int
     flr: bool
     options: str = ""
+    vfs: int = 0
 
     @property
     def model(self) -> str:
@@ -72,9 +76,9 @@ def nvme(name: str) -> Device:
     return Device(name, "nvme", 0x010802, flr=True, options=f"serial={name},drive={name}")
 
 
-def igb(name: str) -> Device:
+def igb(name: str, *, vfs: int = 0) -> Device:
     """A network adapter with SR-IOV (7 virtual functions)."""
-    return Device(name, "igb", 0x020000, flr=True, options=f"netdev={name},romfile=")
+    return Device(name, "igb", 0x020000, flr=True, options=f"netdev={name},romfile=", vfs=vfs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +106,16 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedUnit:
-    """A device unit that the agent should find: the names of its functions, GPUs first, and where it is."""
+    """A device unit that the agent should find: the names of its functions, GPUs first, and where it is.
+
+    `nic`: the adapter whose first virtual function goes with it; the agent knows it to be below the same PCIe root.
+    """
 
     gpus: tuple[str, ...]
     others: tuple[str, ...]
     node: int
     boot_vga: bool
+    nic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +169,7 @@ class Machine:
         groups = self.groups() or [
             tuple(device.name for device in functions) for part in self.topology for functions in part.devices
         ]
-        return [
+        found = [
             ExpectedUnit(
                 gpus=tuple(name for name in group if devices[name].is_gpu),
                 others=tuple(name for name in group if not devices[name].is_gpu),
@@ -171,6 +179,11 @@ class Machine:
             for group in groups
             if any(devices[name].is_gpu for name in group)
         ]
+        # One expander a node, so all that is on a node is below one root; of equally near ones the first has it.
+        for nic in (name for name, device in devices.items() if device.vfs):
+            taker = next(n for n, unit in enumerate(found) if unit.node == self.node_of(nic) and not unit.nic)
+            found[taker] = dataclasses.replace(found[taker], nic=nic)
+        return found
 
     def but(self, **changes: object) -> Machine:
         """A copy with some fields changed, such as `FULL.but(iommu="off")`."""
@@ -185,10 +198,11 @@ FULL = Machine(
         Slot(0, ((gpu("gpu-group0"),), (gpu("gpu-group1"),)), acs=False),
         Switch(1, ((gpu("gpu-switch0"),), (gpu("gpu-switch1"),))),
         Slot(1, ((nvme("nvme0"),),)),
-        Slot(1, ((igb("nic0"),),)),
+        Slot(1, ((igb("nic0", vfs=1),),)),
         Slot(1, ((vga("vga0"),),)),
+        Slot(0, ((igb("nic1"),),)),
     ),
-    hugepages=(128, 0),
+    hugepages=(0, 128),
 )
 SMALL = Machine(
     topology=(

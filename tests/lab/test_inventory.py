@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gpupool.client import AsyncClient
+from gpupool.v1 import job_pb2
 from gpupool.v1.inventory_pb2 import PciFunction
 from lab.cluster import Cluster
 from tests.lab.jobs import Stopwatch, units
@@ -20,9 +21,16 @@ async def test_units_are_those_that_qemu_was_told(cluster: Cluster, client: Asyn
         for expected in host.machine.expected_units():
             view = found.pop(min(address[gpu] for gpu in expected.gpus))
             functions = {function.address: function for function in view.unit.functions}
-            assert set(functions) == {address[device] for device in expected.gpus + expected.others}
+            nics = (await host.virtual_functions(expected.nic))[:1] if expected.nic else []
+            own = {address[device] for device in expected.gpus + expected.others}
+            assert set(functions) == own | set(nics)
+            assert view.unit.nic == "".join(nics)
             assert (view.unit.model, view.unit.numa_node) == (devices[expected.gpus[0]].model, expected.node)
-            assert len({function.iommu_group for function in functions.values()}) == 1
+            assert len({functions[one].iommu_group for one in own}) == 1
+            for nic in nics:
+                _is_a_virtual_nic(functions[nic], address[expected.nic], expected.node)
+                assert functions[nic].iommu_group not in {functions[one].iommu_group for one in own}
+                assert view.unit.nic_locality == job_pb2.NIC_LOCALITY_PCIE_ROOT
             assert ("boot VGA" in view.unit.unfit) == expected.boot_vga, view.unit.unfit
             assert bool(view.unit.unfit) == expected.boot_vga, view.unit.unfit
             for device in expected.gpus + expected.others:
@@ -30,6 +38,11 @@ async def test_units_are_those_that_qemu_was_told(cluster: Cluster, client: Asyn
                 assert function.class_code == devices[device].class_code
                 assert ("flr" in function.reset_methods) == devices[device].flr, (device, function.reset_methods)
         assert not found
+
+
+def _is_a_virtual_nic(function: PciFunction, parent: str, node: int) -> None:
+    assert (function.class_code, function.numa_node, function.physical_function) == (0x020000, node, parent)
+    assert "flr" in function.reset_methods
 
 
 async def test_paths_and_links(cluster: Cluster, client: AsyncClient) -> None:
@@ -58,7 +71,7 @@ async def test_cpus_memory_and_hugepages_by_node(cluster: Cluster, client: Async
 async def test_changes_reach_the_scheduler(cluster: Cluster, client: AsyncClient, timings: dict[str, float]) -> None:
     """Virtual functions that are switched on, and hugepages that are set aside while the agent runs."""
     host = cluster.hosts["h1"]
-    nic = (await host.addresses())["nic0"]
+    nic = (await host.addresses())["nic1"]  # the virtual functions of the other one are a part of a unit
     pages = "/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
 
     async def inventory() -> tuple[PciFunction, int]:

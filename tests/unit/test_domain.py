@@ -87,6 +87,16 @@ CASES = {
     "eight-gpus-two-nodes": shape(TWO_NODES),
     "eight-gpus-two-nodes-uefi": shape(TWO_NODES, UEFI, firmware=OVMF),
     "node-unknown": shape(replace(SPEC, cells=(cell(-1),), functions=gpu(0xA2, -1))),
+    # A virtual function: device 16 of the adapter's bus in the host, a device of its own in the guest.
+    "gpu-with-nic": shape(
+        replace(
+            SPEC,
+            functions=(
+                *gpu(0xA2, 1, sound=False),
+                PassedFunction("0000:a6:10.0", 1, (16384, 16384), is_gpu=False, unit="0000:a2:00.0"),
+            ),
+        )
+    ),
     "gpu-of-another-node": shape(replace(SPEC, functions=gpu(0x21, 0))),
     "odd-vcpus": shape(replace(SPEC, vcpus=3, emulator_cpus=(81,))),
     "uneven-cells": shape(replace(SPEC, vcpus=8, cells=(cell(0, 3), cell(1, 1, first=16)), memory_mib=65536)),

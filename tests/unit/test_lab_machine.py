@@ -26,7 +26,7 @@ def test_every_device_is_there_once_and_has_its_own_chassis() -> None:
     for name in FULL.devices():
         assert len([value for value in told if f",id={name}," in value]) == 1
     chassis = [word for value in told for word in value.split(",") if word.startswith("chassis=")]
-    assert len(chassis) == len(set(chassis)) == 11
+    assert len(chassis) == len(set(chassis)) == 12
 
 
 def test_flr_and_companions_are_told() -> None:
@@ -57,6 +57,7 @@ def test_expected_units() -> None:
     assert units["gpu-sound",].others == ("sound",)
     assert (units["gpu-flr",].node, units["gpu-switch1",].node) == (0, 1)
     assert [unit.gpus for unit in units.values() if unit.boot_vga] == [("vga0",)]
+    assert {unit.gpus: unit.nic for unit in units.values() if unit.nic} == {("gpu-switch0",): "nic0"}
     assert [unit.gpus for unit in SMALL.expected_units()] == [("gpu-flr",), ("gpu-far",), ("gpu-pulled",), ("vga0",)]
 
 
