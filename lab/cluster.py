@@ -113,14 +113,15 @@ class Cluster:
         return {name: host.broken for name, host in self.hosts.items() if host.broken}
 
     async def heal(self) -> None:
-        """No job, no cordon, and no host that the emulator broke: for the next test to start from."""
+        """No job, no cordon, and no host that the emulator broke or a test left off: for the next test to start from."""
         async with self.client() as client:
             unfinished = [job.id async for job in client.list() if not job.status.finished_s]
             for job in unfinished:
                 await client.cancel(job, "a test before left it")
             if broken := self.broken():
                 self._tell(f"lab: the emulator broke {', '.join(broken)}; booting anew")
-                await self.rise(*broken)
+            if down := [name for name, host in self.hosts.items() if name in broken or not host.running]:
+                await self.rise(*down)
             for host in await client.hosts():
                 if host.intent.cordoned or host.record.held_out:  # a host that was lost thrice is taken for flapping
                     await client.uncordon(host.name, by="lab")

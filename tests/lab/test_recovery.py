@@ -85,12 +85,8 @@ async def test_a_host_that_dies_and_an_operator_who_says_so(
     timings["host death to running elsewhere (lease of 60 s)"] = watch.s
     ended = await ends(client, job_id)
     assert ended.status.exit_code == 0, ended.status
-    first, last = ended.status.attempts[0], ended.status.attempts[-1]
-    assert (first.host, first.outcome, first.evidence) == (
-        "h2",
-        job_pb2.OUTCOME_HOST_LOST,
-        job_pb2.EVIDENCE_OPERATOR,
-    )
+    *_, lost, last = ended.status.attempts  # a guest that the emulator made too slow to start has been before
+    assert (lost.host, lost.outcome, lost.evidence) == ("h2", job_pb2.OUTCOME_HOST_LOST, job_pb2.EVIDENCE_OPERATOR)
     assert last.host == "h1"
     await unit_is(client, "h1", last.units[0], FREE)
     await cluster.boot("h2")
@@ -120,9 +116,9 @@ async def test_a_host_whose_kernel_hangs_is_reset_by_its_watchdog_and_its_vm_res
     timings["kernel hung to reset by the guard's watchdog and booted (watchdog of 30 s)"] = watch.s
     ended = await ends(client, job_id)
     assert ended.status.exit_code == 0, ended.status
-    first, last = ended.status.attempts[0], ended.status.attempts[-1]
-    assert (first.host, first.outcome) == ("h2", job_pb2.OUTCOME_HOST_LOST)
-    assert first.evidence == job_pb2.EVIDENCE_LEASE_EXPIRED_WATCHDOG
+    *_, lost, last = ended.status.attempts
+    assert (lost.host, lost.outcome) == ("h2", job_pb2.OUTCOME_HOST_LOST)
+    assert lost.evidence == job_pb2.EVIDENCE_LEASE_EXPIRED_WATCHDOG
     assert last.host == "h1"
     await cluster.start_agent("h2")
     await cluster.ready(["h2"])
@@ -138,18 +134,19 @@ async def test_a_paused_host_that_comes_back_kills_its_vm_before_doing_anything_
     async with only(client, "h2"):
         job_id = (await client.submit(job("sleep 1000"))).id
         await reaches(client, job_id, job_pb2.JOB_STATE_RUNNING)
+    before = len((await client.get(job_id)).status.attempts)
     await host.qmp("stop")
     await _host_is(client, "h2", records_pb2.HOST_STATE_FENCING)
     await asyncio.sleep(10)
     waiting = await client.get(job_id)
-    assert len(waiting.status.attempts) == 1, "it was started elsewhere while its VM may go on at any moment"
+    assert len(waiting.status.attempts) == before, "it was started elsewhere while its VM may go on at any moment"
     watch = Stopwatch()
     await host.qmp("cont")
     async with asyncio.timeout(GONE_S):
-        while len((found := await client.get(job_id)).status.attempts) < 2:
+        while len((found := await client.get(job_id)).status.attempts) == before:
             await asyncio.sleep(0.5)
     timings["paused host goes on to its VM dead and its job placed anew"] = watch.s
-    assert found.status.attempts[0].evidence == job_pb2.EVIDENCE_AGENT_REPORTED_DEAD
+    assert found.status.attempts[before - 1].evidence == job_pb2.EVIDENCE_AGENT_REPORTED_DEAD
     log = await cluster.agent_log("h2")
     over, ending = log.rindex("is over: "), log.rindex("ending VMs without a session")
     assert over < ending < log.rindex(" announced: ")
