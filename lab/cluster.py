@@ -113,7 +113,7 @@ class Cluster:
         return {name: host.broken for name, host in self.hosts.items() if host.broken}
 
     async def heal(self) -> None:
-        """No job, no cordon, and no host that the emulator broke or a test left off: for the next test to start from."""
+        """No job, no cordon, and no host that the emulator broke or a test left off: for a test to start from."""
         async with self.client() as client:
             unfinished = [job.id async for job in client.list() if not job.status.finished_s]
             for job in unfinished:
