@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Self
 
 from gpupool.store import keys
 from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreError
@@ -71,11 +72,13 @@ class _Group:
     guards: list[Guard] = field(default_factory=list)
     created: list[Allocation] = field(default_factory=list)
     deleted: dict[str, Allocation] = field(default_factory=dict)
+    size: int = 0  # bytes of its values
 
-    @property
-    def size(self) -> int:
-        """Bytes of its values."""
-        return sum(len(op.value) for op in self.ops if isinstance(op, Put))
+    def put(self, key: str, value: bytes) -> Self:
+        """Write this there too."""
+        self.ops.append(Put(key, value))
+        self.size += len(value)
+        return self
 
 
 class Leader:
@@ -283,15 +286,13 @@ class Leader:
             self._specs.pop(subject, None)
             group.ops += [Delete(key) for key in keys.of_job(subject)]
         elif part is _Part.JOB:
-            group.ops.append(
-                Put(keys.job_status(subject), encode.status(self.cluster.jobs[subject]).SerializeToString())
-            )
+            group.put(keys.job_status(subject), encode.status(self.cluster.jobs[subject]).SerializeToString())
         elif part is _Part.DELETED:
             group.ops.append(Delete(keys.allocation(dirty.deleted[subject].host, subject)))
             group.deleted[subject] = dirty.deleted[subject]
         elif (allocation := self.cluster.allocations.get(subject)) is not None:
             value = encode.allocation(allocation, self.cluster.hosts[allocation.host], self._specs[allocation.job])
-            group.ops.append(Put(keys.allocation(allocation.host, subject), value))
+            group.put(keys.allocation(allocation.host, subject), value)
             if subject in dirty.created:
                 group.guards.append(Created(keys.session(allocation.host), allocation.session))
                 group.created.append(allocation)
@@ -300,13 +301,14 @@ class Leader:
         hosts = [self.cluster.hosts[name] for name in sorted(dirty.hosts)]
         groups: list[_Group] = []
         if dirty.cluster:  # first: whoever finds hosts lost on record must find the brake that this put on
-            groups.append(_Group([Put(keys.CLUSTER, encode.cluster_record(self.cluster).SerializeToString())]))
-        groups += [_Group([Put(keys.host(h.name), encode.host_record(h).SerializeToString())]) for h in hosts]
+            groups.append(_Group().put(keys.CLUSTER, encode.cluster_record(self.cluster).SerializeToString()))
+        groups += [_Group().put(keys.host(h.name), encode.host_record(h).SerializeToString()) for h in hosts]
         if dirty.shares:
-            groups.append(_Group([Put(keys.SHARES, encode.shares(self.cluster).SerializeToString(deterministic=True))]))
+            groups.append(_Group().put(keys.SHARES, encode.shares(self.cluster).SerializeToString(deterministic=True)))
         for host, session in sorted(dirty.failovers):
             key, found = keys.failover(host, session), self.cluster.failovers.get((host, session))
-            groups.append(_Group([Put(key, encode.failover(found).SerializeToString()) if found else Delete(key)]))
+            value = encode.failover(found).SerializeToString() if found else None
+            groups.append(_Group().put(key, value) if value is not None else _Group([Delete(key)]))
         return groups
 
     def _batches(self, groups: Iterable[_Group]) -> Iterator[list[_Group]]:

@@ -74,8 +74,11 @@ def decode_kv(kv: kv_pb2.KeyValue) -> KeyValue:
 
 def decode_event(event: kv_pb2.Event) -> Change:
     """One event of a watch; a deletion's mod_revision is the revision of the deletion."""
-    kv = None if event.type == kv_pb2.Event.DELETE else decode_kv(event.kv)
-    return Change(decode_key(event.kv.key), kv, event.kv.mod_revision)
+    kv = event.kv  # looked up once, as each look makes an object
+    key, revision = decode_key(kv.key), kv.mod_revision
+    if event.type == kv_pb2.Event.DELETE:
+        return Change(key, None, revision)
+    return Change(key, KeyValue(key, kv.value, kv.create_revision, revision, kv.lease), revision)
 
 
 def encode_txn(guards: Sequence[Guard], ops: Sequence[Op]) -> rpc_pb2.TxnRequest:

@@ -17,6 +17,7 @@ from operator import itemgetter
 from .failover import brake, failovers
 from .failover.retry import crashed_on
 from .fitting import own
+from .fitting.alike import Alike
 from .fitting.fit import Fit
 from .fitting.own import Case, Own, case
 from .fitting.ranking import FreeUnits, Rank, Ranking
@@ -50,6 +51,7 @@ class Placer:
     refusals: Refusals = field(default_factory=Refusals)  # of gangs
     free: FreeUnits = field(default_factory=FreeUnits)
     values: Valuation = field(default_factory=Valuation)
+    alike: Alike = field(default_factory=Alike)
     barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
 
     def begin(self, cluster: Cluster) -> Iterator[None]:
@@ -132,6 +134,7 @@ class Placer:
     def bind(self, cluster: Cluster, job: Job, choice: Choice, now: float) -> None:
         """Place the job there."""
         _bind(cluster, job, choice.host, choice.fit, now)
+        self.alike.taken(choice.host, job.request, choice.fit)
         self.admission.placed(job, choice)
 
     def unbind(self, cluster: Cluster, job: Job, now: float) -> None:
@@ -167,7 +170,7 @@ class Placer:
     def _ranking(self, cluster: Cluster, request: Request) -> Ranking:
         ranking = self.rankings.pop(request, None)
         if ranking is None:
-            ranking = Ranking(self.values)
+            ranking = Ranking(self.values, self.alike)
             if len(self.rankings) * len(cluster.hosts) >= ANSWERS_KEPT:
                 del self.rankings[next(iter(self.rankings))]
         self.rankings[request] = ranking  # the last, as the one that was asked for last
@@ -230,7 +233,7 @@ def _bind(cluster: Cluster, job: Job, host: Host, found: Fit, now: float) -> Non
         memory_mib=found.memory_mib,
         created_s=now,
         hugepage_size_kib=job.request.hugepage_size_kib,
-        unit_identities=tuple(host.units[unit].identity for unit in found.units),
+        unit_identities=tuple([host.units[unit].identity for unit in found.units]),
         session_nonce=host.fact.nonce if host.fact is not None else "",
         labels=job.labels,
         apart=job.request.rules.apart if job.request.rules is not None else (),

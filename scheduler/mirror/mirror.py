@@ -13,7 +13,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from gpupool.store import keys
 from gpupool.store.follow import follow
@@ -347,7 +347,10 @@ def _state(status: bytes) -> job_pb2.JobState.ValueType:
     """The state in a stored JobStatus. It is its first field: to read all of a hundred thousand takes a second."""
     if len(status) > 1 and status[0] == _STATE_TAG and status[1] < _ONE_BYTE:
         return status[1]  # type: ignore[return-value]
-    return job_pb2.JobStatus.FromString(status).state
+    try:
+        return job_pb2.JobStatus.FromString(status).state
+    except DecodeError:
+        return job_pb2.JOB_STATE_UNSPECIFIED
 
 
 _STATE_TAG, _ONE_BYTE = 0x08, 0x80  # field 1, a varint; varints below this have one byte

@@ -23,11 +23,13 @@ Items = Iterable[tuple[Ids, KeyValue]]
 Stored = dict[Kind, Items]  # in the order of keys; a kind of which there is nothing may be missing
 Record = TypeVar("Record", bound=Message)
 
+# The leader's decisions, most of all that is written: read when somebody asks, not when they come.
+_LATER = frozenset({Kind.JOB_STATUS, Kind.ALLOCATION})
 _BY_HOST = (Kind.UNIT, Kind.ALLOCATION)  # what is looked up by host alone
 
 
 class News(NamedTuple):
-    """One change of a key that is ours. `record` is None when it was deleted, and when it cannot be read."""
+    """One change of a key that is ours. `record` is None when it was deleted, cannot be read, or is a decision."""
 
     kind: Kind
     ids: Ids
@@ -38,7 +40,7 @@ class News(NamedTuple):
     @property
     def unreadable(self) -> bool:
         """Whether there is a value that says nothing."""
-        return self.kv is not None and self.record is None
+        return self.record is None and self.kv is not None and self.kind not in _LATER
 
 
 def news_of(change: Change) -> News | None:
@@ -47,7 +49,8 @@ def news_of(change: Change) -> News | None:
     if parsed is None or parsed[0] not in TYPES:
         return None
     kind, ids = parsed
-    return News(kind, ids, change.kv, change.revision, read(kind, change.kv) if change.kv is not None else None)
+    record = read(kind, change.kv) if change.kv is not None and kind not in _LATER else None
+    return News(kind, ids, change.kv, change.revision, record)
 
 
 def read(kind: Kind, kv: KeyValue) -> Message | None:

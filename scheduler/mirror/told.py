@@ -38,6 +38,8 @@ class Changed(NamedTuple):
         """What it says has happened."""
         before = read(self.kind, self.before) if self.before is not None else None
         after = read(self.kind, self.after) if self.after is not None else None
+        if after is None and self.after is not None:
+            return  # it says nothing
         yield from dated(states_told.told(self.kind, self.ids, before, after), self.at_s, self.revision)
         yield from dated(wishes_told.told(self.ids, before, after), self.at_s, self.revision)
 

@@ -15,8 +15,9 @@ from ..state.cluster import Cluster
 from ..state.hosts import Host
 from ..state.jobs import Request
 from ..state.tables import HostState
-from .fit import Fit, fit
-from .valuation import Valuation
+from .alike import Alike
+from .fit import Fit, closed, fit
+from .valuation import Cost, Valuation
 
 Rank = tuple[int, int, int, int, int, str]  # spread, lost, GPU memory, nodes, leftover, host
 SPARE = 64  # entries of the heap that may be stale, beside as many as are not, before it is made anew
@@ -32,6 +33,8 @@ class FreeUnits:
 
     def refresh(self, cluster: Cluster) -> None:
         """Take in what has changed."""
+        if self._position == cluster.movers.end:
+            return
         moved = cluster.movers.since(self._position) if self._position >= 0 else None
         for name in moved if moved is not None else list(cluster.hosts):
             self._note(cluster.hosts[name])
@@ -66,6 +69,7 @@ class Ranking:
     """See the module docstring. For one shape, and one cluster."""
 
     values: Valuation
+    alike: Alike = field(default_factory=Alike)
     fits: dict[str, tuple[Rank, Fit]] = field(default_factory=dict)
     _gpus: int = 0  # of the shape
     _heaps: dict[int, list[Rank]] = field(default_factory=dict)  # by class: every rank of `fits`, and some that were
@@ -87,22 +91,26 @@ class Ranking:
 
     def _revalue(self, cluster: Cluster, request: Request) -> None:
         """What fits is as it was, but costs something else."""
-        hosts = cluster.hosts
-        self.fits = {
-            name: (_rank(hosts[name], found, request, self.values), found) for name, (_, found) in self.fits.items()
-        }
+        for name, (rank, found) in self.fits.items():
+            cost = self._cost(cluster.hosts[name], found, request)
+            self.fits[name] = (*cost, rank[2], rank[3], rank[4], name), found
         self._order(cluster)
+
+    def _cost(self, host: Host, found: Fit, request: Request) -> Cost:
+        if request.rules is not None:
+            return self.values.cost(host, found, request)
+        return self.alike.answer(host, request, self.values).cost
 
     def _from_scratch(self, cluster: Cluster, request: Request, names: Iterable[str]) -> None:
         self.fits.clear()
         for name in names:
-            if (found := answer(cluster, cluster.hosts[name], request, self.values)) is not None:
+            if (found := self._answer(cluster, cluster.hosts[name], request)) is not None:
                 self.fits[name] = found
         self._order(cluster)
 
     def _ask(self, cluster: Cluster, request: Request, name: str) -> None:
         host = cluster.hosts[name]
-        found = answer(cluster, host, request, self.values)
+        found = self._answer(cluster, host, request)
         if found is None:
             self.fits.pop(name, None)
             return
@@ -113,6 +121,19 @@ class Ranking:
             self._entries += 1
             if self._entries > 2 * len(self.fits) + SPARE:
                 self._order(cluster)
+
+    def _answer(self, cluster: Cluster, host: Host, request: Request) -> tuple[Rank, Fit] | None:
+        """As `answer`, from what a host that is like it has said."""
+        if request.rules is not None:
+            return answer(cluster, host, request, self.values)
+        if not placeable(cluster, host) or request.gpus > free_units(host) or closed(host) is not None:
+            return None
+        if 0 < cluster.policy.starts_at_once <= len(host.starting):
+            return None
+        given = self.alike.answer(host, request, self.values)
+        if (found := given.fit) is None:
+            return None
+        return (*given.cost, found.gpu_memory_mib, len(found.nodes), found.leftover, host.name), found
 
     def _order(self, cluster: Cluster) -> None:
         self._heaps, self._entries = {}, len(self.fits)

@@ -79,7 +79,7 @@ class Valuation:
 
     def refresh(self, cluster: Cluster) -> None:
         """Take in what has changed. The mix changes between turns only: see `learn`."""
-        if self._worth is None:
+        if self._worth is None or self._position == cluster.movers.end:
             return
         moved = cluster.movers.since(self._position) if self._position >= 0 else None
         for name in moved if moved is not None else list(cluster.hosts):

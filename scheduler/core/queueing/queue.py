@@ -122,6 +122,12 @@ class PendingQueue(Generic[Shape]):
             if index == 0:
                 keys = list(keys)  # as they are before any of them is taken out
                 groups[n] = keys, shape, lane
+            if not heads:  # only these are left, and their keys order them
+                for key in keys[index:]:
+                    if shape in skip or (shape, lane) in shut:
+                        return
+                    yield key[-1], shape
+                return
             yield rank[-1], shape
             if index + 1 < len(keys):
                 heapq.heappush(heads, (_rank(keys[index + 1], share(lane)), index + 1, n))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING
 
 from ..state.amounts import NO_LIMIT, NOTHING, Amounts
@@ -67,7 +68,7 @@ class Queues:
         """An allocation is made, or told of once more."""
         if job is None or allocation.id in self.taken:
             return
-        lane, asked = job.lane[:2], asked_for(job)
+        lane, asked = (job.terms.queue, job.terms.user), asked_for(job)
         self.taken[allocation.id] = lane, asked
         self.used[lane[0]] = self.used.get(lane[0], NOTHING).plus(asked)
         self.by_user[lane] = self.by_user.get(lane, NOTHING).plus(asked)
@@ -86,20 +87,19 @@ class Queues:
 
     def refusal(self, job: Job, count: int = 1) -> tuple[Closed, str] | None:
         """Why nothing like the job of its queue and user may start now, so many together; None: it may."""
-        queue, user = lane = job.lane[:2]
+        queue, user = lane = job.terms.queue, job.terms.user
         wanted = self.known.get(queue)
         if wanted is None:
             return Closed.QUEUE, f"its queue {queue!r} does not exist any more; `gpupool queue create` makes it"
         if wanted.suspended:
             return Closed.QUEUE, f"its queue {queue!r} is suspended {wanted.suspended}"
-        asked = asked_for(job).times(count) if count > 1 else asked_for(job)
-        if wanted.limit != NO_LIMIT and (why := self.used.get(queue, NOTHING).plus(asked).beyond(wanted.limit)):
-            return Closed.QUOTA, f"with it queue {queue!r} would use {why}"
-        if wanted.user_limit != NO_LIMIT and (
-            why := self.by_user.get(lane, NOTHING).plus(asked).beyond(wanted.user_limit)
-        ):
-            return Closed.USER_LIMIT, f"with it user {user!r} would use, in queue {queue!r}, {why}"
-        if self.jobs[lane] + count > wanted.user_jobs:
+        if wanted.limit != NO_LIMIT or wanted.user_limit != NO_LIMIT:
+            asked = asked_for(job).times(count)
+            if why := self.used.get(queue, NOTHING).plus(asked).beyond(wanted.limit):
+                return Closed.QUOTA, f"with it queue {queue!r} would use {why}"
+            if why := self.by_user.get(lane, NOTHING).plus(asked).beyond(wanted.user_limit):
+                return Closed.USER_LIMIT, f"with it user {user!r} would use, in queue {queue!r}, {why}"
+        if wanted.user_jobs != inf and self.jobs[lane] + count > wanted.user_jobs:
             limit = f"{self.jobs[lane]} jobs of user {user!r}, which is the limit"
             if count > 1:
                 limit = f"{self.jobs[lane]} jobs of user {user!r}, and at most {wanted.user_jobs:.0f} may"

@@ -236,7 +236,8 @@ class Cluster:
         self.allocations[allocation.id] = allocation
         self.books.queues.take(allocation, self.jobs.get(allocation.job))
         host.allocations.add(allocation.id)
-        host.held.update(dict.fromkeys(allocation.units, allocation.id))
+        for unit in allocation.units:
+            host.held[unit] = allocation.id
         host.version += 1
         self.movers.add(host.name)
         self.stale_hosts.add(host.name)
