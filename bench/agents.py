@@ -31,6 +31,7 @@ from agent.work.logs import LogStore
 from agent.work.records import FileRecords
 from agent.work.volumes import DirectoryVolumes
 from gpupool.store.etcd import EtcdStore
+from gpupool.store.port import Store
 from gpupool.v1.inventory_pb2 import Unit
 
 from .testdriver import TestDriverVms
@@ -87,7 +88,7 @@ class NoGuard:
         """See Guard."""
 
 
-def agent(name: str, store: EtcdStore, root: Path, images: Path, gpus: str) -> Agent:
+def agent(name: str, store: Store, root: Path, images: Path, gpus: str) -> Agent:
     """The agent of one host, all of whose state is in a folder of its own."""
     folder = root / name
     folder.mkdir(parents=True)

@@ -30,7 +30,7 @@ from gpupool.embedded.daemons import remove_tree
 from gpupool.embedded.etcd import die_with_us
 from gpupool.store import keys
 from gpupool.store.etcd import EtcdStore
-from gpupool.store.port import Change, Delete, Op, Put
+from gpupool.store.port import Change, Delete, Op, Put, Store
 from gpupool.v1 import job_pb2, records_pb2
 
 from . import proc
@@ -131,13 +131,13 @@ async def _ready(store: EtcdStore, agents: Agents) -> None:
             await asyncio.sleep(0.2)
 
 
-async def _count_clean(store: EtcdStore) -> int:
+async def _count_clean(store: Store) -> int:
     stored = (await store.list(keys.AGENTS)).items
     units = [records_pb2.UnitReport.FromString(kv.value) for kv in stored if "/units/" in kv.key]
     return sum(unit.state == records_pb2.UNIT_STATE_FREE for unit in units)
 
 
-async def _count_ready(store: EtcdStore) -> int:
+async def _count_ready(store: Store) -> int:
     hosts = [records_pb2.HostRecord.FromString(kv.value) for kv in (await store.list(keys.HOSTS)).items]
     return sum(host.state == records_pb2.HOST_STATE_READY for host in hosts)
 
@@ -187,7 +187,7 @@ def _spec() -> job_pb2.JobSpec:
     )  # fmt: skip
 
 
-async def _succeeded(store: EtcdStore, revision: int, jobs: int) -> None:
+async def _succeeded(store: Store, revision: int, jobs: int) -> None:
     over: set[str] = set()
     async with aclosing(store.watch(keys.JOBS, after_revision=revision)) as batches:
         async for changes in batches:

@@ -164,6 +164,11 @@ def _sight(sysfs: Sysfs, address: str) -> FunctionBaseline:
     )
 
 
+def is_there(sysfs: Sysfs, address: str) -> bool:
+    """Whether the kernel has the function. Its vendor is the least to ask for: no lock, and no long directory."""
+    return sysfs.read(f"{DEVICES}/{address}/vendor") is not None or bool(sysfs.list(f"{DEVICES}/{address}"))
+
+
 def is_virtual(sysfs: Sysfs, address: str) -> bool:
     """Whether the function is an SR-IOV virtual one."""
     return sysfs.link_name(f"{DEVICES}/{address}/physfn") is not None

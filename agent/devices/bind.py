@@ -16,18 +16,18 @@ What the kernel does (drivers/base/dd.c, bus.c, driver.c, drivers/pci/pci-driver
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Protocol
 
 from gpupool.v1 import inventory_pb2
 
 from ..inventory.pci import DEVICES
 from ..ports import Sysfs
 from .baseline import BindFailed
-from .blocking import RunBlocking, in_own_thread
+from .blocking import RunBlocking, in_own_thread, in_steps
 
-_T = TypeVar("_T")
+Steps = Generator[None, None, None]
 
 VFIO = "vfio-pci"
 NO_OVERRIDE = "(null)"  # as the kernel prints it
@@ -58,19 +58,34 @@ async def bind(
     back where they were. Takes as long as the driver before needs to let go: set a timeout. Cancelled or killed at any
     point, it can be called again, or `release` be called.
     """
+    await in_steps(run_blocking, binding(sysfs, unit, driver, refuse=refuse, first=first))
+
+
+def binding(
+    sysfs: Sysfs,
+    unit: inventory_pb2.Unit,
+    driver: str = VFIO,
+    *,
+    refuse: Refuse = lambda _addresses: {},
+    first: Callable[[], None] = lambda: None,
+) -> Steps:
+    """`bind`, in blocking steps: each may hang, and what comes after it is another's to decide."""
     addresses = [function.address for function in unit.functions]
-    todo = await _blocking(run_blocking, unit.id, driver, _look, sysfs, addresses, driver, refuse, first)
+    with _told(unit.id, driver):
+        todo = _look(sysfs, addresses, driver, refuse, first)
     moved: list[tuple[str, str]] = []
     try:
         for address, bound in todo:
-            if bound:
-                await _blocking(run_blocking, address, driver, _let_go, sysfs, address, driver)
-            before = await _blocking(run_blocking, address, driver, _take, sysfs, address, driver)
-            moved.append((address, before))
+            with _told(address, driver):
+                if bound:
+                    _let_go(sysfs, address, driver)
+                    yield
+                moved.append((address, _take(sysfs, address, driver)))
+            yield
     except BindFailed:
         for address, before in reversed(moved):
-            with contextlib.suppress(BindFailed):  # the first failure is the one to tell of
-                await _blocking(run_blocking, address, driver, _give_back, sysfs, address, before)
+            with suppress(BindFailed), _told(address, driver):  # the first failure is the one to tell of
+                _give_back(sysfs, address, before)
         raise
 
 
@@ -79,10 +94,15 @@ async def release(sysfs: Sysfs, unit: inventory_pb2.Unit, *, run_blocking: RunBl
 
     Raises BindFailed. Takes as long as whoever uses the device through vfio-pci. May be called again at any time.
     """
-    for address in (function.address for function in unit.functions):
-        await _blocking(run_blocking, address, "none", _clear, sysfs, address)
-        await _blocking(run_blocking, address, "none", _unbind_vfio, sysfs, address)
-        await _blocking(run_blocking, address, "none", _probe, sysfs, address)
+    await in_steps(run_blocking, _releasing(sysfs, [function.address for function in unit.functions]))
+
+
+def _releasing(sysfs: Sysfs, addresses: Sequence[str]) -> Steps:
+    for address in addresses:
+        for step in (_clear, _unbind_vfio, _probe):
+            with _told(address, "none"):
+                step(sysfs, address)
+            yield
 
 
 def require_kept(sysfs: Sysfs, addresses: Sequence[str], driver: str = VFIO) -> None:
@@ -112,9 +132,11 @@ def override(sysfs: Sysfs, address: str) -> str:
 
 def _lacks(sysfs: Sysfs, address: str, driver: str) -> bool:
     """Whether the function needs work, by link and override: the link alone would not outlive the next probe."""
-    if not sysfs.list(f"bus/pci/drivers/{driver}"):
-        raise BindFailed(address, "driver", f"not loaded (modprobe {driver})", driver)
-    return _driver(sysfs, address) != driver or override(sysfs, address) != driver
+    if _driver(sysfs, address) != driver:
+        if not sysfs.list(f"bus/pci/drivers/{driver}"):
+            raise BindFailed(address, "driver", f"not loaded (modprobe {driver})", driver)
+        return True
+    return override(sysfs, address) != driver
 
 
 def require_ready(sysfs: Sysfs, addresses: Sequence[str], refuse: Refuse, driver: str = VFIO) -> None:
@@ -126,10 +148,7 @@ def require_ready(sysfs: Sysfs, addresses: Sequence[str], refuse: Refuse, driver
 def _look(
     sysfs: Sysfs, addresses: Sequence[str], driver: str, refuse: Refuse, first: Callable[[], None]
 ) -> list[tuple[str, str]]:
-    """The functions that need work, with the drivers that they have, once `refuse` has had its say on all.
-
-    It only reads, so one call will do for all of them.
-    """
+    """The functions that need work, with the drivers that they have, once `refuse` has had its say on all."""
     first()
     todo = [(address, _driver(sysfs, address)) for address in addresses if _lacks(sysfs, address, driver)]
     _ask(sysfs, addresses, driver, refuse)
@@ -157,7 +176,7 @@ def _take(sysfs: Sysfs, address: str, driver: str) -> str:
     try:
         _set(sysfs, address, driver)
     except (OSError, BindFailed):
-        with contextlib.suppress(OSError):  # the first failure is the one to tell of
+        with suppress(OSError):  # the first failure is the one to tell of
             _give_back(sysfs, address, before)
         raise
     return before
@@ -215,12 +234,11 @@ def _why_not(sysfs: Sysfs, address: str) -> str:
     return " (see the kernel's log)"
 
 
-async def _blocking(
-    run_blocking: RunBlocking, address: str, driver: str, step: Callable[..., _T], *arguments: object
-) -> _T:
-    """One step, off the event loop, with the kernel's refusal as BindFailed."""
+@contextmanager
+def _told(address: str, driver: str) -> Iterator[None]:
+    """The kernel's refusal as BindFailed."""
     try:
-        return await run_blocking(lambda: step(*arguments))
+        yield
     except OSError as error:
         refused = error.strerror or str(error)
         raise BindFailed(address, "driver", f"not to be changed ({refused})", driver) from error

@@ -1,11 +1,14 @@
-"""Blocking calls, kept off the event loop and off each other, and which functions they are busy with."""
+"""Blocking calls, kept off the event loop and off each other, and which functions they are busy with.
+
+A call costs a thread, so what follows each other is one call of several steps; but none that was given up goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -43,6 +46,34 @@ async def in_own_thread(call: Callable[[], T], /) -> T:
 
     threading.Thread(target=work, name="gpupool-device", daemon=True).start()
     return await done
+
+
+class GivenUpError(Exception):
+    """Nobody waits for the steps any more; no one is there to hear it either."""
+
+
+async def in_steps(run_blocking: RunBlocking, steps: Generator[None, None, T]) -> T:
+    """What `steps` return, all in one blocking call.
+
+    Each yield is a place to stop: when the wait ended meanwhile (a time limit, a cancellation), nothing after it is
+    done. So what hung, and comes back one day, does no more than what it was at.
+    """
+    given_up = threading.Event()
+
+    def work() -> T:
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if given_up.is_set():
+                steps.close()
+                raise GivenUpError
+
+    try:
+        return await run_blocking(work)
+    finally:
+        given_up.set()
 
 
 class InFlight:

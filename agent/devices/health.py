@@ -60,9 +60,9 @@ class Vitals:
 
 def read_vitals(sysfs: Sysfs, address: str) -> Vitals:
     """The function as it is now."""
-    if not sysfs.list(f"{DEVICES}/{address}"):
-        return Vitals(address, present=False)
     header = sysfs.read_bytes(f"{DEVICES}/{address}/config", HEADER_HEAD)
+    if header is None and not sysfs.list(f"{DEVICES}/{address}"):
+        return Vitals(address, present=False)
     answers = None if not header or len(header) < 2 else set(header) != {0xFF}
     width = link_width(sysfs.read(f"{DEVICES}/{address}/current_link_width") or "") or 0
     return Vitals(address, present=True, answers=answers, width=width, errors=read_aer(sysfs, address))
@@ -91,6 +91,7 @@ class HealthWatch:
         self._first: dict[str, Vitals] = {}
         self._before: dict[str, Vitals] = {}
         self._idle: dict[str, Vitals] = {}
+        self._last: dict[str, AerCounts] = {}  # at the last toll
         for record in records.load(_KIND).values():
             known = self._first if record["in_use"] else self._idle
             known |= {sight["address"]: Vitals.from_dict(sight) for sight in record["sights"]}
@@ -120,11 +121,12 @@ class HealthWatch:
 
         The kernel counts errors whoever looks. Of all other faults the proof tells.
         """
+        self._last |= {one: read_aer(self._sysfs, one) for one in _addresses(unit) if one in self._first}
         rises = self._rises(unit, "fatal")
         return "; ".join(f"{address} had fatal PCIe errors (AER): {rise}" for address, rise in rises.items())
 
     def noted(self, unit: Unit) -> str:
-        """Errors since the VM got the unit that make it neither sick nor unclean, for the proof; empty: none."""
+        """Errors that `toll` saw and that make it neither sick nor unclean, for the proof. Reads nothing."""
         found = [
             f"{severity} AER errors of {address} in use: {rise}"
             for severity in ("nonfatal", "correctable")
@@ -139,7 +141,7 @@ class HealthWatch:
 
     def _forget(self, unit: Unit) -> None:
         for function in unit.functions:
-            for known in (self._first, self._before, self._idle):
+            for known in (self._first, self._before, self._idle, self._last):
                 known.pop(function.address, None)
 
     def _note(self, unit: Unit, *, in_use: bool) -> dict[str, Vitals]:
@@ -150,10 +152,11 @@ class HealthWatch:
         return sights
 
     def _rises(self, unit: Unit, severity: str) -> dict[str, str]:
-        """Which errors each function had since the VM got it."""
-        addresses = [function.address for function in unit.functions if function.address in self._first]
+        """Which errors each function had from when the VM got it until the last toll."""
         found = {
-            one: risen(self._first[one].errors, read_aer(self._sysfs, one, (severity,)), severity) for one in addresses
+            one: risen(self._first[one].errors, self._last[one], severity)
+            for one in _addresses(unit)
+            if one in self._first and one in self._last
         }
         return {address: rise for address, rise in found.items() if rise}
 
@@ -173,3 +176,7 @@ class HealthWatch:
         found = judge(first, self._before.get(address, first), now)  # an agent that is new has seen it once only
         self._before[address] = now
         return found
+
+
+def _addresses(unit: Unit) -> list[str]:
+    return [function.address for function in unit.functions]

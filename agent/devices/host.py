@@ -180,7 +180,7 @@ class SysfsDevices:
         """See Devices. The first reclaim of a boot also takes the first sight, of a unit that was just reset."""
         clock = asyncio.get_running_loop().time
         began = clock()
-        noted = await self._soon(unit, self._health.noted) if used else ""
+        noted = self._health.noted(unit)
         self._health.end(unit)
         try:
             await self._idle(unit)

@@ -6,18 +6,20 @@ Decides whether a unit is clean; believes nothing that was said of a reset, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TypeVar
 
 from gpupool.v1 import inventory_pb2
 
 from ..ports import Sysfs
 from .aer import SEVERITIES, AerCounts, read_aer, risen
 from .baseline import Baseline, BindFailed, FunctionBaseline, NotClean, compare, sight
-from .bind import bind, unbind
-from .blocking import RunBlocking, in_own_thread
+from .bind import Steps, binding, unbind
+from .blocking import RunBlocking, in_own_thread, in_steps
 
 LOOK_AGAIN_S = 0.2
 
+T = TypeVar("T")
 Compare = Callable[[FunctionBaseline, FunctionBaseline], None]
 
 
@@ -40,19 +42,23 @@ async def prove(
     """
     if [first.address for first in baseline.functions] != [function.address for function in unit.functions]:
         raise NotClean(unit.id, "unit", _addresses(unit), " ".join(first.address for first in baseline.functions))
-    await _compare(sysfs, baseline, comparison, link_settles_s, run_blocking)
-    address = unit.id
-    try:
-        for address in _addresses(unit).split():
-            await run_blocking(lambda address=address: unbind(sysfs, address))  # type: ignore[misc]
-        await bind(sysfs, unit, run_blocking=run_blocking)
-    except BindFailed as error:
-        raise NotClean(error.address, error.field, error.seen, error.expected) from error
-    except OSError as error:
-        seen = f"not to be unbound ({error.strerror or error})"
-        raise NotClean(address, "driver", seen, "none") from error
-    await _compare(sysfs, baseline, comparison, link_settles_s, run_blocking)
-    noted = await run_blocking(lambda: _errors(sysfs, unit, errors_before or {}))  # last, and once the link has settled
+
+    def look() -> None:
+        for first in baseline.functions:
+            comparison(first, sight(sysfs, first.address))
+
+    def rebind() -> Steps:
+        look()
+        yield
+        yield from _bind_anew(sysfs, unit)
+
+    def look_again() -> Generator[None, None, Sequence[str]]:
+        look()
+        yield
+        return _errors(sysfs, unit, errors_before or {})  # last, and once the link has settled
+
+    await _settled(rebind, link_settles_s, run_blocking)
+    noted = await _settled(look_again, link_settles_s, run_blocking)
     checks = ["config", "BARs", "command", _link(unit, baseline), "rebind ok", *noted]
     return ", ".join(checks)
 
@@ -62,21 +68,33 @@ def read_errors(sysfs: Sysfs, unit: inventory_pb2.Unit) -> dict[str, AerCounts]:
     return {function.address: read_aer(sysfs, function.address) for function in unit.functions}
 
 
-async def _compare(
-    sysfs: Sysfs, baseline: Baseline, comparison: Compare, link_settles_s: float, run_blocking: RunBlocking
-) -> None:
-    def look() -> None:
-        for first in baseline.functions:
-            comparison(first, sight(sysfs, first.address))
+def _bind_anew(sysfs: Sysfs, unit: inventory_pb2.Unit) -> Steps:
+    address = unit.id
+    try:
+        for address in _addresses(unit).split():
+            unbind(sysfs, address)
+            yield
+        yield from binding(sysfs, unit)
+    except BindFailed as error:
+        raise NotClean(error.address, error.field, error.seen, error.expected) from error
+    except OSError as error:
+        seen = f"not to be unbound ({error.strerror or error})"
+        raise NotClean(address, "driver", seen, "none") from error
 
-    for again in reversed(range(1 + round(link_settles_s / LOOK_AGAIN_S))):
+
+async def _settled(
+    steps: Callable[[], Generator[None, None, T]], link_settles_s: float, run_blocking: RunBlocking
+) -> T:
+    """What `steps`, which begin with a look, return; begun again for as long as a link may need to come back."""
+    again = round(link_settles_s / LOOK_AGAIN_S)
+    while True:
         try:
-            return await run_blocking(look)
+            return await in_steps(run_blocking, steps())
         except NotClean as error:
             if not (error.field.startswith("link") and again):
                 raise
+        again -= 1
         await asyncio.sleep(LOOK_AGAIN_S)
-    return None
 
 
 def _errors(sysfs: Sysfs, unit: inventory_pb2.Unit, before: Mapping[str, AerCounts]) -> Sequence[str]:

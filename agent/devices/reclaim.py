@@ -8,19 +8,18 @@ never goes on after a call that hangs, for whatever came next would hang too. A 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gpupool.v1 import inventory_pb2
 
-from ..inventory.pci import DEVICES
 from ..inventory.pcitree import PciTree
 from ..ports import Sysfs
 from .aer import AerCounts
-from .baseline import Baseline, Final, NotClean, compare, compare_moved, first_sight, sight
+from .baseline import Baseline, Final, NotClean, compare, compare_moved, first_sight, is_there, sight
 from .bind import Refuse, bind
-from .blocking import RunBlocking
+from .blocking import RunBlocking, in_steps
 from .prove import Compare, prove, read_errors
 from .rescan import rescan
 from .reset import BUS_STEPS, Means, Step, by_bus, by_function
@@ -159,8 +158,7 @@ class Reclaim:
 
     async def _attempt(self, steps: Sequence[Step], baseline: Baseline | None, comparison: Compare) -> Outcome:
         """Reset, scrub, prove."""
-        errors = await self._limited("AER counters", self.run_blocking(lambda: read_errors(self._sysfs, self.unit)))
-        await self._limited("reset", self._reset(steps))
+        errors = await self._limited("reset", in_steps(self.run_blocking, self._reset(steps)))
         await self.bind(look_first=True)  # a slot that took the reset for an unplugging has found the functions anew
         if self.scrub:
             await self.scrub()
@@ -172,15 +170,19 @@ class Reclaim:
 
     def _require_all(self) -> None:
         for function in self.unit.functions:
-            if not self._sysfs.list(f"{DEVICES}/{function.address}"):
+            if not is_there(self._sysfs, function.address):
                 raise NotClean(function.address, "function", "gone from sysfs", "there")
 
-    async def _reset(self, steps: Sequence[Step]) -> None:
+    def _reset(self, steps: Sequence[Step]) -> Generator[None, None, dict[str, AerCounts]]:
+        """Returns the error counters from before."""
+        errors = read_errors(self._sysfs, self.unit)
         for step in steps:
+            yield
             try:
-                await self.run_blocking(step.do)
+                step.do()
             except OSError as error:
                 raise _refused(step.address, "reset", error) from error
+        return errors
 
     async def _prove(
         self, baseline: Baseline, comparison: Compare, errors: Mapping[str, AerCounts] | None = None

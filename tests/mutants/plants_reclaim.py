@@ -14,6 +14,12 @@ KEPT = (
 
 RECLAIM = (
     Mutant(
+        "given up, and goes on",
+        "when a call on a device that hung comes back, the steps after it are done too, though nobody waits",
+        [Edit("agent/devices/blocking.py", "            if given_up.is_set():\n", "            if False:\n")],
+        tests("unit/test_bind.py::test_an_unbind_that_hangs_leaves_nothing_behind"),
+    ),
+    Mutant(
         "neighbours kept",
         "what a unit's reset would hit is remembered from its last reclaim",
         [Edit(HOST, LOOK, KEPT)],
