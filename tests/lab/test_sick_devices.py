@@ -85,6 +85,7 @@ async def test_a_reset_that_is_refused_is_escalated_and_by_every_means_is_quaran
             await own.enter_async_context(covered(host, reset, "mknod /run/lab-cover c 1 7"))
             for file in means:
                 await others.enter_async_context(covered(host, file, "mknod /run/lab-cover c 1 7"))
+            await others.enter_async_context(full_in_place_of_its_group(host, unit))
         view = await unit_is(client, "h2", unit, QUARANTINED)
         for failed in ("reset is refused", "vfio-hot-reset", "remove and rescan is refused"):
             assert failed in view.report.reason, view.report.reason
@@ -100,12 +101,23 @@ async def test_a_reset_that_is_refused_is_escalated_and_by_every_means_is_quaran
 
 
 async def ways_to_reset(host: Host, unit: str) -> list[str]:
-    """Files of a unit of one function: its own reset, its removal, the group's (for the hot reset), the bridge's."""
+    """Files of a unit of one function: its own reset, its removal, the bridge's reset."""
     device = await host.text(f"readlink -f /sys/bus/pci/devices/{unit}")
-    group = (await host.text(f"readlink {device}/iommu_group")).rpartition("/")[2]
     bridge = f"{device.rpartition('/')[0]}/reset_subordinate"
     has_bridge = (await host.run(f"test -e {bridge}", check=False)).code == 0  # not before Linux 6.13
-    return [f"{device}/reset", f"{device}/remove", f"/dev/vfio/{group}", *([bridge] if has_bridge else [])]
+    return [f"{device}/reset", f"{device}/remove", *([bridge] if has_bridge else [])]
+
+
+@asynccontextmanager
+async def full_in_place_of_its_group(host: Host, unit: str) -> AsyncIterator[None]:
+    """/dev/full under the name of its VFIO group, for the hot reset. Not mounted: libvirt moves mounts of /dev/vfio."""
+    group = (await host.text(f"readlink /sys/bus/pci/devices/{unit}/iommu_group")).rpartition("/")[2]
+    node = f"/dev/vfio/{group}"
+    await host.run(f"mv {node} /dev/lab-away && mknod {node} c 1 7")
+    try:
+        yield
+    finally:
+        await host.run(f"mv /dev/lab-away {node}")
 
 
 async def test_a_bar_that_was_moved_in_use_is_back(cluster: Cluster, client: AsyncClient) -> None:
