@@ -26,6 +26,7 @@ from .core.gangs import together
 from .core.invariants import violations
 from .core.place import Placer, retract
 from .core.queueing.preempt import Preempter
+from .core.queueing.sets import pauses
 from .core.state.cluster import Cluster, Dirty
 from .core.state.hosts import Allocation
 from .core.state.policy import Policy
@@ -155,7 +156,8 @@ class Leader:
             await self._place(now)
             await asyncio.sleep(0)  # after much work the lease may be due; nothing else touches the cluster
             drain(self.cluster, self._placer, now)
-            self._preempter.preempt(self.cluster, now)
+            for _ in pauses(self._preempter.preempting(self.cluster, now)):
+                await asyncio.sleep(0)  # as above
             together.look(self.cluster, now)
             self._log_transitions()
             await self._commit(now)

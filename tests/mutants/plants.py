@@ -19,8 +19,9 @@ from tests.mutants.plants_scheduler import SCHEDULER
 from tests.mutants.plants_simulate import SIMULATE
 from tests.mutants.plants_store import STORE
 from tests.mutants.plants_twins import TWINS
+from tests.mutants.plants_victims import VICTIMS
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM, *PACKING,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM, *PACKING, *VICTIMS,
 )  # fmt: skip

@@ -6,6 +6,7 @@ from tests.mutants.model import Edit, Mutant, Sim, Suite, tests
 
 API = "unit/test_gangs_api.py"
 ROOM, FEWEST = "scheduler/core/gangs/make_room.py", "scheduler/core/gangs/fewest.py"
+COSTS = "scheduler/core/gangs/costs.py"
 
 
 def scenario(name: str) -> Suite:
@@ -220,8 +221,8 @@ GANGS = (
         "stopped for a part",
         "VMs are stopped for a gang of which one member would still have no room",
         [
-            Edit(FEWEST, "_spread_out(self.count, ", "_spread_out(max(1, self.count - 1), "),
-            Edit(ROOM, "rooms is not None and _seated(ask, len(members), search.then(rooms)):", "rooms is not None:"),
+            Edit(FEWEST, "spread_out(self.count, ", "spread_out(max(1, self.count - 1), "),
+            Edit(ROOM, "rooms is not None and (yield from _seated(ask, len(members), search.then(rooms))):", "rooms:"),
         ],
         tests(
             "unit/test_make_room.py::test_nobody_is_stopped_for_part_of_a_gang",
@@ -231,7 +232,7 @@ GANGS = (
     Mutant(
         "more than it needs",
         "for a gang the first victims that do are taken, not the fewest",
-        [Edit(FEWEST, "                if known is None or cost < known[0]:", "                if known is None:")],
+        [Edit(COSTS, "                if known is None or cost < known[0]:", "                if known is None:")],
         tests("unit/test_make_room.py::test_as_few_as_possible_for_all_or_nobody"),
     ),
     Mutant(

@@ -74,13 +74,19 @@ def cell_of(host: Host, kind: str, units: Iterable[str] = ()) -> str:
 def arrange(ask: Ask, hosts: Hosts, members: Mapping[str, frozenset[str]]) -> dict[str, Seat]:
     """A seat for each member, in their order; fewer, if there is no such arrangement: as many as were found."""
     best: dict[str, Seat] = {}
-    for group in _groups(ask, hosts, len(members)):
-        found = _match(_seats(ask, hosts, group, len(members)), members)
-        if len(found) == len(members):
-            return found
+    for found in arranged(ask, hosts, members):
         if len(found) > len(best):
             best = found
     return best
+
+
+def arranged(ask: Ask, hosts: Hosts, members: Mapping[str, frozenset[str]]) -> Iterator[dict[str, Seat]]:
+    """Of each group of hosts what it has, up to the first where all have seats."""
+    for group in _groups(ask, hosts, len(members)):
+        found = _match(_seats(ask, hosts, group, len(members)), members)
+        yield found
+        if len(found) == len(members):
+            return
 
 
 def seats(ask: Ask, host: Host, most: int) -> list[Seat]:

@@ -3,8 +3,9 @@
 Victims are those of a lower priority (all, or those that allow it, as the site says), and, for a job within what its
 queue is guaranteed, those of queues that use more than they are guaranteed: borrowed quota is taken back first. Of all
 sets of victims on one host that make enough room it takes the smallest, of these the one whose oldest VM is the
-youngest, and so on; so never one more than is needed. The place is kept for the job (`claims.py`). Who may be a victim
-is `victims.py`'s affair; for gangs victims are sought on several hosts at once (`gangs/make_room.py`).
+youngest, and so on (`search.py`); never one of which anybody could stay. The place is kept for the job (`claims.py`).
+Who may be a victim is `victims.py`'s affair; for gangs victims are sought on several hosts at once
+(`gangs/make_room.py`). To look may take a large part of a second: so it is done with pauses (`preempting`).
 
 It only asks, as a drain does: a victim's guest may save its state, has its stop grace, and its job goes back to the
 queue at no cost. It must stop nobody for a job that would fit without, or that would not fit in spite of it; nor
@@ -13,31 +14,29 @@ anything while the mass failure brake is on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from itertools import combinations, islice
 
 from ..fitting.fit import closed
 from ..fitting.own import case
 from ..fitting.ranking import free_units
 from ..gangs import make_room
-from ..gangs.fewest import Rooms
 from ..state.books import Claim
 from ..state.cluster import Cluster
-from ..state.hosts import Allocation, Host
+from ..state.hosts import Host
 from ..state.jobs import Job, Party, Request
 from ..state.tables import AllocationState
 from .claims import fits_without, leaving, owner
 from .queue import Lane
-from .victims import Eligible, Victims, ages, borrows, entitled, loans_only, lower, may_have_victims, on_host
+from .search import Found, search
+from .sets import Work, done
+from .victims import Eligible, Victims, borrows, entitled, lower, may_have_victims
 
 HOSTS = 512  # where victims are looked for: those with the most free GPUs, where the fewest must leave
 HEADS = 4  # jobs that are looked at in one turn
 PAUSE_S = 1.0  # after a turn in which somebody was looked at: it costs milliseconds, in a large cluster more
-MOST = 8  # victims for one job
-SETS = 300  # of victims on one host and of one size; more than that only where a host has many VMs
-TRIES = 2000  # fits that are tried for one job
+_GLANCES, _HEADS = 20, 10  # hosts, or VMs, that are glanced at in the time of a try; and jobs that wait
 _OVER = (AllocationState.ENDED, AllocationState.LOST)
 
 
@@ -52,6 +51,10 @@ class Preempter:
 
     def preempt(self, cluster: Cluster, now: float) -> int:
         """Ask VMs to stop for the first jobs of the queue; returns how many. Call it after `place`."""
+        return done(self.preempting(cluster, now))
+
+    def preempting(self, cluster: Cluster, now: float) -> Work[int]:
+        """The same, with pauses in which nothing may change the cluster."""
         self.due_s = None
         if cluster.brake is not None or not cluster.pending:
             return 0
@@ -63,7 +66,8 @@ class Preempter:
             self.hopeless.clear()
         asked = heads = 0
         shut: set[tuple[Request, Lane]] = set()
-        for job_id, request in cluster.pending.offers(set(), cluster.share, shut):
+        for number, (job_id, request) in enumerate(cluster.pending.offers(set(), cluster.share, shut)):
+            yield int(number % _HEADS == 0)
             job = cluster.jobs[job_id]
             shut.add((request, job.lane))
             party = [cluster.jobs[member] for member in cluster.books.gangs.party(job)]
@@ -72,7 +76,7 @@ class Preempter:
                 continue
             if cluster.books.queues.refusal(job, len(party)) or not may_have_victims(cluster, job, len(party)):
                 continue
-            asked += self._for(cluster, party, kind, now)
+            asked += yield from self._for(cluster, party, kind, now)
             heads += 1 + isinstance(request, Party)  # which costs more: see gangs/fewest.py
             self._rests_s = now + PAUSE_S
             if heads >= HEADS:
@@ -80,8 +84,12 @@ class Preempter:
                 break
         return asked
 
-    def _for(self, cluster: Cluster, party: Sequence[Job], kind: tuple[Request, int, str], now: float) -> int:
-        rooms = make_room.choose(cluster, party) if isinstance(kind[0], Party) else _alone(cluster, party[0])
+    def _for(self, cluster: Cluster, party: Sequence[Job], kind: tuple[Request, int, str], now: float) -> Work[int]:
+        if isinstance(kind[0], Party):
+            rooms = yield from make_room.choose(cluster, party)
+        else:
+            found = yield from choose(cluster, party[0])
+            rooms = None if found is None else {found[0]: (1, found[1])}
         if rooms is None:
             self.hopeless.add(kind)
             return 0
@@ -101,11 +109,6 @@ def _ask(cluster: Cluster, job: Job, victims: Victims, now: float) -> int:
     return len(victims)
 
 
-def _alone(cluster: Cluster, job: Job) -> Rooms | None:
-    found = choose(cluster, job)
-    return None if found is None else {found[0]: (1, found[1])}
-
-
 def _whose(cluster: Cluster, party: Sequence[Job]) -> str:
     """For whom else nobody can be stopped if for these nobody can."""
     job = party[0]
@@ -113,68 +116,44 @@ def _whose(cluster: Cluster, party: Sequence[Job]) -> str:
     return f"{job.terms.queue}/{owner(cluster, job.id)}" if own else job.terms.queue
 
 
-def choose(cluster: Cluster, job: Job) -> tuple[str, Victims] | None:
+def choose(cluster: Cluster, job: Job) -> Work[Found | None]:
     """A host, and who must leave it, for the job; nobody, if it is enough to wait for who leaves already."""
-    hosts = [h for name, h in sorted(cluster.hosts.items()) if closed(h) is None and len(h.units) >= job.request.gpus]
-    kept = _kept(cluster, job)
-    free = [host for host in hosts if host.name not in kept]
-    if any(_fits_now(cluster, host, job) for host in free):
-        return None
-    emptying = {a.host for a in cluster.allocations.values() if a.stop_reason or a.state in _OVER}
-    for host in (h for h in free if h.name in emptying):
+    gpus, kept = job.request.gpus, _kept(cluster, job)
+    free: list[Host] = []
+    emptying: list[Host] = []
+    for number, (name, host) in enumerate(sorted(cluster.hosts.items())):
+        yield int(number % _GLANCES == 0)
+        if name in kept or len(host.units) < gpus or closed(host) is not None:
+            continue
+        free.append(host)
+        if any(a.stop_reason or a.state in _OVER for a in map(cluster.allocations.__getitem__, host.allocations)):
+            emptying.append(host)
+        if gpus <= free_units(host):
+            if fits_without(cluster, host, job, ()):
+                return None  # something else keeps it from there: how many may start, a record, room for failover
+            yield 1
+    for host in emptying:
         if fits_without(cluster, host, job, leaving(cluster, host, Claim(host.name))):
             return host.name, ()
+        yield 1
     free = nsmallest(HOSTS, free, key=lambda host: (-free_units(host), host.name))
+    yield 1 + len(cluster.hosts) // _GLANCES
     if entitled(cluster, job):
-        borrowed = _fewest(cluster, job, free, lambda victim: borrows(cluster, job, victim))
+        borrowed = yield from _fewest(cluster, job, free, lambda victim: borrows(cluster, job, victim))
         if borrowed is not None:
             return borrowed
-    return _fewest(cluster, job, free, lambda victim: lower(cluster, job, victim) or borrows(cluster, job, victim))
+    both: Eligible = lambda victim: lower(cluster, job, victim) or borrows(cluster, job, victim)  # noqa: E731
+    return (yield from _fewest(cluster, job, free, both))
 
 
-def _fewest(cluster: Cluster, job: Job, hosts: Sequence[Host], eligible: Eligible) -> tuple[str, Victims] | None:
+def _fewest(cluster: Cluster, job: Job, hosts: Sequence[Host], eligible: Eligible) -> Work[Found | None]:
     """Members of gangs only where nobody else will do: others of the gang stop with them."""
-    found = _search(cluster, job, hosts, lambda victim: victim.terms.member is None and eligible(victim))
-    return _search(cluster, job, hosts, eligible) if found is None and cluster.books.gangs else found
-
-
-def _fits_now(cluster: Cluster, host: Host, job: Job) -> bool:
-    """Something else keeps it from a host that has room: how many may start there, a record, room for failover."""
-    return job.request.gpus <= free_units(host) and fits_without(cluster, host, job, ())
+    found = yield from search(cluster, job, hosts, lambda victim: victim.terms.member is None and eligible(victim))
+    if found is None and cluster.books.gangs:
+        found = yield from search(cluster, job, hosts, eligible)
+    return found
 
 
 def _kept(cluster: Cluster, job: Job) -> set[str]:
     """Where another has a claim: who makes room for two at once could not tell whose room it was."""
     return {claim.host for other, claim in cluster.books.claims.items() if other != job.id}
-
-
-def _search(cluster: Cluster, job: Job, hosts: Sequence[Host], eligible: Eligible) -> tuple[str, Victims] | None:
-    """The smallest set, the youngest of those; ties end in the host's name and the VMs'."""
-    mine = [(host, on_host(cluster, host, eligible)) for host in hosts]
-    tries = 0
-    for size in range(1, MOST + 1):
-        sets = [(host, victims) for host, all_ in mine for victims in _sets(cluster, job, host, all_, size)]
-        sets.sort(key=lambda pair: (*ages(pair[1]), pair[0].name, _ids(pair[1])))
-        for host, victims in sets:
-            gone = leaving(cluster, host, Claim(host.name))
-            if fits_without(cluster, host, job, (*gone, *victims)):
-                return host.name, victims
-            tries += 1
-            if tries >= TRIES:
-                return None
-    return None
-
-
-def _sets(cluster: Cluster, job: Job, host: Host, all_: Sequence[Allocation], size: int) -> Iterator[Victims]:
-    """Sets of victims with GPUs enough; of no queue more is taken back than it has borrowed."""
-    free = len(host.units.keys() - host.held.keys())
-    free += sum(len(a.units) for a in leaving(cluster, host, Claim(host.name)))
-    if free + sum(sorted((len(a.units) for a in all_), reverse=True)[:size]) < job.request.gpus:
-        return
-    for victims in islice(combinations(all_, size), SETS):
-        if free + sum(len(a.units) for a in victims) >= job.request.gpus and loans_only(cluster, job, victims):
-            yield victims
-
-
-def _ids(victims: Victims) -> tuple[str, ...]:
-    return tuple(sorted(a.id for a in victims))

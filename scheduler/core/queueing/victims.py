@@ -78,6 +78,13 @@ def lent(cluster: Cluster, name: str, used: Amounts) -> bool:
     return queue is None or not any(queue.guaranteed) or used.over_given(queue.guaranteed)
 
 
+def guarantees(cluster: Cluster, job: Job, victim: Allocation) -> bool:
+    """Whether only so much may be taken of the victim's queue, for this job, that whom it is taken from counts."""
+    name = cluster.jobs[victim.job].terms.queue
+    queue = cluster.books.queues.known.get(name)
+    return name != job.terms.queue and queue is not None and any(queue.guaranteed)
+
+
 def on_host(cluster: Cluster, host: Host, eligible: Eligible) -> list[Allocation]:
     """Who may be stopped there, the youngest first."""
     mine = (cluster.allocations[a] for a in host.allocations)
