@@ -256,6 +256,7 @@ async def run(config: Config) -> None:
     guard = ProcessGuard(
         config.state_dir.resolve() / "guard.state", config.cgroup, run_dir(config.uri),
         watchdog=config.watchdog, watchdog_s=config.timing.watchdog_s,
+        patience_s=config.timing.guard_patience_s,
     )  # fmt: skip
     await startup.answers(store, config.etcd)
     await guard.ensure()

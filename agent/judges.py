@@ -125,6 +125,7 @@ class Doctor:
             accept=frozenset(config.accept),
             simulated=config.simulate is not None,
             reserved_cpus=config.reserved_cpus,
+            nics=config.nics,
             in_use=await in_own_thread(lambda: holders.in_use(self._root, driven, {}, self._ours())) if driven else {},
         )
 

@@ -30,6 +30,7 @@ from .timing import UNKNOWN, Identity, Timing, why_keep_lease, why_not_replace
 from .work.records import Records
 
 _log = logging.getLogger(__name__)
+GAP_S = 1.0  # without a guard, before the record says so; another takes a fraction of that, save on a slow host
 _RECORD = "session"  # kind and name of the local record
 T = TypeVar("T")
 
@@ -147,14 +148,31 @@ class SessionKeeper:
         while True:
             await asyncio.sleep(min(self._timing.renew_s / 2, 0.5))
             if not self._guard.alive():
-                _log.error("the guard does not answer; starting another")
-                with contextlib.suppress(GuardError):
-                    await self._guard.ensure()
+                await self._have_guard()
             self._relax()
-            if self._session and self._declaration.due(self._deadline.kill_at) != self._said:
-                with contextlib.suppress(StoreError, TimeoutError):
-                    async with asyncio.timeout(self._timing.renew_s):
-                        await self._declare(self._session)
+            await self._declare_due()
+
+    async def _have_guard(self) -> None:
+        """Another guard, or the one there is if it was only slow. If that takes long, the record says meanwhile that
+        there is none: until one looks, nobody holds the deadline, and the session's expiry would prove nothing.
+        """
+        ensuring = asyncio.create_task(self._guard.ensure())
+        try:
+            while not (await asyncio.wait({ensuring}, timeout=GAP_S))[0]:
+                await self._declare_due()
+        finally:
+            ensuring.cancel()
+        if (fault := ensuring.exception()) is not None:
+            if not isinstance(fault, GuardError):
+                raise fault
+            _log.error("no guard: %s", fault)
+
+    async def _declare_due(self) -> None:
+        """Make the record say what is so, if it does not and the store answers."""
+        if self._session and self._declaration.due(self._deadline.kill_at) != self._said:
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(self._timing.renew_s):
+                    await self._declare(self._session)
 
     async def _declare(self, session: int) -> None:
         """Make the record say what is so."""

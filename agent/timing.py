@@ -49,6 +49,15 @@ class Timing:
         """A hardware watchdog fires this long before the lease can end."""
         return self.kill_margin_s / 4
 
+    @property
+    def guard_patience_s(self) -> float:
+        """For how long a guard that lives may show no life before it is killed for another.
+
+        A guard that is only slow keeps its promise while it is late by less than the kill margin. Half of that is left
+        for the one that takes its place, and of a watchdog's timeout, in which that one has to pet, two thirds.
+        """
+        return max(1.0, min(self.kill_margin_s / 2, self.watchdog_s / 3 if self.watchdog_s else self.kill_margin_s))
+
     def allows_watchdog(self, timeout_s: float) -> bool:
         """Whether a watchdog of that timeout (0: none) can be petted in time."""
         return 0 < timeout_s <= self.ttl_s - self.renew_s - self.reset_margin_s

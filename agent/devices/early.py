@@ -14,7 +14,8 @@ comes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from gpupool.v1.inventory_pb2 import PciFunction, Unit
@@ -29,6 +30,7 @@ DRACUT = "etc/dracut.conf.d/gpupool-vfio.conf"
 
 HEADER = "# Written by gpupool doctor --fix; it writes this file anew.\n"
 VGA = 0x0300
+_SOFTDEP = re.compile(r"^softdep (\S+) pre: vfio-pci$", re.MULTILINE)
 MULTIMEDIA, SERIAL_BUS = 0x04, 0x0C  # base classes
 # Drivers that take GPUs and their companions, as kernel and vendors name the modules.
 _DRIVERS: Mapping[int, Sequence[str]] = MappingProxyType(
@@ -41,11 +43,12 @@ _DRIVERS: Mapping[int, Sequence[str]] = MappingProxyType(
 _COMPANIONS: Mapping[int, Sequence[str]] = MappingProxyType({MULTIMEDIA: ("snd_hda_intel",), SERIAL_BUS: ("xhci_pci",)})
 
 
-def early_binding(units: Iterable[Unit], system: str) -> dict[str, str]:
+def early_binding(units: Iterable[Unit], system: str, wanting: Collection[str] = ()) -> dict[str, str]:
     """Contents by path below the root, for a "debian" or "rhel" system; empty if there is nothing to bind.
 
-    Units with the boot VGA are left out. The initramfs must be built anew for it to take effect. Raises ValueError for
-    another system.
+    Units with the boot VGA are left out. `wanting`: modules that must wait for vfio-pci, beside those that are known
+    for such devices and those that are bound now. The initramfs must be built anew for it to take effect. Raises
+    ValueError for another system.
     """
     if system not in (DEBIAN, RHEL):
         raise ValueError(f"no early binding for {system!r}; there is {DEBIAN} and {RHEL}")
@@ -53,7 +56,7 @@ def early_binding(units: Iterable[Unit], system: str) -> dict[str, str]:
     functions = sorted((f for unit in chosen for f in unit.functions), key=lambda function: function.address)
     if not functions:
         return {}
-    files = {MODPROBE: _modprobe(functions), UDEV: _udev(functions)}
+    files = {MODPROBE: _modprobe(functions, wanting), UDEV: _udev(functions)}
     if system == DEBIAN:
         files[INITRAMFS_MODULES] = f"{HEADER}vfio-pci\n"
     else:
@@ -62,7 +65,12 @@ def early_binding(units: Iterable[Unit], system: str) -> dict[str, str]:
     return files
 
 
-def _modprobe(functions: Sequence[PciFunction]) -> str:
+def waiting_in(rules: str) -> set[str]:
+    """The modules that rules written earlier let wait: what was bound then may have been taken by the rules since."""
+    return set(_SOFTDEP.findall(rules)) if rules.startswith(HEADER) else set()
+
+
+def _modprobe(functions: Sequence[PciFunction], wanting: Collection[str]) -> str:
     """One logical line for the install command: only builtins of sh, for an initramfs has little else."""
     wanted = " \\\n".join(f"    {f.address}={f.vendor_id:#06x}:{f.device_id:#06x}" for f in functions)
     lines = [
@@ -73,7 +81,7 @@ def _modprobe(functions: Sequence[PciFunction]) -> str:
         '    [ "$v:$d" = ${f#*=} ] && [ "$b" != 1 ] && [ ! -e $p/driver ] && echo vfio-pci > $p/driver_override; \\',
         "    done; /sbin/modprobe --ignore-install vfio-pci $CMDLINE_OPTS",
     ]
-    softdeps = "".join(f"softdep {driver} pre: vfio-pci\n" for driver in _drivers(functions))
+    softdeps = "".join(f"softdep {driver} pre: vfio-pci\n" for driver in sorted({*_drivers(functions), *wanting}))
     return HEADER + softdeps + "\n".join(lines) + "\n"
 
 
@@ -90,8 +98,8 @@ def _not_boot_vga(function: PciFunction) -> str:
     return 'ATTR{boot_vga}=="0", ' if function.class_code >> 8 == VGA else ""
 
 
-def _drivers(functions: Iterable[PciFunction]) -> list[str]:
-    """The modules that must wait for vfio-pci, sorted: those that may want the functions, and those that have them."""
+def _drivers(functions: Iterable[PciFunction]) -> set[str]:
+    """The modules that must wait for vfio-pci: those that may want the functions, and those that have them."""
     found: set[str] = set()
     for function in functions:
         base_class = function.class_code >> 16
@@ -99,4 +107,4 @@ def _drivers(functions: Iterable[PciFunction]) -> list[str]:
         found.update(_COMPANIONS.get(base_class, ()))
         if function.driver and "vfio" not in function.driver and function.driver != "pci-stub":
             found.add(function.driver)
-    return sorted(found)
+    return found

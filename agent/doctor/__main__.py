@@ -20,7 +20,7 @@ from google.protobuf.json_format import MessageToJson
 
 from gpupool.store.port import Store
 
-from ..config import ConfigError, parse_cpus, parse_ids
+from ..config import ConfigError, parse_cpus, parse_ids, parse_nics
 from ..devices import holders
 from ..inventory.read import read_inventory
 from ..inventory.sysfs import RealSysfs
@@ -47,6 +47,7 @@ class Options:
     accept: tuple[str, ...]
     reserved_cpus: str | None
     gpu: tuple[str, ...]
+    nic: tuple[str, ...]
     fix: bool
     dry_run: bool
     yes: bool
@@ -61,6 +62,7 @@ class Options:
 @click.option("--accept", multiple=True, type=click.Choice(ACCEPTABLE))
 @click.option("--reserved-cpus", envvar="GPUPOOL_AGENT_RESERVED_CPUS", default=None)
 @click.option("--gpu", multiple=True, envvar="GPUPOOL_AGENT_GPUS")
+@click.option("--nic", multiple=True, envvar="GPUPOOL_AGENT_NICS")
 @click.option("--fix", is_flag=True)
 @click.option("--dry-run", is_flag=True)
 @click.option("--yes", is_flag=True)
@@ -99,8 +101,9 @@ def make_context(options: Options) -> Context:
     root = RealSysfs(options.root)
     is_here = options.root.resolve() == Path("/")
     reserved = None if options.reserved_cpus is None else parse_cpus(options.reserved_cpus)
+    nics = parse_nics(options.nic)
     inventory = read_inventory(
-        RealSysfs(options.root / "sys"), reserved_cpus=reserved or (), allow=parse_ids(options.gpu)
+        RealSysfs(options.root / "sys"), reserved_cpus=reserved or (), allow=parse_ids(options.gpu), nics=nics
     )
     endpoints = tuple(filter(None, options.etcd.split(",")))
     store = _open_store(endpoints) if endpoints else None
@@ -114,6 +117,7 @@ def make_context(options: Options) -> Context:
         accept=frozenset(options.accept),
         reserved_cpus=reserved,
         in_use=holders.in_use(root, [unit for unit in inventory.units if has_host_driver(unit)], {}, ()),
+        nics=nics,
         system=options.system,
     )
 

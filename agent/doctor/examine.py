@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from gpupool.v1 import inventory_pb2, scheduler_pb2
 
 from ..devices.blocking import in_own_thread
-from . import bars, cpu, groups, host, iommu, memory, store, units, vfio, virt
+from . import bars, cpu, groups, host, iommu, memory, nics, store, units, vfio, virt
 from .facts import Context, Facts
 from .model import ANY, DEBIAN, OK, RHEL, UNKNOWN, Found, accepted, ok
 from .remedies import possible, steps
@@ -37,6 +37,7 @@ HARDWARE_CHECKS: dict[str, Check] = {
     units.RESET: units.resets,
     units.BOOT_VGA: units.boot_vga,
     units.NUMA: units.numa,
+    nics.NICS: nics.nics,
     vfio.MODULES: vfio.modules,
     vfio.CONFLICT: vfio.conflict,
     vfio.EARLY: vfio.early,

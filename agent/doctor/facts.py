@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Protocol
 
@@ -15,7 +16,8 @@ from gpupool.store.port import Store
 from gpupool.v1 import inventory_pb2
 
 from ..inventory import gpus
-from ..inventory.pci import GPU_CLASSES
+from ..inventory.pairing import Choice
+from ..inventory.pci import GPU_CLASSES, NETWORK
 from ..ports import Sysfs
 from .model import DEBIAN, RHEL
 
@@ -53,8 +55,8 @@ class Context:
     `simulated`: the units are made up, so what the hardware is like does not matter. `accept`: checks whose problem
     the operator takes upon himself. `libvirt_version`, `qemu_version`: where the caller knows; "" asks the programs.
     `reserved_cpus`: what the agent keeps for the host; None: not known here. `in_use`: why units must be left alone,
-    by id (`devices.holders.in_use`); only those that a driver of the host has need be in it. `system`: "" reads
-    os-release.
+    by id (`devices.holders.in_use`); only those that a driver of the host has need be in it. `nics`: the network
+    functions that the agent pools. `system`: "" reads os-release.
     """
 
     root: Sysfs
@@ -69,6 +71,7 @@ class Context:
     qemu_version: str = ""
     reserved_cpus: tuple[int, ...] | None = None
     in_use: Mapping[str, str] = field(default_factory=dict)
+    nics: Choice = field(default_factory=Choice)
     system: str = ""
 
 
@@ -121,13 +124,45 @@ class Facts:
 
     def installed(self, module: str) -> bool | None:
         """Whether the running kernel has the module, as a file or built in; None if its lists cannot be read."""
-        release = self.root.read("proc/sys/kernel/osrelease") or ""
-        texts = [self.long(f"{top}/{release}/{name}") for top in _MODULE_TREES for name in _MODULE_LISTS]
-        known = [text for text in texts if text]
-        if not release or not known:
-            return None
-        pattern = re.compile(rf"(?:^|/){re.sub('[-_]', '[-_]', module)}\.ko(?:\.\w+)?(?::|$)", re.MULTILINE)
-        return any(pattern.search(text) for text in known)
+        known = [text for name in _MODULE_LISTS for text in self._module_lists(name)]
+        return any(_lists(text, module) for text in known) if known else None
+
+    def built_in(self, module: str) -> bool:
+        """Whether the running kernel has the module built in, as far as can be read."""
+        return any(_lists(text, module) for text in self._module_lists(_BUILTIN))
+
+    def _module_lists(self, name: str) -> list[str]:
+        """The files of this name of the running kernel's modules."""
+        release = self.root.read("proc/sys/kernel/osrelease")
+        texts = [self.long(f"{top}/{release}/{name}") for top in _MODULE_TREES] if release else []
+        return [text for text in texts if text]
+
+    @cached_property
+    def _aliases(self) -> tuple[tuple[str, str], ...]:
+        """Pattern and module of each PCI alias of the running kernel's modules (modules.alias, see depmod(8))."""
+        lines = next(iter(self._module_lists("modules.alias")), "").splitlines()
+        words = [line.split() for line in lines if line.startswith("alias pci:")]
+        return tuple((word[1], word[2]) for word in words if len(word) == 3)
+
+    def modules_for(self, function: inventory_pb2.PciFunction) -> frozenset[str]:
+        """The modules that would be loaded for the function; none where that cannot be read."""
+        code = function.class_code
+        own = f"pci:v{function.vendor_id:08X}d{function.device_id:08X}"
+        more = f"sv{function.subsystem_vendor_id:08X}sd{function.subsystem_device_id:08X}"
+        name = f"{own}{more}bc{code >> 16:02X}sc{code >> 8 & 0xFF:02X}i{code & 0xFF:02X}"
+        starts = (own, f"{own[:13]}d*", "pci:v*")
+        return frozenset(
+            module for pattern, module in self._aliases if pattern.startswith(starts) and fnmatchcase(name, pattern)
+        )
+
+    def pools(self, function: inventory_pb2.PciFunction) -> bool:
+        """Whether this is a network function that the agent was told to pool."""
+        ids = function.vendor_id, function.device_id
+        return function.class_code >> 16 == NETWORK and self.context.nics.names(function.address, ids)
+
+    def unit_with(self, address: str) -> inventory_pb2.Unit | None:
+        """The unit that has this function."""
+        return next((unit for unit in self.inventory.units if any(f.address == address for f in unit.functions)), None)
 
     @cached_property
     def modprobe_lines(self) -> tuple[str, ...]:
@@ -161,7 +196,13 @@ def _is_management_display(unit: inventory_pb2.Unit) -> bool:
 
 
 _MODULE_TREES = ("lib/modules", "usr/lib/modules")
-_MODULE_LISTS = ("modules.dep", "modules.builtin")
+_BUILTIN = "modules.builtin"
+_MODULE_LISTS = ("modules.dep", _BUILTIN)
+
+
+def _lists(text: str, module: str) -> bool:
+    """Whether a list of module files, or of their dependencies, has this one."""
+    return bool(re.search(rf"(?:^|/){re.sub('[-_]', '[-_]', module)}\.ko(?:\.\w+)?(?::|$)", text, re.MULTILINE))
 
 
 def gpus_of(unit: inventory_pb2.Unit) -> list[inventory_pb2.PciFunction]:

@@ -52,7 +52,7 @@ def groups(facts: Facts) -> Iterator[Found]:
 def _shared(facts: Facts, unit: inventory_pb2.Unit) -> Found:
     gpus = [f.address for f in gpus_of(unit)]
     gpu_slots = {_slot(f) for f in gpus_of(unit)}
-    strangers = [f for f in unit.functions if _slot(f) not in gpu_slots]
+    strangers = [f for f in _in_the_groups(unit) if _slot(f) not in gpu_slots]
     used = [f for f in strangers if f.driver not in HOST_FREE and "vfio" not in f.driver]
     beside = f" and {', '.join(f.address for f in strangers)}" if strangers else ""
     seen = f"{', '.join(gpus)}{beside} share an IOMMU group; {_blame(facts, unit)}"
@@ -80,11 +80,14 @@ def _slot(function: inventory_pb2.PciFunction) -> str:
     return function.address.rpartition(".")[0]
 
 
-def _slots(unit: inventory_pb2.Unit) -> set[str]:
-    return {_slot(function) for function in unit.functions}
+def _in_the_groups(unit: inventory_pb2.Unit) -> list[inventory_pb2.PciFunction]:
+    """The functions in the groups of the unit's GPUs. A NIC that goes with it has a group of its own."""
+    groups = {function.iommu_group for function in gpus_of(unit)}
+    return [function for function in unit.functions if function.iommu_group in groups]
 
 
 def _shares(unit: inventory_pb2.Unit) -> bool:
     """Whether slots of the unit are in one group, and not only in one reset domain."""
-    groups = {function.iommu_group for function in unit.functions}
-    return min(groups, default=-1) >= 0 and len(groups) < len(_slots(unit))
+    functions = _in_the_groups(unit)
+    groups = {function.iommu_group for function in functions}
+    return min(groups, default=-1) >= 0 and len(groups) < len({_slot(function) for function in functions})

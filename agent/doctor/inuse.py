@@ -37,6 +37,8 @@ def host_use(facts: Facts, unit: inventory_pb2.Unit) -> str:
             if screen := _screen(facts, function.address):
                 return f"{function.address} drives the screen at {screen}"
             continue
+        if facts.pools(function):  # its interface is down, or it would be in use
+            continue
         companion = _slot(function.address) in slots and base_class in COMPANIONS
         if not companion and function.driver not in ("", "pci-stub") and "vfio" not in function.driver:
             return f"{function.address} is used through {function.driver}"

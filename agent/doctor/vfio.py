@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from gpupool.v1 import inventory_pb2
 
-from ..devices.early import early_binding
+from ..devices.early import MODPROBE, early_binding, waiting_in
 from . import inuse
 from .facts import Facts, gpus_of
 from .fixes import OWED, owed_in
@@ -95,10 +95,11 @@ def early(facts: Facts) -> Iterator[Found]:
     """Whether vfio-pci is first at each unit after a reboot too."""
     candidates = inuse.bindable(facts)
     late = [unit for unit in candidates if not _is_kept(facts, unit)]
-    files = early_binding(candidates, facts.system) if facts.system in SYSTEMS else {}
+    files = early_binding(candidates, facts.system, _wanting(facts, candidates)) if facts.system in SYSTEMS else {}
     if not candidates:
         yield ok(EARLY, "no unit that could be bound at boot")
         return
+    yield from _built_in(facts, candidates)
     if files and all(facts.root.read(path) == content.strip() for path, content in files.items()):
         yield _not_built(facts, files) or ok(EARLY, "gpupool's rules bind the units at boot")
         return
@@ -106,6 +107,35 @@ def early(facts: Facts) -> Iterator[Found]:
         yield ok(EARLY, "the host's own configuration binds the units at boot")
         return
     yield _late(facts, late, files)
+
+
+def _built_in(facts: Facts, units: list[inventory_pb2.Unit]) -> Iterator[Found]:
+    """Drivers of these units that are a part of the kernel, so that no rule for modules is before them."""
+    found: dict[str, dict[str, None]] = {}
+    for unit in units:
+        for driver in {f.driver for f in unit.functions if is_host_driver(f.driver) and facts.built_in(f.driver)}:
+            found.setdefault(driver, {})[unit.id] = None
+    for driver, ids in sorted(found.items()):
+        yield Found(
+            EARLY,
+            NOTE,
+            f"{driver}, which has {', '.join(ids)}, is built into this kernel: at boot it is before any rule",
+            "The agent takes the function from it before the first proof, which takes for clean what the driver left.",
+            Advice(any=f"A kernel that has {driver} as a module can let it wait."),
+            units=tuple(ids),
+        )
+
+
+def _wanting(facts: Facts, units: list[inventory_pb2.Unit]) -> set[str]:
+    """Modules that would take the functions at boot: by the kernel's own list, and those that earlier rules name.
+
+    Drivers that are bound now are no help for that once the rules have worked, or the agent was first.
+    """
+    found = waiting_in(facts.long(MODPROBE))
+    for unit in units:
+        for function in unit.functions:
+            found |= facts.modules_for(function)
+    return found
 
 
 def _not_built(facts: Facts, files: Mapping[str, str]) -> Found | None:
@@ -124,11 +154,11 @@ def _not_built(facts: Facts, files: Mapping[str, str]) -> Found | None:
 
 
 def _late(facts: Facts, late: list[inventory_pb2.Unit], files: Mapping[str, str]) -> Found:
-    grabbed = any(is_host_driver(gpu.driver) for unit in late for gpu in gpus_of(unit))
+    grabbed = any(is_host_driver(function.driver) for unit in late for function in _named(facts, unit))
     risk = (
         "At the next boot a driver of the host may take them first: it may use them, and not let go without a hang."
         if grabbed
-        else "No driver of the host has their GPUs now; one that is installed later takes them at the next boot."
+        else "No driver of the host has them now; one that is installed later takes them at the next boot."
     )
     return Found(
         EARLY,
@@ -151,8 +181,13 @@ def _by_hand(units: list[inventory_pb2.Unit]) -> str:
 
 
 def _is_kept(facts: Facts, unit: inventory_pb2.Unit) -> bool:
-    """Whether the host's own configuration names each GPU of the unit, by ids or by address."""
-    return all(_is_named(facts, function) for function in gpus_of(unit))
+    """Whether the host's own configuration names each GPU and NIC of the unit, by ids or by address."""
+    return all(_is_named(facts, function) for function in _named(facts, unit))
+
+
+def _named(facts: Facts, unit: inventory_pb2.Unit) -> list[inventory_pb2.PciFunction]:
+    """The functions for whose sake there is a unit."""
+    return [*gpus_of(unit), *(function for function in unit.functions if facts.pools(function))]
 
 
 def _is_named(facts: Facts, function: inventory_pb2.PciFunction) -> bool:

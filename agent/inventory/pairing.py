@@ -1,7 +1,8 @@
 """Which network functions go to a VM together with which GPU: by where both sit in the PCIe tree.
 
 Decides pairs among those network functions that the operator has listed, one for each device unit, the nearest first. A
-pair becomes one unit, so that all of it is bound, reset and proven together. Pure. Never takes a NIC apart from its
+pair becomes one unit, so that all of it is bound, reset and proven together. A unit that is not offered, such as the
+server's own display, has the last choice. Pure. Never takes a NIC apart from its
 IOMMU group, nor one that no reset of its own can clean, nor a physical function whose virtual ones are switched on; and
 never changes a pair while both are there, as a VM may have them.
 """
@@ -16,6 +17,10 @@ from .attributes import Note
 from .pci import Function, Ids
 from .pcitree import PciTree
 from .units import OWN_METHODS, DeviceUnit, unfit_group
+
+# What is noted of a NIC that goes with no GPU, after its address; doctor looks for these.
+REFUSED = "a NIC that is not handed out: "
+SPARE = "a NIC that may be handed out, and no GPU near it is without one"
 
 
 class Near(IntEnum):
@@ -33,11 +38,17 @@ class Choice:
     addresses: frozenset[str] = frozenset()
     ids: frozenset[Ids] = frozenset()
 
+    def __bool__(self) -> bool:
+        """Whether anything is named at all."""
+        return bool(self.addresses or self.ids)
+
     def has(self, function: Function) -> bool:
         """Whether the operator means this one."""
-        return function.is_network and (
-            function.address in self.addresses or (function.vendor_id, function.device_id) in self.ids
-        )
+        return function.is_network and self.names(function.address, (function.vendor_id, function.device_id))
+
+    def names(self, address: str, ids: Ids) -> bool:
+        """Whether a network function with this address and these ids is meant."""
+        return address in self.addresses or ids in self.ids
 
 
 def pair(
@@ -46,7 +57,7 @@ def pair(
     """The units, those that have one with their NIC. `before`: unit by NIC, as it was and, afterwards, is."""
     nics = dict(_nics(units, tree, choice, note))
     ways = [
-        (before.get(nic) != unit.id, -near, -shared, unit.id, nic)
+        (before.get(nic) != unit.id, bool(unit.unfit), -near, -shared, unit.id, nic)
         for unit in units
         if not _own_nic(unit)
         for nic, members in nics.items()
@@ -54,13 +65,13 @@ def pair(
         if near
     ]
     nic_of: dict[str, str] = {}
-    for _, _, _, unit_id, nic in sorted(ways):
+    for *_, unit_id, nic in sorted(ways):
         if unit_id not in nic_of and nic not in nic_of.values():
             nic_of[unit_id] = nic
     before.clear()
     before.update({nic: unit_id for unit_id, nic in nic_of.items()})
     for nic in sorted(set(nics) - set(before)):
-        note(f"{nic}: a NIC that may be handed out, and no GPU near it is without one")
+        note(f"{nic}: {SPARE}")
     return [_with_nic(unit, nics.get(nic_of.get(unit.id, ""), ())) for unit in units]
 
 
@@ -77,7 +88,7 @@ def _nics(
         members = tuple(sorted(group, key=lambda one: one.address))
         seen |= {one.address for one in members}
         if fault := next(_faults(members, tree, choice), ""):
-            note(f"{function.address}: a NIC that is not handed out: {fault}")
+            note(f"{function.address}: {REFUSED}{fault}")
         else:
             yield members[0].address, members
 

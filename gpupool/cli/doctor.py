@@ -70,6 +70,12 @@ With --fix: 0 done, or nothing to do; 1 something failed."""
 @click.option(
     "--gpu", multiple=True, metavar="vvvv:dddd", help="Ids that count as a GPU, as told to the agent; repeatable."
 )
+@click.option(
+    "--nic",
+    multiple=True,
+    metavar="ADDRESS|IDS",
+    help="A network function that the agent pools, as told to it; repeatable.",
+)
 @click.option("--accept", multiple=True, metavar="CHECK", help="Take a check's problem for a warning; repeatable.")
 @click.option("--fix", is_flag=True, help="Mend what can be mended without harm; asks first.")
 @click.option("--dry-run", is_flag=True, help="With --fix: only show what it would do.")

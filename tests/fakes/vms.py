@@ -245,6 +245,7 @@ class FakeGuard:
         self.kills = 0
         self.dead = False
         self.unstartable = False
+        self.slow_s = 0.0  # to start
         self.denied = ""  # by the system
         self._watching = False
 
@@ -267,7 +268,7 @@ class FakeGuard:
 
     async def ensure(self) -> None:
         """See Guard."""
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.slow_s)
         if self.unstartable:
             raise GuardError("no guard can be had")
         self.dead = False

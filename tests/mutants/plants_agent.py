@@ -152,8 +152,38 @@ AGENT = (
     Mutant(
         "pairs made anew",
         "a NIC goes to another GPU as soon as that is nearer, though a VM may have it",
-        [Edit("agent/inventory/pairing.py", "(before.get(nic) != unit.id, -near", "(False, -near")],
+        [Edit("agent/inventory/pairing.py", "(before.get(nic) != unit.id, ", "(False, ")],
         tests("unit/test_pairing.py::test_a_pair_stays_when_a_nearer_nic_or_another_gpu_comes_or_goes"),
+    ),
+    Mutant(
+        "rules forget drivers",
+        "once the rules for the boot have worked, they are written anew without the drivers that had to wait",
+        [Edit("agent/doctor/vfio.py", "found = waiting_in(facts.long(MODPROBE))", "found = set[str]()")],
+        tests("unit/test_doctor_nics.py::test_rules_that_have_worked_are_not_unwritten"),
+    ),
+    Mutant(
+        "a beat of the future",
+        "a guard that beats while the agent looks is taken for dead",
+        [
+            Edit(
+                "agent/guard/client.py",
+                "        beat = self._state[Word.HEARTBEAT]\n        silent = boot_time_ns() - beat\n",
+                "        silent = boot_time_ns() - self._state[Word.HEARTBEAT]\n",
+            )
+        ],
+        tests("unit/test_guard.py::test_a_guard_that_beats_while_it_is_looked_at_is_alive"),
+    ),
+    Mutant(
+        "a slow guard killed",
+        "a guard that is only slow is killed, and nobody holds the deadline until another looks",
+        [Edit("agent/guard/client.py", "self._silent_ns() >= self._patience_ns or", "True or")],
+        tests("unit/test_guard.py::test_a_guard_that_is_only_slow_is_given_time"),
+    ),
+    Mutant(
+        "declared in the gap",
+        "while another guard takes long to come, the record goes on saying that there is one",
+        [Edit("agent/session.py", "[0]:\n                await self._declare_due()\n", "[0]:\n                pass\n")],
+        tests("unit/test_declare.py::test_while_another_guard_takes_long_to_come_none_is_declared"),
     ),
     Mutant(
         "virtual function removed",

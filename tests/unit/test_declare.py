@@ -236,3 +236,17 @@ def test_dead_guard_is_never_declared(policy: str) -> None:
         await rig.close()
 
     scenario()
+
+
+@virtual_time
+async def test_while_another_guard_takes_long_to_come_none_is_declared() -> None:
+    """As on an emulated host: until it looks nobody holds the deadline, so the session's expiry would prove nothing."""
+    rig = Rig()
+    await rig.ready()
+    rig.guard.slow_s, rig.guard.dead = 30.0, True
+    await asyncio.sleep(4)
+    assert (rig.guard.dead, rig.session_record().guard) == (True, NONE)
+    assert not rig.agent.keeper.may_start()
+    await until(lambda: rig.session_record().guard == SOFT)
+    assert not rig.guard.dead
+    await rig.close()

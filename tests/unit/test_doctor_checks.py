@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent.config import parse_nics
 from agent.devices.early import early_binding
 from agent.doctor.examine import ACCEPTABLE, HARDWARE_CHECKS, HOST_CHECKS, NAMES, examine, to_store
 from agent.doctor.facts import Context, Facts, system_of
@@ -25,6 +26,7 @@ from gpupool.store.port import Unavailable
 from gpupool.v1 import inventory_pb2
 from tests.unit.doctor_host import (
     INTERRUPTS,
+    KERNEL,
     LIBVIRTD,
     LIMITS,
     PORTS,
@@ -232,6 +234,8 @@ FAULTS: dict[str, tuple[str, int, str, Plant]] = {
                             both(gpu(reset_methods=[]), put(f"sys/bus/pci/devices/{PORTS[0]}/reset_subordinate", ""))),
     "boot vga": ("boot-vga", WARNING, "boot VGA", gpu(boot_vga=True)),
     "framebuffer": ("boot-vga", WARNING, "(BOOTFB)", put("proc/iomem", FRAMEBUFFER)),
+    "a NIC that is not there": ("nics", WARNING, "no network function 0000:99:00.0",
+                                lambda host: host.more.update(nics=parse_nics(["0000:99:00.0"]))),
     "locality lost": ("numa", WARNING, UNITS[0], lambda host: setattr(host.inventory.units[0], "numa_node", -1)),
 }  # fmt: skip
 
@@ -400,6 +404,17 @@ def test_rules_that_are_not_in_the_initramfs_bind_nothing_at_boot() -> None:
     assert "update-initramfs -u -k all" in found.seen
     host.files[OWED] = '[["update-grub"]]'
     assert worst("early-binding", host).level == OK, "another command says nothing of the initramfs"
+
+
+def test_a_driver_that_is_built_in_is_before_any_rule() -> None:
+    host = Host()
+    gpu(driver="virtio-pci")(host)
+    host.files[f"lib/modules/{KERNEL}/modules.builtin"] = "kernel/drivers/virtio/virtio_pci.ko\n"
+    told, rest = of("early-binding", host)
+    assert (told.level, list(told.units), rest.level) == (NOTE, [UNITS[0]], OK)
+    assert "virtio-pci" in told.seen
+    gpu(driver="nouveau")(host)
+    assert [found.level for found in of("early-binding", host)] == [OK]
 
 
 def test_on_a_system_without_rules_of_ours_the_steps_are_for_a_person() -> None:

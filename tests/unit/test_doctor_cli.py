@@ -176,6 +176,19 @@ def test_gpus_whose_class_does_not_tell_can_be_told(gpupool: Run, copied: Path) 
     assert "units: 2: " in told
 
 
+def test_nics_that_the_agent_pools_can_be_told(gpupool: Run, copied: Path) -> None:
+    assert "nics: none are pooled" in gpupool("doctor", "--root", str(copied), "--all").out
+    told = gpupool("doctor", "--root", str(copied), "--all", "--nic", "0000:99:00.0").out
+    assert "nics: this host has no network function 0000:99:00.0 (--nic)" in told
+    nic = next(path for path in (copied / "sys/bus/pci/devices").iterdir() if _is_nic(path)).name
+    told = gpupool("doctor", "--root", str(copied), "--all", "--nic", nic).out
+    assert f"nics: each goes to VMs with its GPU: {nic} with 0000:" in told
+
+
+def _is_nic(device: Path) -> bool:
+    return (device / "class").read_text().startswith("0x02")
+
+
 def _is_gpu(device: Path) -> bool:
     return (device / "class").read_text().startswith("0x0302")
 
@@ -199,6 +212,7 @@ def test_of_a_host_through_its_agent(fake: FakeScheduler, gpupool: Run) -> None:
         (("--accept", "nothing"), "'nothing' is not one of"),
         (("--reserved-cpus", "x"), "--reserved-cpus: 'x' is no list"),
         (("--gpu", "edu"), "--gpu: 'edu' is no pair"),
+        (("--nic", "eth0"), "--nic: 'eth0' is neither"),
         (("--ttl-s", "-1"), "-1"),
     ],
 )

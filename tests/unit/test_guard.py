@@ -19,6 +19,7 @@ from agent.config import default_cgroup
 from agent.guard.client import ProcessGuard
 from agent.guard.state import GuardState, Word, open_state
 from agent.ports import GuardError
+from agent.timing import PROFILES, Timing
 
 CGROUP = default_cgroup(f"test-{os.getpid()}")
 needs_cgroup = pytest.mark.skipif(CGROUP is None, reason="no cgroup v2 that this process may write to")
@@ -219,6 +220,55 @@ async def test_second_agent_attaches_and_takes_over_a_stuck_guard(tmp_path: Path
     assert second.pid != pid
     assert second.alive()
     assert GuardState(tmp_path / "guard.state")[Word.DEADLINE] > (boot() + 90) * 1e9  # the deadline stands
+
+
+class BeatsWhenLookedAt(dict[Word, int]):
+    """The words of a guard that beats in the very moment in which its heartbeat is read."""
+
+    def __missing__(self, word: Word) -> int:
+        time.sleep(1e-6)
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) if word is Word.HEARTBEAT else 0
+
+
+def test_a_guard_that_beats_while_it_is_looked_at_is_alive(tmp_path: Path) -> None:
+    guard = ProcessGuard(tmp_path / "guard.state", None, tmp_path)
+    guard._state = BeatsWhenLookedAt()  # type: ignore[assignment]
+    assert all(guard.alive() for _ in range(20))
+
+
+async def test_a_guard_that_is_only_slow_is_given_time(tmp_path: Path, guards: list[ProcessGuard]) -> None:
+    guard = ProcessGuard(tmp_path / "guard.state", None, tmp_path, patience_s=30)
+    guards.append(guard)
+    await guard.ensure()
+    guard.extend(boot() + 100)
+    pid = guard.pid
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(1.1)
+    assert not guard.alive(), "meanwhile nothing starts behind it"
+    asyncio.get_running_loop().call_later(0.3, os.kill, pid, signal.SIGCONT)
+    await asyncio.gather(guard.ensure(), guard.ensure())
+    assert (guard.pid, guard.alive()) == (pid, True)
+    end(pid)
+    await asyncio.sleep(1.1)
+    before = boot()
+    await guard.ensure()
+    assert boot() - before < 10, "one that is gone is not waited for"
+    assert guard.pid != pid
+
+
+@pytest.mark.parametrize(
+    ("timing", "patience_s"),
+    [
+        (Timing(), 1.0),
+        (PROFILES["fast"], 1.0),
+        (PROFILES["patient"], 2.5),
+        (Timing(ttl_s=60, renew_s=10, kill_margin_s=10), 5.0),
+        (Timing(ttl_s=60, renew_s=10, kill_margin_s=10, watchdog_s=6), 2.0),
+    ],
+)
+def test_patience_leaves_time_for_another(timing: Timing, patience_s: float) -> None:
+    assert timing.guard_patience_s == patience_s
+    assert not timing.watchdog_s or timing.guard_patience_s <= max(1, timing.watchdog_s / 3)
 
 
 async def test_ends_only_when_asked_and_nothing_lives(

@@ -62,6 +62,17 @@ def test_the_nearest_nic_goes_with_each_gpu_and_becomes_part_of_its_unit() -> No
     assert (units[0].unfit, units[1].unfit, notes) == ("", "", [])
 
 
+def test_what_is_not_offered_leaves_the_nic_to_a_gpu_that_is() -> None:
+    """The server's own display has the lowest address on many machines, and no VM ever gets it."""
+    screen = replace(at("0000:21:00.0", 1, *SWITCHED), boot_vga=True)
+    card, there = at("0000:33:00.0", 2, "0000:20:01.0"), nic("0000:24:00.0", 3, *SWITCHED)
+    assert who(paired([screen, card, there])[0]) == {
+        screen.address: ("", 0),
+        card.address: (there.address, Near.PCIE_ROOT),
+    }
+    assert who(paired([screen, there])[0]) == {screen.address: (there.address, Near.SWITCH)}
+
+
 def test_below_one_root_is_nearer_than_on_one_node() -> None:
     root = nic("0000:25:00.0", 4, "0000:20:05.0")
     node = nic("0000:45:00.0", 5, "0000:40:00.0", root="0000:40", numa_node=0)
