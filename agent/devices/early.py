@@ -21,6 +21,7 @@ from types import MappingProxyType
 from gpupool.v1.inventory_pb2 import PciFunction, Unit
 
 from ..inventory import gpus
+from ..inventory.pci import NETWORK
 
 DEBIAN, RHEL = "debian", "rhel"
 MODPROBE = "etc/modprobe.d/gpupool-vfio.conf"
@@ -103,7 +104,7 @@ def _drivers(functions: Iterable[PciFunction]) -> set[str]:
     found: set[str] = set()
     for function in functions:
         base_class = function.class_code >> 16
-        found.update(_DRIVERS.get(function.vendor_id, ()) if base_class not in _COMPANIONS else ())
+        found.update(_DRIVERS.get(function.vendor_id, ()) if base_class not in (NETWORK, *_COMPANIONS) else ())
         found.update(_COMPANIONS.get(base_class, ()))
         if function.driver and "vfio" not in function.driver and function.driver != "pci-stub":
             found.add(function.driver)
