@@ -35,6 +35,7 @@ class Dump:
     revision: int
     policy: str
     powered: frozenset[str]
+    machines: Mapping[str, str]  # of `powered`, by host: the machine that its fence device is of, where that is said
     items: tuple[KeyValue, ...]
 
 
@@ -60,7 +61,7 @@ def _head(head: scheduler_pb2.DumpHead) -> Iterator[str]:
     yield "{" + f'"format": {json.dumps(FORMAT)}, "version": {VERSION},'
     yield f'"at_s": {head.at_s!r}, "revision": {head.revision}, "scheduler": {json.dumps(head.version)},'
     yield f'"policy": {head.policy or "{}"},'
-    yield f'"powered": {json.dumps(list(head.powered))},'
+    yield f'"powered": {json.dumps(list(head.powered))}, "machines": {json.dumps(dict(sorted(head.machines.items())))},'
     yield '"records":'
 
 
@@ -93,12 +94,15 @@ def read(path: Path) -> Dump:
         faults.append("policy: a mapping is wanted")
     if not isinstance(powered, list) or not all(isinstance(name, str) for name in powered):
         faults.append("powered: a list of hosts is wanted")
+    machines = found.get("machines", {})  # an older gpupool wrote none
+    if not isinstance(machines, dict) or not all(isinstance(value, str) for value in machines.values()):
+        faults.append("machines: ids by host are wanted")
     if not isinstance(records, list):
         faults.append("records: a list is wanted")
     if faults or not isinstance(records, list):
         raise InvalidSpec([f"{path}: {fault}" for fault in faults])
     items = tuple(_item(path, number, record) for number, record in enumerate(records))
-    return Dump(at_s, int(revision), json.dumps(policy), frozenset(powered or ()), items)
+    return Dump(at_s, int(revision), json.dumps(policy), frozenset(powered or ()), machines, items)
 
 
 def _number(found: Mapping[str, Any], name: str, faults: list[str]) -> float:

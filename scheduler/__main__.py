@@ -27,9 +27,9 @@ from .api.jobs_api import JobsApi
 from .api.operations_api import OperationsApi
 from .api.provable import compare
 from .api.service import JobService, OperationsService
-from .core.state.policy import Policy
+from .core.state.policy import Device, Policy
 from .fencing import check
-from .fencing.config import PowerFileError, load_power
+from .fencing.config import Configured, PowerFileError, load_power
 from .fencing.port import FenceDevice
 from .mirror.mirror import Mirror
 from .policy_file import PolicyFileError, load_policy
@@ -95,7 +95,8 @@ def main(*, name: str, etcd: str, listen: str, advertise: str, leader_ttl_s: int
         level=log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s", stream=sys.stderr
     )
     devices = _devices(power)
-    decided = replace(_policy(policy, soft_guard_is_enough), powered=frozenset(devices))
+    powered = {host: Device(device.mark, device.machine) for host, device in devices.items()}
+    decided = replace(_policy(policy, soft_guard_is_enough), powered=powered)
     if check_power:
         sys.exit(_check(devices, output, etcd.split(","), decided))
     config = Config(
@@ -121,7 +122,7 @@ def _policy(path: Path | None, soft_guard_is_enough: bool) -> Policy:
     return replace(policy, soft_guard_is_enough=soft_guard_is_enough or policy.soft_guard_is_enough)
 
 
-def _devices(power: Path | None) -> Mapping[str, FenceDevice]:
+def _devices(power: Path | None) -> Mapping[str, Configured]:
     """What the file names; ends the program with every fault if there are any."""
     try:
         return load_power(power) if power is not None else {}

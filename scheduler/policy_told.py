@@ -22,7 +22,10 @@ def told(policy: Policy) -> str:
     names = sorted(policy.powered)
     mark = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     powered = f"{len(names)} ({mark})" if names else "none"
-    return json.dumps({**as_document(policy), "hosts in the power file": powered}, sort_keys=True)
+    whose = "\n".join(f"{name} {policy.powered[name].mark} {policy.powered[name].machine}" for name in names)
+    devices = hashlib.sha256(whose.encode()).hexdigest()[:8] if names else "none"
+    more = {"hosts in the power file": powered, "devices and machines in the power file": devices}
+    return json.dumps({**as_document(policy), **more}, sort_keys=True)
 
 
 def differences(mine: Policy, replica: str, leader: records_pb2.Leader) -> list[str]:

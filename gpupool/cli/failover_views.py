@@ -65,13 +65,15 @@ def unproven(host: scheduler_pb2.Host, now_s: float) -> Pairs:
         ("host", f"{host.name}, session {record.session}"),
         ("lost", f"{moment(record.since_s)}, {seconds(now_s - record.since_s)} ago"),
         ("evidence", f"none yet: {host.vms} VMs may be alive, and their jobs wait"),
-        ("power", power(record, now_s)),
+        ("power", power(host, now_s)),
     ]
 
 
-def power(record: records_pb2.HostRecord, now_s: float) -> str:
-    """How far switching the host off has come; "" where nothing tried."""
-    tried = record.power
+def power(host: scheduler_pb2.Host, now_s: float) -> str:
+    """How far switching the host off has come, or why its device is of no use; "" where nothing tried."""
+    if host.power_not_its_own:
+        return f"not used, as {host.power_not_its_own}"
+    record, tried = host.record, host.record.power
     if not tried.device or tried.session != record.session:
         return ""
     tries = f"{tried.tries} {'try' if tried.tries == 1 else 'tries'}"

@@ -88,7 +88,7 @@ def planned(host: scheduler_pb2.Host, now_s: float) -> Pairs:
         ("held out", _held_out(host, now_s) if record.held_out else ""),
         ("drain", drain(host, now_s)),
         ("maintenance", _why(intent.maintenance_reason, intent.maintenance_by) if intent.maintenance else ""),
-        ("power", power(record, now_s)),
+        ("power", power(host, now_s)),
     ]
 
 
@@ -135,10 +135,10 @@ def guard(host: scheduler_pb2.Host) -> str:
 
 
 def machine(host: scheduler_pb2.Host) -> str:
-    """Of which machine the host's session was, and which holds its name by now; "": it is the same."""
+    """Of which machine the host's session was, and, if it is another, which holds its name by now."""
     record, session = host.record, host.session
     if session.machine == record.machine or not host.HasField("session") or not record.session:
-        return ""
+        return record.machine
     return f"{record.machine or 'unknown'}; its name is held by {session.machine or 'unknown'} at {session.address}"
 
 

@@ -575,6 +575,7 @@ class PowerFencing(_message.Message):
     LAST_S_FIELD_NUMBER: _builtins.int
     NEXT_S_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """what switches it off, e.g. "fence_redfish" or "redfish"; never its credentials"""
     tries: _builtins.int
@@ -587,6 +588,8 @@ class PowerFencing(_message.Message):
     """Unix time before which no other is made"""
     error: _builtins.str
     """of the last try; empty: it worked"""
+    machine: _builtins.str
+    """that the device was taken to be of at the last try; empty: of one without an id"""
     def __init__(
         self,
         *,
@@ -596,14 +599,41 @@ class PowerFencing(_message.Message):
         last_s: _builtins.float = ...,
         next_s: _builtins.float = ...,
         error: _builtins.str = ...,
+        machine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "error", b"error", "last_s", b"last_s", "next_s", b"next_s", "session", b"session", "tries", b"tries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "error", b"error", "last_s", b"last_s", "machine", b"machine", "next_s", b"next_s", "session", b"session", "tries", b"tries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PowerFencing: _TypeAlias = PowerFencing  # noqa: Y015
+
+@_typing.final
+class FenceDevice(_message.Message):
+    """Which machine a fence device of a host's name is of; only then its power says something of that machine's VMs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MARK_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    mark: _builtins.str
+    """which device, by a hash of its address; nothing of its credentials"""
+    machine: _builtins.str
+    """as Session.machine; empty: of one without an id"""
+    def __init__(
+        self,
+        *,
+        mark: _builtins.str = ...,
+        machine: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["machine", b"machine", "mark", b"mark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceDevice: _TypeAlias = FenceDevice  # noqa: Y015
 
 @_typing.final
 class FailoverRecord(_message.Message):
@@ -703,6 +733,7 @@ class HostRecord(_message.Message):
     POWER_FIELD_NUMBER: _builtins.int
     BOOT_S_FIELD_NUMBER: _builtins.int
     MACHINE_FIELD_NUMBER: _builtins.int
+    FENCE_DEVICES_FIELD_NUMBER: _builtins.int
     state: Global___HostState.ValueType
     session: _builtins.int
     """the session that the state speaks of"""
@@ -727,6 +758,10 @@ class HostRecord(_message.Message):
 
     @_builtins.property
     def power(self) -> Global___PowerFencing: ...
+    @_builtins.property
+    def fence_devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___FenceDevice]:
+        """each that a leader's power file named for this host, the last one last"""
+
     def __init__(
         self,
         *,
@@ -743,10 +778,11 @@ class HostRecord(_message.Message):
         power: Global___PowerFencing | None = ...,
         boot_s: _builtins.float = ...,
         machine: _builtins.str = ...,
+        fence_devices: _abc.Iterable[Global___FenceDevice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_fence", b"last_fence", "power", b"power"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "boot_s", b"boot_s", "guard", b"guard", "held_out", b"held_out", "held_out_s", b"held_out_s", "last_fence", b"last_fence", "lost_s", b"lost_s", "machine", b"machine", "power", b"power", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "boot_s", b"boot_s", "fence_devices", b"fence_devices", "guard", b"guard", "held_out", b"held_out", "held_out_s", b"held_out_s", "last_fence", b"last_fence", "lost_s", b"lost_s", "machine", b"machine", "power", b"power", "session", b"session", "simulated", b"simulated", "since_s", b"since_s", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

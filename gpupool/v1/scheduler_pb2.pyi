@@ -947,6 +947,7 @@ class Host(_message.Message):
     VMS_FIELD_NUMBER: _builtins.int
     VMS_STOPPING_FIELD_NUMBER: _builtins.int
     ORDERED_DRAIN_FIELD_NUMBER: _builtins.int
+    POWER_NOT_ITS_OWN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     units_total: _builtins.int
     units_free: _builtins.int
@@ -955,6 +956,8 @@ class Host(_message.Message):
     """of `vms`, those that were asked to stop and have not ended yet"""
     ordered_drain: _builtins.str
     """why the site's policy has it drained (drain_on_quarantine); empty: it has not"""
+    power_not_its_own: _builtins.str
+    """why its fence device proves nothing of its session; empty: it does, or there is none"""
     @_builtins.property
     def record(self) -> _records_pb2.HostRecord: ...
     @_builtins.property
@@ -978,10 +981,11 @@ class Host(_message.Message):
         vms: _builtins.int = ...,
         vms_stopping: _builtins.int = ...,
         ordered_drain: _builtins.str = ...,
+        power_not_its_own: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "inventory", b"inventory", "record", b"record", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "inventory", b"inventory", "name", b"name", "ordered_drain", b"ordered_drain", "record", b"record", "session", b"session", "units_free", b"units_free", "units_total", b"units_total", "vms", b"vms", "vms_stopping", b"vms_stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["intent", b"intent", "inventory", b"inventory", "name", b"name", "ordered_drain", b"ordered_drain", "power_not_its_own", b"power_not_its_own", "record", b"record", "session", b"session", "units_free", b"units_free", "units_total", b"units_total", "vms", b"vms", "vms_stopping", b"vms_stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1971,11 +1975,32 @@ Global___DumpPart: _TypeAlias = DumpPart  # noqa: Y015
 class DumpHead(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MachinesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     AT_S_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     POWERED_FIELD_NUMBER: _builtins.int
+    MACHINES_FIELD_NUMBER: _builtins.int
     at_s: _builtins.float
     """Unix time"""
     revision: _builtins.int
@@ -1988,6 +2013,10 @@ class DumpHead(_message.Message):
     def powered(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """hosts that a fence device can switch off"""
 
+    @_builtins.property
+    def machines(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """of these, by host: the machine that its device is of, as the power file says"""
+
     def __init__(
         self,
         *,
@@ -1996,10 +2025,11 @@ class DumpHead(_message.Message):
         version: _builtins.str = ...,
         policy: _builtins.str = ...,
         powered: _abc.Iterable[_builtins.str] | None = ...,
+        machines: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "policy", b"policy", "powered", b"powered", "revision", b"revision", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_s", b"at_s", "machines", b"machines", "policy", b"policy", "powered", b"powered", "revision", b"revision", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

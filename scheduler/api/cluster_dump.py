@@ -19,7 +19,7 @@ from gpupool.store.keys import Kind, parse
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2, scheduler_pb2
 
-from ..core.state.policy import Policy
+from ..core.state.policy import Device, Policy
 from ..policy_file import as_document
 
 TURN = 200  # records between two looks at what else there is to do
@@ -58,12 +58,13 @@ class ClusterDump:
                 version=self._version,
                 policy=json.dumps(as_document(self._policy)),
                 powered=sorted(self._policy.powered),
+                machines={name: found.machine for name, found in self._policy.powered.items() if found.machine},
             )
         )
         over = await _over(stored)
         part, size = scheduler_pb2.DumpPart(), 0
         for number, key in enumerate(sorted(stored)):
-            value = _told(key, stored[key].value, over)
+            value = self._told(key, stored[key].value, over)
             if value is not None:
                 part.records.add(key=key, created=stored[key].create_revision, value=value)
                 size += len(value) + len(key)
@@ -73,6 +74,24 @@ class ClusterDump:
             if number % TURN == 0:
                 await asyncio.sleep(0)
         yield part
+
+    def _told(self, key: str, value: bytes, over: set[str]) -> bytes | None:
+        parsed, plain = parse(key), _told(key, value, over)
+        if plain is None or parsed is None or parsed[0] is not Kind.HOST:
+            return plain
+        return _unmarked(plain, self._policy.powered.get(parsed[1][0]))
+
+
+def _unmarked(value: bytes, device: Device | None) -> bytes:
+    """A host's record without marks of devices, which an address could be guessed from: what is left is of the present
+    device, and its mark is "", as for whoever reads a dump.
+    """
+    record = records_pb2.HostRecord.FromString(value)
+    kept = [each.machine for each in record.fence_devices if device is not None and each.mark == device.mark]
+    record.ClearField("fence_devices")
+    for machine in kept:
+        record.fence_devices.add(machine=machine)
+    return record.SerializeToString()
 
 
 async def _over(stored: Mapping[str, KeyValue]) -> set[str]:

@@ -27,7 +27,7 @@ from .cluster_intents import ClusterIntents
 from .failover_plan import FailoverPlans
 from .host_intents import HostIntents
 from .intents import ApiError
-from .provable import powered_unknown, unprovable
+from .provable import not_its_own, powered_unknown, unprovable
 from .queue_intents import QueueIntents
 
 _Used = defaultdict[str, list[records_pb2.Allocation]]  # by host
@@ -115,6 +115,7 @@ class OperationsApi:
             vms=len(used[name]),
             vms_stopping=sum(self._stopping(allocation) for allocation in used[name]),
             ordered_drain=self._ordered_drain(inventory, units),
+            power_not_its_own=not_its_own(name, record, self._policy) if record is not None else "",
         )
 
     def _ordered_drain(self, inventory: inventory_pb2.Inventory | None, units: list[scheduler_pb2.UnitView]) -> str:

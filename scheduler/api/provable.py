@@ -14,7 +14,8 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store, StoreError
 from gpupool.v1 import records_pb2, scheduler_pb2
 
-from ..codec.decode import guard_of
+from ..codec.decode import device_of, guard_of
+from ..core.failover.devices import mismatch, owner
 from ..core.failover.proof import why_unprovable
 from ..core.state.policy import Policy
 from ..mirror.mirror import Mirror
@@ -29,14 +30,28 @@ def unprovable(mirror: Mirror, policy: Policy) -> Iterator[scheduler_pb2.Unprova
         if record.state not in _LIVE or session is None:
             continue
         guard = guard_of(0 if session.unguarded else session.guard)
-        why = why_unprovable(name, guard, policy, simulated=session.simulated, unguarded=session.unguarded)
+        why = why_unprovable(
+            name, guard, policy, simulated=session.simulated, unguarded=session.unguarded,
+            not_its_own=not_its_own(name, record, policy),
+        )  # fmt: skip
         if why:
             yield scheduler_pb2.Unprovable(host=name, why=why)
 
 
+def not_its_own(name: str, record: records_pb2.HostRecord, policy: Policy) -> str:
+    """Why the host's fence device proves nothing of its session, as things are on record; "": it does, or has none.
+
+    Of a host that lives, a leader with this file learns at once whose a device is that nobody knows yet.
+    """
+    device, known = policy.powered.get(name), [device_of(wire) for wire in record.fence_devices]
+    if device is None or not record.session or (record.state in _LIVE and owner(device, known) is None):
+        return ""
+    return mismatch(name, device, known, record.session, record.machine)
+
+
 def powered_unknown(mirror: Mirror, policy: Policy) -> list[str]:
     """Names in the file of fence devices that no host has: a slip, or a host that has never been there."""
-    return sorted(policy.powered - {ids[0] for ids in mirror.ids(Kind.HOST)})
+    return sorted(policy.powered.keys() - {ids[0] for ids in mirror.ids(Kind.HOST)})
 
 
 def in_words(mirror: Mirror, policy: Policy) -> Iterator[str]:

@@ -201,13 +201,19 @@ def restore_host(host: Host, record: records_pb2.HostRecord) -> None:
     host.since_s, host.boot_s = record.since_s, record.boot_s
     host.lost_s = tuple(record.lost_s)
     host.held_out, host.held_out_s = record.held_out, record.held_out_s
+    host.devices = tuple(map(device_of, record.fence_devices))
     if record.HasField("last_fence"):
         host.last_fence = _fence(record.last_fence)
     if record.HasField("power"):
         power = record.power
         host.power = losses.PowerFencing(
-            power.device, power.session, power.tries, power.last_s, power.next_s, power.error
-        )  # fmt: skip
+            power.device, power.session, power.tries, power.last_s, power.next_s, power.error, machine=power.machine
+        )
+
+
+def device_of(wire: records_pb2.FenceDevice) -> losses.DeviceOf:
+    """Which machine a fence device is of."""
+    return losses.DeviceOf(wire.mark, wire.machine)
 
 
 def _fence(wire: records_pb2.FenceRecord) -> losses.FenceRecord:

@@ -84,8 +84,11 @@ def host_record(host: Host) -> records_pb2.HostRecord:
                 last_s=power.last_s,
                 next_s=power.next_s,
                 error=power.error,
+                machine=power.machine,
             )
         )
+    for device in host.devices:
+        wire.fence_devices.add(mark=device.mark, machine=device.machine)
     return wire
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from gpupool.embedded.etcd import die_with_us
 
+from .marks import mark_of_parameters
 from .port import FenceError, Power, SeenOff
 from .secret import Secret, cleaned
 
@@ -31,7 +32,10 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class FenceProgram:
-    """One host's device. `program` is a path; `parameters` hold no secret; each call may take `limit_s`."""
+    """One host's device. `program` is a path; `parameters` hold no secret; each call may take `limit_s`.
+
+    `machine`: that it is of; "": not said.
+    """
 
     kind: str
     program: str
@@ -40,6 +44,12 @@ class FenceProgram:
     password_name: str = "password"  # noqa: S105 - the parameter's name
     limit_s: float = 60.0
     power_on: bool = False
+    machine: str = ""
+
+    @property
+    def mark(self) -> str:
+        """See `marks.py`."""
+        return mark_of_parameters(self.parameters)
 
     async def off(self) -> SeenOff:
         """See the port."""

@@ -18,7 +18,7 @@ import yaml
 from gpupool.store.keys import check_name
 
 from .agents import FenceProgram
-from .port import FenceDevice, FenceError
+from .port import FenceError
 from .programs import Program, UnfitError, describe
 from .redfish import Redfish
 from .secret import Secret
@@ -35,7 +35,9 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "password_env": ((str,), "the name of an environment variable"),
     "limit_s": ((int, float), "seconds, 1 to 600"),
     "power_on": ((bool,), "true or false"),
+    "machine": ((str,), "16 hexadecimal digits in quotes, as `gpupool hosts NAME` shows"),
 }
+_MACHINE = re.compile(r"[0-9a-f]{16}")
 ONLY_REDFISH = ("address", "system", "username", "verify")
 PASSWORDS = ("password_file", "password_env")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -44,6 +46,7 @@ _SECRET = re.compile(r"passw|secret|token|community", re.IGNORECASE)
 _TALKATIVE = ("verbose", "verbose_level", "debug", "debug_file")  # what they print may hold the secret
 
 Settings = dict[str, Any]
+Configured = FenceProgram | Redfish
 
 
 class PowerFileError(Exception):
@@ -54,7 +57,7 @@ class PowerFileError(Exception):
         self.violations = [f"{path}: {violation}" for violation in violations]
 
 
-def load_power(path: Path) -> dict[str, FenceDevice]:
+def load_power(path: Path) -> dict[str, Configured]:
     """The device of each host that the file names. Raises PowerFileError."""
     try:
         data = yaml.load(path.read_text(), Loader=_Strict)  # noqa: S506 - a SafeLoader that refuses double keys
@@ -94,7 +97,7 @@ class _Reader:
         self._folder = folder
         self._programs: dict[str, Program | None] = {}
 
-    def devices(self, data: Any) -> dict[str, FenceDevice]:
+    def devices(self, data: Any) -> dict[str, Configured]:
         top = self._mapping(data, "the file", ("defaults", "groups", "hosts"))
         if not top.get("hosts"):
             self.violations.append("`hosts` names none; write e.g. hosts: {gpu1: {device: redfish, ...}}")
@@ -103,14 +106,21 @@ class _Reader:
             str(name): self._settings(value, f"groups.{name}")
             for name, value in self._mapping(top.get("groups", {}), "groups").items()
         }
-        found: dict[str, FenceDevice] = {}
+        for layer, settings in ("defaults", defaults), *((f"groups.{name}", each) for name, each in groups.items()):
+            if "machine" in settings:
+                self.violations.append(f"{layer}: machine is of one host; write it at the host")
+        found: dict[str, Configured] = {}
         for name, value in self._mapping(top.get("hosts", {}), "hosts").items():
             device = self._host(str(name), value, defaults, groups)
             if device is not None:
                 found[str(name)] = device
+        by_machine: dict[str, str] = {}
+        for name, device in found.items():
+            if device.machine and (other := by_machine.setdefault(device.machine, name)) != name:
+                self.violations.append(f"hosts.{name}: machine {device.machine} is that of {other}, too")
         return found
 
-    def _host(self, name: str, value: Any, defaults: Settings, groups: Mapping[str, Settings]) -> FenceDevice | None:
+    def _host(self, name: str, value: Any, defaults: Settings, groups: Mapping[str, Settings]) -> Configured | None:
         where = f"hosts.{name}"
         try:
             check_name(name, "host")
@@ -126,7 +136,7 @@ class _Reader:
         merged = _merge(defaults, groups[group] if group is not None else {}, self._settings(own, where))
         return self._device(name, where, merged)
 
-    def _device(self, name: str, where: str, given: Settings) -> FenceDevice | None:
+    def _device(self, name: str, where: str, given: Settings) -> Configured | None:
         kind = given.get("device")
         if kind is None:
             self.violations.append(f"{where}: what switches it off is missing; add device: redfish, or fence_NAME")
@@ -139,7 +149,7 @@ class _Reader:
             return None
         return self._program(name, where, given, secret)
 
-    def _redfish(self, name: str, where: str, given: Settings, secret: Secret) -> FenceDevice | None:
+    def _redfish(self, name: str, where: str, given: Settings, secret: Secret) -> Configured | None:
         before = len(self.violations)
         address = _named(given.get("address", ""), name)
         url = urlsplit(address)
@@ -167,9 +177,10 @@ class _Reader:
             verify=str(self._folder / verify) if isinstance(verify, str) else verify,
             limit_s=float(given.get("limit_s", DEFAULT_LIMIT_S)),
             power_on=given.get("power_on", False),
+            machine=given.get("machine", ""),
         )
 
-    def _program(self, name: str, where: str, given: Settings, secret: Secret) -> FenceDevice | None:
+    def _program(self, name: str, where: str, given: Settings, secret: Secret) -> Configured | None:
         program = self._described(where, given["device"])
         if program is None:
             return None
@@ -186,6 +197,7 @@ class _Reader:
             password_name=program.password_name,
             limit_s=float(given.get("limit_s", DEFAULT_LIMIT_S)),
             power_on=given.get("power_on", False),
+            machine=given.get("machine", ""),
         )
 
     def _parameter(self, where: str, key: str, value: Any, program: Program, host: str) -> str:
@@ -232,6 +244,8 @@ class _Reader:
             right = isinstance(given, types) and (bool in types or not isinstance(given, bool))
             if key == "limit_s" and right:
                 right = 1 <= given <= 600
+            if key == "machine" and right:
+                right = _MACHINE.fullmatch(given) is not None
             if right:
                 kept[key] = given
             else:

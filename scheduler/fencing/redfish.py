@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
+from .marks import mark
 from .port import FenceError, Power, SeenOff
 from .secret import Secret, cleaned
 from .threads import Threads
@@ -27,7 +29,9 @@ _THREADS = Threads(32)
 
 @dataclass(frozen=True, slots=True)
 class Redfish:
-    """One host's BMC. `system` "": its only one. `verify`: whether to check its certificate, or a file to check by."""
+    """One host's BMC. `system` "": its only one. `verify`: whether to check its certificate, or a file to check by.
+    `machine`: that it is of; "": not said.
+    """
 
     address: str
     username: str
@@ -36,8 +40,14 @@ class Redfish:
     verify: bool | str = True
     limit_s: float = 60.0
     power_on: bool = False
+    machine: str = ""
     kind: str = "redfish"
     _busy: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @property
+    def mark(self) -> str:
+        """See `marks.py`."""
+        return mark(urlsplit(self.address).netloc, self.system.rstrip("/"))
 
     async def off(self) -> SeenOff:
         """See the port."""

@@ -26,7 +26,7 @@ from ..core.state.cluster import Cluster, Dirty
 from ..core.state.events import PowerFenced
 from ..core.state.facts import UnitState
 from ..core.state.jobs import Job, Request
-from ..core.state.policy import Policy
+from ..core.state.policy import Device, Policy
 from ..core.state.tables import AllocationState, HostState, JobState, Transition
 from ..load import UnreadableDecisionError, load
 from ..policy_file import PolicyFileError, read_policy
@@ -207,7 +207,8 @@ def _loaded(dump: Dump, path: Path, policy: Policy | None) -> Cluster:
             policy = read_policy(dump.policy, path)[0]
         except PolicyFileError as error:
             raise InvalidSpec([f"{path}: policy: {fault.partition(': ')[2]}" for fault in error.violations]) from None
-    cluster = Cluster(policy=replace(policy, powered=dump.powered, keep_finished_s=0.0))
+    powered = {name: Device(machine=dump.machines.get(name, "")) for name in sorted(dump.powered)}
+    cluster = Cluster(policy=replace(policy, powered=powered, keep_finished_s=0.0))
     try:
         load(cluster, dump.items, dump.at_s)
     except UnreadableDecisionError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from scheduler.core.explain import explain
+from scheduler.core.failover import devices
 from scheduler.core.failover.power import told
 from scheduler.core.invariants import violations
 from scheduler.core.place import Placer
@@ -26,7 +27,7 @@ from scheduler.core.state.facts import (
 from scheduler.core.state.hugepages import HugepagesFact
 from scheduler.core.state.jobs import Job, NumaPolicy, Outcome, Request
 from scheduler.core.state.losses import Brake
-from scheduler.core.state.policy import Policy
+from scheduler.core.state.policy import Device, Policy
 from scheduler.core.state.tables import AllocationState, HostState
 from scheduler.core.step import step
 from scheduler.core.todo import todo
@@ -230,6 +231,12 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
         assert fact is not None
         self.tell(events.SessionChanged(host, replace(fact, guard=GuardKind[kind])))
 
+    def do_tells(self, host: str, machine: str) -> None:
+        """The agent's session says, from now on, of which machine it is."""
+        fact = self.cluster.hosts[host].fact
+        assert fact is not None
+        self.tell(events.SessionChanged(host, replace(fact, machine=machine)))
+
     def do_cordon(self, host: str) -> None:
         self.tell(events.HostIntentChanged(host, HostIntent(cordoned=True, reason="maintenance")))
 
@@ -255,9 +262,14 @@ class Player(Planned, Policies, Queued, Reserved, Ruled):
     def do_owed(self) -> None:
         self.log += [f"  owed: {effect}" for effect in todo(self.cluster, self.now)] or ["  nothing is owed"]
 
-    def do_powered(self, *hosts: str) -> None:
-        """These hosts, and no others, can be switched off."""
-        self.policy = self.cluster.policy = replace(self.policy, powered=frozenset(hosts))
+    def do_powered(self, *hosts: str, device: str = "", machine: str = "") -> None:
+        """The power file names these hosts, and no others, from now on: replicas were started with it, and one leads.
+        `device`: as another address of it; `machine`: as the file says.
+        """
+        powered = {host: Device(device, machine) for host in hosts}
+        self.policy = self.cluster.policy = replace(self.policy, powered=powered)
+        for name in sorted(self.cluster.hosts):
+            devices.seen_alive(self.cluster, self.cluster.hosts[name])
 
     def do_power(self, host: str, what: str, *, session: str = "", said: str = "") -> None:
         """A try to switch the host off ends: `off`, or `failed`. For its session, unless another is named."""

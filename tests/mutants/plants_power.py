@@ -84,7 +84,7 @@ POWER_FENCING = (
     Mutant(
         "a failed try is evidence",
         "that somebody tried to switch a host off is taken for its being off",
-        [Edit(POWER, "if power is None or power.error:", "if power is None:")],
+        [Edit(POWER, "if power is None or power.error or", "if power is None or")],
         golden("power_bmc_unreachable_then_other_evidence"),
     ),
     Mutant(
@@ -135,7 +135,7 @@ POWER_FENCING = (
         [
             Edit(
                 "scheduler/core/failover/proof.py",
-                "    if powered or lease_proves(",
+                "    if useful or lease_proves(",
                 "    if guard is GuardKind.SOFT or lease_proves(",
             )
         ],
@@ -144,7 +144,7 @@ POWER_FENCING = (
     Mutant(
         "a slip in the power file",
         "a fence device of a host that nobody knows is not told of",
-        [Edit("scheduler/api/provable.py", "policy.powered - {ids[0]", "policy.powered & {ids[0]")],
+        [Edit("scheduler/api/provable.py", "policy.powered.keys() - {ids[0]", "policy.powered.keys() & {ids[0]")],
         tests("unit/test_provable.py"),
     ),
 )

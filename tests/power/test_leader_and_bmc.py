@@ -13,7 +13,7 @@ import pytest
 from gpupool.store import keys
 from gpupool.store.port import Put
 from gpupool.v1 import job_pb2, records_pb2
-from scheduler.core.state.policy import Policy
+from scheduler.core.state.policy import Device, Policy
 from scheduler.election import Term
 from scheduler.fencing.config import load_power
 from scheduler.leader import Leader
@@ -36,7 +36,7 @@ async def test_a_dead_host_is_switched_off_and_its_job_restarts(
         await asyncio.to_thread((tmp_path / "power.yaml").write_text, text)
         devices = load_power(tmp_path / "power.yaml")
         term = Term(await pool.put(Put(keys.LEADER, b"")), 0)
-        policy = Policy(powered=frozenset(devices))
+        policy = Policy(powered=dict.fromkeys(devices, Device()))
         leading = asyncio.create_task(Leader(pool.store, term, wall=time.time, policy=policy, power=devices).run())
         try:
             await pool.join("h1")

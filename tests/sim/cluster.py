@@ -22,7 +22,7 @@ from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.api.intents import ApiError
 from scheduler.api.jobs_api import JobsApi
 from scheduler.core.state.cluster import Cluster as CoreCluster
-from scheduler.core.state.policy import Policy, PreemptionPolicy, ReservationPolicy
+from scheduler.core.state.policy import Device, Policy, PreemptionPolicy, ReservationPolicy
 from scheduler.deathwatch import never
 from scheduler.mirror.mirror import Mirror
 from scheduler.replica import Replica
@@ -35,7 +35,7 @@ from tests.sim.kept_room import KeptRoom
 from tests.sim.never import FINAL, Never
 from tests.sim.operator import Operator
 from tests.sim.sealed import WALL_EPOCH_S
-from tests.sim.twins import GuardLost, Twins
+from tests.sim.twins import SUCCEEDS, GuardLost, Twins
 from tests.sim.wires import Wires
 from tests.sim.world import World
 
@@ -76,13 +76,13 @@ class Cluster:
         self.dates = dict.fromkeys(REPLICAS, 0.0)  # how wrong each is
         shape = self.rng.choice([(3, 2), (4, 2), (2, 4), (5, 1)])
         self.machines = {f"h{n}": Machine(world, f"h{n}", shape[1], self.guest) for n in range(1, shape[0] + 1)}
-        names = frozenset(self.machines) if self.site == "powered" else frozenset[str]()
+        names = list(self.machines) if self.site == "powered" else []
         habits = world.rng("habits")
         self.keeps_room = habits.random() < KEEPS_ROOM
         self.watches_deaths = habits.random() < WATCHES_DEATHS
         self.policy = Policy(
             soft_guard_is_enough=self.site == "trusting",
-            powered=names,
+            powered={name: Device() for name in names},
             reservation=ReservationPolicy(hosts=1 if self.keeps_room else 0),
             preemption=PreemptionPolicy(Random(f"{world.seed}/preempt").random() < 0.3),
         )
@@ -121,8 +121,8 @@ class Cluster:
 
     async def agent_main(self, machine: Machine) -> None:
         node = f"{machine.name}/agent"
-        simulated, board = self.site == "simulated", f"board of {machine.name}"
-        me = Identity(machine.host, machine.boot_id, f"{machine.host}:1", "sim", simulated, board)
+        simulated = self.site == "simulated"
+        me = Identity(machine.host, machine.boot_id, f"{machine.host}:1", "sim", simulated, machine.board)
         parts = Parts(
             self.world.store(node), machine.vms, machine.guard, machine.clock, machine.devices, machine.records,
             machine.logs, machine.volumes, lambda: ["img"], run_blocking=inline,
@@ -376,7 +376,12 @@ def possible(cluster: Cluster, plan: Sequence[Fault]) -> list[Fault]:
             fault.kind in (Kind.GUARD_PAUSE, Kind.GUARD_KILL) and fault.target in soft and _in_company(fault, plan)
         )
         and not (fault.kind is Kind.GUARD_LOST and _in_company(fault, plan))
+        and not (_succeeds(fault) and _in_company(fault, [other for other in plan if other.kind is not Kind.TWIN]))
     ]
+
+
+def _succeeds(fault: Fault) -> bool:
+    return fault.kind is Kind.TWIN and fault.amount > SUCCEEDS
 
 
 def _in_company(fault: Fault, plan: Sequence[Fault]) -> bool:

@@ -30,7 +30,7 @@ class Kind(StrEnum):
     GUARD_PAUSE = "guard-pause"
     GUARD_KILL = "guard-kill"
     GUARD_LOST = "guard-lost"  # it dies and cannot be had again, says so, and is cut off; perhaps nobody leads then
-    TWIN = "twin"  # another machine goes by the same name and address
+    TWIN = "twin"  # another machine goes by the same name and address; perhaps for good, and then it is lost
     BMC = "bmc"  # its fence device fails or does not answer
     CLOCK_JUMP = "clock-jump"  # a replica's date is wrong for a while
     STORE_OUTAGE = "store-outage"
@@ -57,8 +57,9 @@ AMOUNTS: Mapping[Kind, tuple[float, float]] = {
     Kind.STORE_SLOW: (0.1, 6.0),  # s
     Kind.BMC: (0.0, 1.0),  # which fault
     Kind.GUARD_LOST: (0.0, 1.0),  # what else: see twins.py
+    Kind.TWIN: (0.0, 1.0),  # whether for good: see twins.py
 }
-DURATION_S: Mapping[Kind, tuple[float, float]] = dict.fromkeys((Kind.GUARD_LOST, Kind.TWIN), (20.0, 60.0))
+DURATION_S: Mapping[Kind, tuple[float, float]] = {Kind.GUARD_LOST: (20.0, 60.0), Kind.TWIN: (20.0, 90.0)}
 """Of what shows only once a lease has ended."""
 
 WEIGHTS: Mapping[Kind, float] = {

@@ -189,6 +189,7 @@ class Machine:
     def __init__(self, world: World, name: str, units: int, guests: Callable[[str], Guest], host: str = "") -> None:
         self.name = name
         self.host = host or name
+        self.board = f"board of {name}"  # the machine's id
         self.units = [f"0000:{16 + n:02x}:00.0" for n in range(units)]
         self.boots = 0
         self.fence = SimFence(world, name)

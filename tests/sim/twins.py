@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from gpupool.store import keys
 from gpupool.v1 import records_pb2
 from tests.fakes.vms import Guest
+from tests.sim import successors
 from tests.sim.faults import impair
 from tests.sim.hardware import Machine
 from tests.sim.link import Impairment
 from tests.sim.world import World
 
 LOOK_S, SAYS_S = 0.25, 8.0
+SUCCEEDS = 0.5  # amount of a twin above which it takes the name over (successors.py)
 UNSEEN_S = 12.0  # from the cut on: a lease of 8 s, and some
 
 
@@ -42,8 +44,20 @@ class Twins:
         """Whether a VM lives on any machine of that name."""
         return any(list(machine.alive()) for machine in self.everybody.values() if machine.host == host)
 
-    def begin(self, host: str, _: float) -> Callable[[], None]:
+    def begin(self, host: str, amount: float) -> Callable[[], None]:
         """A twin is switched on; the result switches it off."""
+        first = self.everybody[host]
+        succeeds = amount > SUCCEEDS and successors.on_record(self._world, first)
+        leave = self._switch_on(host)
+        undo = successors.begin(self._world, first, self.everybody[f"{host}-twin"]) if succeeds else lambda: None
+
+        def end() -> None:
+            leave()
+            undo()
+
+        return end
+
+    def _switch_on(self, host: str) -> Callable[[], None]:
         name = f"{host}-twin"
         self._users[name] = self._users.get(name, 0) + 1
         if name not in self.everybody:

@@ -185,8 +185,8 @@ def test_the_host_shows_both_machines_while_another_holds_its_name() -> None:
         planned_views.machine(scheduler_pb2.Host(record=record, session=session)) == "m1; its name is held by m2 at a:1"
     )
     session.machine = "m1"
-    assert not planned_views.machine(scheduler_pb2.Host(record=record, session=session))
-    assert not planned_views.machine(scheduler_pb2.Host(record=record))
+    assert planned_views.machine(scheduler_pb2.Host(record=record, session=session)) == "m1"
+    assert planned_views.machine(scheduler_pb2.Host(record=record)) == "m1"
 
 
 def test_the_machine_stays_on_record() -> None:

@@ -15,7 +15,7 @@ from scheduler.core.state import events
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.facts import ClusterIntent, GuardKind, JobIntent, SessionFact, UnitReport, UnitState
 from scheduler.core.state.jobs import Job, Outcome, Request
-from scheduler.core.state.policy import BrakePolicy, FlapPolicy, Policy
+from scheduler.core.state.policy import BrakePolicy, Device, FlapPolicy, Policy
 from scheduler.core.state.tables import AllocationState, HostState, JobState
 from scheduler.core.step import step
 from scheduler.core.todo import todo
@@ -26,7 +26,7 @@ from tests.golden.stored import stored
 HOSTS = ("h1", "h2", "h3", "h4")
 JOBS = ("a", "b", "c", "d", "e", "f")
 POLICY = Policy(
-    powered=frozenset({"h4"}),
+    powered={"h4": Device()},
     starts_at_once=2,
     brake=BrakePolicy(share=0.5, at_least=2, window_s=60.0, cooldown_s=40.0),
     flap=FlapPolicy(losses=3, window_s=200.0),

@@ -36,7 +36,7 @@ def test_every_field_of_the_policy_can_be_said(tmp_path: Path) -> None:
     )
     assert found == Policy(
         True,
-        frozenset(),
+        {},
         3,
         BrakePolicy(5, 0.5, 4, 60.0, 0.0),
         FlapPolicy(5, 600.5),

@@ -11,14 +11,14 @@ import pytest
 from gpupool.store import keys
 from gpupool.v1 import records_pb2
 from scheduler.api.operations_api import OperationsApi
-from scheduler.core.state.policy import BrakePolicy, Policy
+from scheduler.core.state.policy import BrakePolicy, Device, Policy
 from scheduler.mirror.mirror import Mirror
 from scheduler.policy_told import differences, told
 from scheduler.replica import Replica
 from tests.fakes.pool import HookedStore, Pool, wall
 from tests.fakes.virtual_time import until, virtual_time
 
-OTHER = replace(Policy(), brake=BrakePolicy(share=0.5), powered=frozenset({"h1"}))
+OTHER = replace(Policy(), brake=BrakePolicy(share=0.5), powered={"h1": Device()})
 
 
 def leader(policy: str, name: str = "s1") -> records_pb2.Leader:

@@ -12,7 +12,7 @@ from gpupool.store import keys
 from gpupool.store.port import Change, Delete, KeyValue, Put, Store, Unavailable
 from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core.failover.power import PowerOff
-from scheduler.core.state.policy import Policy
+from scheduler.core.state.policy import Device, Policy
 from scheduler.election import Term, TermLostError
 from scheduler.fencing.acting import AT_ONCE, Acting
 from scheduler.fencing.port import FenceDevice
@@ -33,7 +33,7 @@ async def new_term(pool: Pool) -> Term:
 
 @asynccontextmanager
 async def leading(pool: Pool, devices: Mapping[str, FenceDevice], store: Store | None = None) -> AsyncIterator[Leader]:
-    policy = Policy(powered=frozenset(devices))
+    policy = Policy(powered=dict.fromkeys(devices, Device()))
     leader = Leader(store or pool.store, await new_term(pool), wall=now, policy=policy, power=devices)
     task = asyncio.create_task(leader.run())
     try:

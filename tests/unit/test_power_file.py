@@ -38,7 +38,7 @@ groups:
   rack1: {device: PROGRAM, parameters: {ip: "{host}-bmc", username: root, ssl_insecure: true, plug: 3}}
 hosts:
   gpu1: {group: rack1}
-  gpu2: {group: rack1, parameters: {ip: 10.0.0.2}, password_env: BMC2, power_on: true}
+  gpu2: {group: rack1, parameters: {ip: 10.0.0.2}, password_env: BMC2, power_on: true, machine: "0123456789abcdef"}
   gpu3: {device: redfish, address: "https://{host}-bmc/", username: admin, verify: false, system: /redfish/v1/Systems/1}
 """,
     )
@@ -50,12 +50,26 @@ hosts:
     assert (one.kind, one.limit_s, one.secret.read(), one.power_on) == ("fence_test", 30.0, "x", False)
     assert (two.parameters["ip"], two.secret.read(), two.power_on) == ("10.0.0.2", "y", True)
     assert (three.address, three.username, three.verify) == ("https://gpu3-bmc/", "admin", False)
+    assert (one.machine, two.machine, three.machine) == ("", "0123456789abcdef", "")
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("hosts: {}", "`hosts` names none"),
+        ('hosts: {a: {machine: "4c4c4544"}}', "machine is '4c4c4544'; wanted is 16 hexadecimal digits in quotes"),
+        (
+            "hosts: {a: {machine: 1234567890123456}}",
+            "machine is 1234567890123456; wanted is 16 hexadecimal digits in quotes",
+        ),
+        (
+            'defaults: {machine: "0123456789abcdef"}\nhosts: {}',
+            "defaults: machine is of one host; write it at the host",
+        ),
+        (
+            'hosts: {a: {device: PROGRAM, machine: &m "0123456789abcdef"}, b: {device: PROGRAM, machine: *m}}',
+            "hosts.b: machine 0123456789abcdef is that of a, too",
+        ),
         ("- a", "the file: names with values are wanted"),
         ("hosts: {a: {device: fence_nosuch}}", "there is no fence agent 'fence_nosuch' on this machine; run: apt-get"),
         ("hosts: {a: {device: ../fence_x}}", "is no fence agent"),

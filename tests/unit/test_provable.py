@@ -15,14 +15,14 @@ from scheduler.api.operations_api import OperationsApi
 from scheduler.api.provable import compare
 from scheduler.core.failover.proof import why_unprovable
 from scheduler.core.state.facts import GuardKind
-from scheduler.core.state.policy import Policy
+from scheduler.core.state.policy import Device, Policy
 from scheduler.mirror.mirror import Mirror
 from tests.fakes.pool import Pool, wall
 from tests.fakes.virtual_time import virtual_time
 
 NONE, SOFT, HARDWARE = GuardKind.NONE, GuardKind.SOFT, GuardKind.HARDWARE
 TRUSTS = Policy(soft_guard_is_enough=True)
-POWERED = Policy(powered=frozenset({"h1"}))
+POWERED = Policy(powered={"h1": Device()})
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ async def test_the_summary_names_those_that_live_and_slips_of_the_power_file() -
     mirror = Mirror(pool.store, wall)
     task = asyncio.create_task(mirror.run())
     await mirror.synced.wait()
-    policy = replace(Policy(), powered=frozenset({"powered", "pwoered"}))
+    policy = replace(Policy(), powered={"powered": Device(), "pwoered": Device()})
     found = OperationsApi(pool.store, mirror, replica="s1", version="1", wall=wall, policy=policy).cluster()
     assert [each.host for each in found.unprovable] == ["kept", "soft"]
     assert found.unprovable[0].why == f"no guard ({KEPT}), and no fence device"

@@ -18,7 +18,7 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.api.cluster_dump import ClusterDump
-from scheduler.core.state.policy import BackfillPolicy, BrakePolicy, Policy
+from scheduler.core.state.policy import BackfillPolicy, BrakePolicy, Device, Policy
 from scheduler.policy_file import as_document, read_policy
 from scheduler.simulate.vms import Pace
 from scheduler.simulate.whatif import Life
@@ -154,7 +154,7 @@ def test_without_proof_what_is_lost_waits_for_a_person(whatif: Whatif) -> None:
 
 def test_a_fence_device_proves_it(whatif: Whatif) -> None:
     real = SCRIPT.replace("host h2 4xa100", "host h2 4xa100 simulated=no")
-    found = whatif("--lose-host", "h2", script=real, policy=Policy(powered=frozenset({"h2"})))
+    found = whatif("--lose-host", "h2", script=real, policy=Policy(powered={"h2": Device()}))
     assert changes(found) == {"b": "lost", "c": "lost"}
     assert found["notes"] == []
 

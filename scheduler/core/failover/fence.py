@@ -13,7 +13,7 @@ from ..state.hosts import Host
 from ..state.jobs import Outcome
 from ..state.losses import Evidence, FenceRecord
 from ..state.tables import AllocationEvent, AllocationState, HostEvent, HostState
-from . import brake, breaker, failovers, flap
+from . import brake, breaker, devices, failovers, flap
 from .power import seen_off
 from .proof import lease_proves
 from .retry import end_attempt, units_clean
@@ -36,8 +36,8 @@ def session_changed(cluster: Cluster, host: Host, fact: SessionFact | None, now:
         cluster.dirty.hosts.add(host.name)
         cluster.touch(host)
     if fact is not None and not over and fact.machine not in ("", host.machine):  # an agent that tells it by now
-        host.machine = fact.machine
-        cluster.dirty.hosts.add(host.name)
+        devices.machine_told(cluster, host, fact.machine)
+    devices.seen_alive(cluster, host)
     if over and host.state in (HostState.JOINING, HostState.READY):
         why = "is gone" if fact is None else f"was followed by {fact.session}"
         cluster.change_host(host, HostEvent.SESSION_LOST, now, f"session {host.session} {why}")
@@ -60,8 +60,8 @@ def unwatched(cluster: Cluster, host: Host, word: LastWord | None) -> None:
     leaves none, or deletes it) it surely may if fencing was or is disarmed since. A word of a later session says
     nothing of this one. Whoever saw a loss has put on record what was declared.
     """
-    if word is not None and word.session == host.session:
-        host.machine = word.machine or host.machine
+    if word is not None and word.session == host.session and word.machine not in ("", host.machine):
+        devices.machine_told(cluster, host, word.machine)
     if host.state not in (HostState.JOINING, HostState.READY):
         return
     watched = not cluster.intent.disarmed and cluster.intent.at_s == cluster.noted_s
@@ -167,8 +167,10 @@ def _adopt(cluster: Cluster, host: Host, fact: SessionFact, now: float) -> None:
         cluster.change_host(host, HostEvent.SESSION_BEGAN, now, f"session {fact.session}")
     if host.boot_id != fact.boot_id:
         host.boot_s = now
+    devices.replaced_by(cluster, host, fact.machine)
     host.session, host.boot_id, host.machine = fact.session, fact.boot_id, fact.machine
     host.guard, host.simulated = fact.declared, fact.simulated
     host.since_s = now
     cluster.note_alive(host)
+    devices.seen_alive(cluster, host)
     cluster.dirty.hosts.add(host.name)

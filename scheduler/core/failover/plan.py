@@ -30,6 +30,7 @@ from ..state.jobs import Job, Outcome
 from ..state.losses import Evidence
 from ..state.tables import AllocationState, HostState, JobState
 from ..step import step
+from .devices import not_its_own
 from .power import withheld
 
 POWER_OFF_S = 5.0  # from the decision until a fence device has seen the power off: a guess, as devices differ
@@ -111,7 +112,11 @@ class _Play:
         """Hosts that can be switched off, and must be, are from now on."""
         if not withheld(self.cluster):
             unproven = [
-                n for n in names if self.cluster.hosts[n].state in _UNPROVEN and n in self.cluster.policy.powered
+                n
+                for n in names
+                if self.cluster.hosts[n].state in _UNPROVEN
+                and n in self.cluster.policy.powered
+                and not not_its_own(self.cluster, self.cluster.hosts[n])
             ]
             self.off = dict.fromkeys(unproven, self.now + POWER_OFF_S)
 
@@ -224,7 +229,9 @@ def _late_proof(play: _Play, name: str) -> Expected:
     if found is None:
         play.unproven.append(name)
         guard = {"NONE": "no guard", "SOFT": "a soft guard"}.get(play.cluster.hosts[name].guard.value, "a guard")
-        detail = f"{guard}, and nothing that switches it off: an operator must confirm it"
+        why = not_its_own(play.cluster, play.cluster.hosts[name])
+        useless = f"{why}; else" if why else "nothing that switches it off:"
+        detail = f"{guard}, and {useless} an operator must confirm it"
         found = Expected(name, None, 0.0, detail)
     held = f"not while {play.held}; " if play.held else ""
     return replace(found, after_s=0.0, detail=held + found.detail)

@@ -1,7 +1,8 @@
 """Power fencing, as far as it is decided: which hosts are to be switched off now, and what a try has proven.
 
 It decides that a host may be switched off only while it is lost, has VMs that nobody can prove dead, and neither the
-brake nor an operator forbids it. It must never take a try for proof about any other session than the one it was for:
+brake nor an operator forbids it. It must never take a try for proof about any other session than the one it was for,
+nor of another machine than the device is of (`devices.py`):
 a host that is off at time t has no VM of a boot that began before t, and a session never outlives its boot; but the
 next boot may begin right after t.
 """
@@ -17,6 +18,7 @@ from ..state.hosts import Host
 from ..state.losses import PowerFencing
 from ..state.tables import HostState
 from .brake import nothing_lives
+from .devices import not_its_own
 
 FIRST_RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
@@ -59,6 +61,8 @@ def power_fenced(cluster: Cluster, host: Host, event: PowerFenced) -> None:
         return
     if host.taken_by() is not None:
         return  # nobody knows which of the two machines it was
+    if not_its_own(cluster, host):
+        return  # it was another machine than that of this session
     before = _tried(host)
     if before is not None and (event.at_s, event.off) == (before.last_s, not before.error):
         return  # told again; an earlier one may have been dated later, by the clock of another leader
@@ -66,14 +70,14 @@ def power_fenced(cluster: Cluster, host: Host, event: PowerFenced) -> None:
     error = "" if event.off else event.detail or "it failed, and did not say why"
     next_s = event.at_s + min(FIRST_RETRY_S * 2 ** min(tries - 1, 30), LONGEST_RETRY_S)
     detail = event.detail if event.off else ""
-    host.power = PowerFencing(event.device, event.session, tries, event.at_s, next_s, error, detail)
+    host.power = PowerFencing(event.device, event.session, tries, event.at_s, next_s, error, detail, host.machine)
     cluster.dirty.hosts.add(host.name)
 
 
 def seen_off(host: Host) -> str:
     """The wording of the proof that the host was off after it had lost its session; "": there is none."""
     power = _tried(host)
-    if power is None or power.error:
+    if power is None or power.error or power.machine != host.machine:
         return ""
     after_s = max(0.0, power.last_s - host.since_s)
     more = f" ({power.detail})" if power.detail else ""
@@ -92,6 +96,8 @@ def told(cluster: Cluster, host: Host, now: float) -> str:
         )
     if host.name not in cluster.policy.powered:
         return ""
+    if why := not_its_own(cluster, host):
+        return f"not used, as {why}; else make sure that its machine is off, then confirm-dead"
     power = _tried(host)
     tries = "" if power is None or power.tries == 1 else f" {power.tries} times"
     failed = f"{power.device} failed{tries}: {power.error}" if power is not None and power.error else ""
@@ -105,21 +111,21 @@ def told(cluster: Cluster, host: Host, now: float) -> str:
 def under_way(cluster: Cluster, host: Host) -> bool:
     """Whether the first try to switch it off has not ended yet: nobody need be called before it has."""
     first = host.name in cluster.policy.powered and _tried(host) is None
-    return first and _would_help(host) and not withheld(cluster)
+    return first and _would_help(cluster, host) and not withheld(cluster)
 
 
 def _wanted(cluster: Cluster) -> Iterator[Host]:
     """Hosts whose power would be evidence, by name."""
     for name in sorted(cluster.policy.powered):
         host = cluster.hosts.get(name)
-        if host is not None and _would_help(host):
+        if host is not None and _would_help(cluster, host):
             yield host
 
 
-def _would_help(host: Host) -> bool:
+def _would_help(cluster: Cluster, host: Host) -> bool:
     if host.state is not HostState.FENCING or not host.allocations or seen_off(host):
         return False
-    if host.taken_by() is not None:
+    if host.taken_by() is not None or not_its_own(cluster, host):
         return False
     return host.fact is None or host.fact.session != host.session  # or else it lives
 

@@ -24,12 +24,16 @@ def lease_proves(guard: GuardKind, *, simulated: bool, powered: bool, policy: Po
     return None
 
 
-def why_unprovable(host: str, guard: GuardKind, policy: Policy, *, simulated: bool, unguarded: str = "") -> str:
+def why_unprovable(
+    host: str, guard: GuardKind, policy: Policy, *, simulated: bool, unguarded: str = "", not_its_own: str = ""
+) -> str:
     """Why nobody but the host itself or a person could prove its VMs dead, if it were lost now; "": its lease's end or
-    a fence device could. `unguarded`: why its session declares no guard.
+    a fence device could. `unguarded`: why its session declares no guard; `not_its_own`: why its fence device proves
+    nothing of it.
     """
     powered = host in policy.powered
-    if powered or lease_proves(guard, simulated=simulated, powered=powered, policy=policy) is not None:
+    useful = powered and not not_its_own
+    if useful or lease_proves(guard, simulated=simulated, powered=powered, policy=policy) is not None:
         return ""
     what = "a soft guard only" if guard is GuardKind.SOFT else f"no guard ({unguarded})" if unguarded else "no guard"
-    return f"{what}, and no fence device"
+    return f"{what}, and {not_its_own or 'no fence device'}"

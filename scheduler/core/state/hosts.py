@@ -17,7 +17,7 @@ from .facts import (
     UnitState,
 )
 from .hugepages import Pool
-from .losses import FenceRecord, PowerFencing
+from .losses import DeviceOf, FenceRecord, PowerFencing
 from .rules import Labels
 from .tables import (
     AllocationState,
@@ -110,6 +110,7 @@ class Host:
     power: PowerFencing | None = None
     boot_s: float = 0.0  # when `boot_id` was first seen
     machine: str = ""  # that `session` is of; "": unknown
+    devices: tuple[DeviceOf, ...] = ()  # which machine each fence device of its name is of; that of the file comes last
     fact: SessionFact | None = None
     inventory: InventoryFact | None = None
     intent: HostIntent = _NO_WISH

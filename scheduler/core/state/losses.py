@@ -32,8 +32,19 @@ class Brake:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceOf:
+    """That the fence device with this `mark` (see policy.Device) is of this machine; "": of one without an id."""
+
+    mark: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
 class PowerFencing:
-    """Attempts to switch a host off, for its lost `session`. `error` "": the last one worked. `detail`: not stored."""
+    """Attempts to switch a host off, for its lost `session`. `error` "": the last one worked. `detail`: not stored.
+
+    `machine`: that the device is of, as far as was known at the last try.
+    """
 
     device: str
     session: int
@@ -42,6 +53,7 @@ class PowerFencing:
     next_s: float
     error: str = ""
     detail: str = ""
+    machine: str = ""
 
 
 @dataclass(slots=True)

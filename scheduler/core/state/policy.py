@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -63,17 +64,27 @@ class BackfillPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Device:
+    """What the power file says of one host's fence device. `mark`: which one it is, by its address. `machine`: that it
+    switches, by its id; "": not said.
+    """
+
+    mark: str = ""
+    machine: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What the site decides.
 
-    `soft_guard_is_enough`: a lost lease under a soft guard proves real hosts' VMs dead. `powered`: hosts that a fence
-    device can switch off. `starts_at_once`: VMs that may be starting on one host; 0: any number. `keep_finished_s`: how
-    long a finished job is kept that does not say so itself; 0: for ever. `drain_on_quarantine`: a host that has a
-    quarantined unit takes nothing new, and its VMs move where there is a place.
+    `soft_guard_is_enough`: a lost lease under a soft guard proves real hosts' VMs dead. `powered`: the fence
+    device of each host that has one. `starts_at_once`: VMs that may be starting on one host; 0: any number.
+    `keep_finished_s`: how long a finished job is kept that does not say so itself; 0: for ever. `drain_on_quarantine`:
+    a host that has a quarantined unit takes nothing new, and its VMs move where there is a place.
     """
 
     soft_guard_is_enough: bool = False
-    powered: frozenset[str] = frozenset()
+    powered: Mapping[str, Device] = field(default_factory=dict)
     starts_at_once: int = 8
     brake: BrakePolicy = field(default_factory=BrakePolicy)
     flap: FlapPolicy = field(default_factory=FlapPolicy)
