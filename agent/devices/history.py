@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from google.protobuf import json_format
 
@@ -40,12 +41,17 @@ def _after(before: UnitHistory, at_s: float, duration_s: float) -> UnitHistory:
 def record_name(unit: Unit) -> str:
     """A name for records of this very device: one at another address, or another at this address, has another."""
     addresses = " ".join(function.address for function in unit.functions)
-    return hashlib.sha256(f"{unit.identity or unit.id} {addresses}".encode()).hexdigest()[:32]
+    return _digest(f"{unit.identity or unit.id} {addresses}")
 
 
 def identity_name(unit: Unit) -> str:
     """A name for records that follow the device to wherever it is put."""
-    return hashlib.sha256((unit.identity or unit.id).encode()).hexdigest()[:32]
+    return _digest(unit.identity or unit.id)
+
+
+@lru_cache(1024)  # asked for each unit whenever reports are made
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Histories:

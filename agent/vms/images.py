@@ -63,7 +63,7 @@ def list_images(root: Path) -> list[str]:
 def load_image(root: Path, name: str) -> Image:
     """The image called `name`. Raises ImageError."""
     folder = root.absolute() / name
-    if "/" in name or name not in list_images(root):
+    if "/" in name or not (folder / MANIFEST).is_file():
         raise ImageError(f"image {name!r} is not in {root} (there: {', '.join(list_images(root)) or 'none'})")
     manifest = _manifest(name, folder / MANIFEST)
     boot: KernelBoot | UefiBoot

@@ -139,7 +139,7 @@ class Actions:
         """From nothing to a VM that runs, or to the end START_FAILED."""
         async with self._starts:
             # While it waited for its turn, the allocation may have been stopped or the deadline passed.
-            if reconcile.Start(want.id) not in reconcile.plan(self._worker.view(without=want.id)):
+            if not reconcile.may_start(self._worker.view(without=want.id), want.id):
                 return
             if message := self._misfit(want):
                 self._ledger.end_unstarted(want, job_pb2.OUTCOME_START_FAILED, message)

@@ -1,6 +1,6 @@
 """The host's own account of its VMs and units: every change goes through the tables and is durable when it returns.
 
-(But for `resetting`, which the next agent would only undo.)
+(But for what the next agent concludes anyway: that the units of a VM that ended are dirty, and that a reset was begun.)
 The reports to the scheduler are computed from it, never sent on an event, so none can be lost. It does no other I/O.
 """
 
@@ -134,7 +134,8 @@ class Ledger:
         self._save_vm(record)
         for unit in record.units:
             if (held := self.units.get(unit)) and held.allocation == allocation and held.state == UnitIs.HELD:
-                self._unit_change(held, UnitEvent.RELEASED, f"{allocation} ended")
+                # Not put on record: a unit whose holder has ended is DIRTY to the next agent (doubt_units).
+                self._unit_change(held, UnitEvent.RELEASED, f"{allocation} ended", durable=False)
         self._on_end(record)
 
     def warn(self, allocation: str, text: str) -> None:

@@ -6,7 +6,7 @@ Both may be asked again at any time with the same result until something was don
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpupool.v1 import job_pb2, records_pb2
@@ -157,6 +157,11 @@ def plan(view: View) -> list[Action]:
     return [*_unit_actions(view), *_vm_actions(view)]
 
 
+def may_start(view: View, allocation: str) -> bool:
+    """Whether `plan` has the start of this allocation."""
+    return _vm_action(view, allocation) == Start(allocation)
+
+
 def next_deadline(view: View) -> float | None:
     """The boot-clock time at which `plan` will say more without anything else having happened; None: never."""
     alive = (vm for name, vm in view.vms.items() if name not in view.busy)
@@ -191,6 +196,7 @@ def _stray(view: View, name: str, *, agent_is_new: bool) -> Action | None:
 
 
 def _unit_actions(view: View) -> Iterator[Action]:
+    claims = _claims(view)
     for name, unit in sorted(view.units.items()):
         if name in view.busy:
             continue
@@ -198,7 +204,7 @@ def _unit_actions(view: View) -> Iterator[Action]:
             yield Reclaim(name)
         elif unit.state == UnitIs.QUARANTINED and _retry_wanted(view.intents.get(name), unit):
             yield Retry(name)
-        elif unit.state == UnitIs.FREE and (last := _never_here(view, unit)):
+        elif unit.state == UnitIs.FREE and (last := _never_here(view, unit, claims.get(name, ()))):
             yield Vouch(name, last)
 
 
@@ -206,10 +212,19 @@ def _retry_wanted(intent: UnitIntent | None, unit: UnitRecord) -> bool:
     return intent is not None and intent.retry_requested_s > unit.since_s
 
 
-def _never_here(view: View, unit: UnitRecord) -> str:
-    """The allocation that names this free unit and cannot run any more: it ended unstarted, or its session is over."""
+def _claims(view: View) -> Mapping[str, Sequence[str]]:
+    """Which allocations name each unit, sorted."""
+    found: dict[str, list[str]] = {}
     for name, want in sorted(view.desired.items()):
-        if name != unit.allocation and unit.unit in want.units and name not in view.busy:
+        for unit in want.units:
+            found.setdefault(unit, []).append(name)
+    return found
+
+
+def _never_here(view: View, unit: UnitRecord, claims: Sequence[str]) -> str:
+    """The allocation that names this free unit and cannot run any more: it ended unstarted, or its session is over."""
+    for name in claims:
+        if name != unit.allocation and name not in view.busy:
             have = view.vms.get(name)
             if have.state == VmIs.ENDED if have else view.wants(name) is None:
                 return name
@@ -218,12 +233,15 @@ def _never_here(view: View, unit: UnitRecord) -> str:
 
 def _vm_actions(view: View) -> Iterator[Action]:
     for name in sorted({*view.desired, *view.vms}):
-        if name in view.busy:
-            continue
-        have, want = view.vms.get(name), view.wants(name)
-        action = _existing(view, have, want) if have else _missing(view, want) if want else _unnamed(view, name)
-        if action:
+        if action := _vm_action(view, name):
             yield action
+
+
+def _vm_action(view: View, name: str) -> Action | None:
+    if name in view.busy:
+        return None
+    have, want = view.vms.get(name), view.wants(name)
+    return _existing(view, have, want) if have else _missing(view, want) if want else _unnamed(view, name)
 
 
 def _unnamed(view: View, name: str) -> Action | None:
