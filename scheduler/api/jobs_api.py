@@ -181,16 +181,15 @@ class JobsApi:
         """Raises ApiError. `beside`: specs of the same batch, which may name each other."""
         seed = request.idempotency_key.encode() if request.idempotency_key else self._token()
         job_id = job_id_of(seed)
-        version, shape = self._known.version, self._judged.shape(request.spec)
-        if shape is not None and self._judged.good(shape, version) and not faults_of_texts(request.spec):
+        spec, version = request.spec, self._known.version
+        shape = self._judged.shape(spec)
+        if shape is not None and self._judged.good(shape, version) and not faults_of_texts(spec):
             warnings: list[str] = []
         else:
             warnings = self._judge(request, job_id, unknown, beside)
             if shape is not None and not warnings:
                 self._judged.add(shape, version)
-        record = records_pb2.JobRecord(
-            spec=request.spec, submitted_s=self._wall(), idempotency_key=request.idempotency_key
-        )
+        record = records_pb2.JobRecord(spec=spec, submitted_s=self._wall(), idempotency_key=request.idempotency_key)
         return Submission(job_id, record, warnings)
 
     def _judge(

@@ -31,7 +31,7 @@ from ..mirror.records import Ids
 from .decode_rules import labels_of, models_of, rules_of, vendor_named
 
 _log = logging.getLogger(__name__)
-_FACTS = frozenset(  # what others than the leader write, and it minds
+FACTS = frozenset(  # what others than the leader write, and it minds
     {Kind.SESSION, Kind.INVENTORY, Kind.VM, Kind.UNIT, Kind.JOB_SPEC, Kind.JOB_CANCEL}
     | {Kind.HOST_INTENT, Kind.CLUSTER_INTENT, Kind.QUEUE, Kind.JOB_INTENT}
 )
@@ -494,7 +494,7 @@ def _gone(kind: Kind, ids: Ids) -> events.Event | None:
 def _told(kind: Kind, ids: Ids, kv: KeyValue, record: Message | None) -> events.Event | None:
     if kind is Kind.UNIT:
         return events.UnitReported(ids[0], ids[1], _unit_reported(kv.value))
-    if kind not in _FACTS:
+    if kind not in FACTS:
         return None
     match record if record is not None else TYPES[kind].FromString(kv.value):
         case records_pb2.Session() as wire:

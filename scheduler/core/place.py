@@ -174,7 +174,6 @@ class Placer:
             if len(self.rankings) * len(cluster.hosts) >= ANSWERS_KEPT:
                 del self.rankings[next(iter(self.rankings))]
         self.rankings[request] = ranking  # the last, as the one that was asked for last
-        self.free.refresh(cluster)
         self.values.refresh(cluster)
         ranking.refresh(cluster, request, self.free)
         return ranking

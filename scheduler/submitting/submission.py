@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from gpupool.store import keys
 from gpupool.store.port import Created, Put
@@ -14,23 +15,23 @@ SUBMIT_BATCH = 125  # specs written in one transaction
 SUBMIT_BYTES = 1024 * 1024  # of specs in one transaction: etcd takes 1.5 MiB by default
 
 
-@dataclass(slots=True)
+@dataclass
 class Submission:
-    """What was asked, checked."""
+    """What was asked, checked. Its record stands once `put` was asked for."""
 
     job_id: str
     record: records_pb2.JobRecord
     warnings: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def guard(self) -> Created:
         """No job has this id yet."""
         return Created(keys.job_spec(self.job_id), 0)
 
-    @property
+    @cached_property
     def put(self) -> Put:
         """The write of its spec."""
-        return Put(keys.job_spec(self.job_id), self.record.SerializeToString(deterministic=True))
+        return Put(self.guard.key, self.record.SerializeToString(deterministic=True))
 
 
 def many(spec: job_pb2.JobSpec) -> int:
@@ -63,7 +64,7 @@ def packed(good: list[tuple[int, Submission]], max_ops: int) -> Iterator[list[tu
     batch: list[tuple[int, Submission]] = []
     size = 0
     for index, submission in good:
-        more = submission.record.ByteSize()
+        more = len(submission.put.value)
         if batch and (len(batch) == min(SUBMIT_BATCH, max_ops) or size + more > SUBMIT_BYTES):
             yield batch
             batch, size = [], 0

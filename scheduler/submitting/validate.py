@@ -47,17 +47,25 @@ def faults(spec: job_pb2.JobSpec) -> list[str]:
 
 def faults_of_texts(spec: job_pb2.JobSpec) -> list[str]:
     """Those that are wrong with what `spec` says in words, or with its size: for a spec that is right but for these."""
-    return [*_texts(spec)] if spec.ByteSize() <= MAX_SPEC_BYTES else faults(spec)
+    return [*_own_texts(spec)] if spec.ByteSize() <= MAX_SPEC_BYTES else faults(spec)
 
 
 def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:
-    if spec.name and not _NAME.fullmatch(spec.name):
-        yield f"name {spec.name!r}: 1 to 63 letters, digits, '-', '.', '_', the first a letter or digit"
     if not spec.image:
         yield "image is missing: name a guest image; `gpupool hosts -o wide` lists those at hand"
-    if not spec.command:
+    for what, text in (("image", spec.image), ("gpus.model", spec.gpus.model)):
+        if _CONTROL.search(text):
+            yield f"{what} {text!r}: control characters are not allowed"
+    yield from _own_texts(spec)
+
+
+def _own_texts(spec: job_pb2.JobSpec) -> Iterator[str]:
+    """What most jobs have for themselves, so that it is looked at for each."""
+    name, env, labels, command = spec.name, labels_of(spec.env), labels_of(spec.labels), list(spec.command)
+    if name and not _NAME.fullmatch(name):
+        yield f"name {name!r}: 1 to 63 letters, digits, '-', '.', '_', the first a letter or digit"
+    if not command:
         yield 'command is missing: give the argv to run in the guest, e.g. ["python3", "train.py"]'
-    env, command = labels_of(spec.env), list(spec.command)
     for name, _ in env:
         if not _ENV.fullmatch(name):
             yield f"env: {name!r} is no name of an environment variable"
@@ -68,9 +76,10 @@ def _texts(spec: job_pb2.JobSpec) -> Iterator[str]:
     for name, text in env:
         if "\0" in text:
             yield f"{name} {text!r}: {_NO_NUL}"
-    for what, text in (*labels_of(spec.labels), ("image", spec.image), ("gpus.model", spec.gpus.model)):
-        if _CONTROL.search(text) or _CONTROL.search(what):
-            yield f"{what} {text!r}: control characters are not allowed"
+    if labels and _CONTROL.search("".join([part for label in labels for part in label])):
+        for what, text in labels:
+            if _CONTROL.search(text) or _CONTROL.search(what):
+                yield f"{what} {text!r}: control characters are not allowed"
 
 
 def _amounts(spec: job_pb2.JobSpec) -> Iterator[str]:

@@ -14,6 +14,7 @@ FENCE, STEP, CLUSTER, HOSTS, RANKING = (
 )
 
 VALUATION = "scheduler/core/fitting/valuation.py"
+ALIKE = "scheduler/core/fitting/alike.py"
 
 SCHEDULER = (
     Mutant(
@@ -157,6 +158,33 @@ SCHEDULER = (
         "what was lost there before",
         "what is lost on a host is that of when it was first asked",
         [Edit(VALUATION, "if found is None or found.version != host.version:", "if found is None:")],
+        tests("unit/test_place.py"),
+    ),
+    Mutant(
+        "writes overtake each other",
+        "a transaction of the leader is given up for the next one, whatever became of it",
+        [Edit(LEADER, "                await writing\n", "")],
+        tests("unit/test_leader.py::test_of_many_writes_one_is_under_way_and_what_is_retracted_spoils_no_other"),
+    ),
+    Mutant(
+        "alike for ever",
+        "what a host gives is what it gave when it was first asked",
+        [Edit(ALIKE, "if known is None or known[0] != host.version:", "if known is None:")],
+        tests("unit/test_place.py"),
+    ),
+    Mutant(
+        "sick ones are alike too",
+        "a unit that is sick is handed out, as the host is like one where it is well",
+        [Edit(ALIKE, "return name not in host.sick", "return True")],
+        tests("unit/test_place.py"),
+    ),
+    Mutant(
+        "one step leads on for all",
+        "a host that changed since it was asked is taken for one where only this job came",
+        [
+            Edit(ALIKE, "if state is None or version != host.version - 1:", "if state is None:"),
+            Edit(ALIKE, "if found is None or found.fit is not given:", "if found is None:"),
+        ],
         tests("unit/test_place.py"),
     ),
     Mutant(

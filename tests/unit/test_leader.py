@@ -211,6 +211,50 @@ async def test_a_session_that_ends_before_the_commit_costs_nothing() -> None:
     assert pool.status("j1").restarts == 0
 
 
+@virtual_time
+async def test_of_many_writes_one_is_under_way_and_what_is_retracted_spoils_no_other() -> None:
+    """The next is encoded while the last is under way, in which a host is found to be gone."""
+    pool, jobs, hosts = Pool(), [f"j{n:03}" for n in range(200)], [f"h{n:02}" for n in range(40)]
+    store = HookedStore(pool.backend)
+    under_way = placing = 0
+
+    async def slowly(ops: Sequence[Op], commit: Commit) -> Committed:
+        nonlocal under_way, placing
+        assert not under_way
+        under_way += 1
+        try:
+            await asyncio.sleep(0.01)
+            placing += (places := any(op.key.startswith(keys.ALLOCATIONS) for op in ops))
+            if places and placing == 2:
+                await pool.leave(next(op.key.split("/")[-2] for op in ops if op.key.startswith(keys.ALLOCATIONS)))
+            return await commit()
+        finally:
+            under_way -= 1
+
+    for host in hosts:
+        await pool.join(host, gpus=8)
+    for some in (jobs[:100], jobs[100:]):
+        await pool.put(*[Put(keys.job_spec(job), spec_of_job()) for job in some])
+    store.on_commit = slowly
+    async with leading(pool, store):
+        await until(lambda: len(pool.allocations()) == len(jobs) and not under_way)
+        await until(lambda: all(pool.status(job).state == job_pb2.JOB_STATE_STARTING for job in jobs))
+    assert placing > 3
+    gone = {host for host in hosts if pool.backend.get(keys.session(host)) is None}
+    assert len(gone) == 1
+    found = {allocation.job: allocation for allocation in pool.allocations()}
+    for job in jobs:
+        status, allocation = pool.status(job), found[job]
+        assert (status.attempt_count, status.attempts[-1].host) == (allocation.attempt, allocation.host)
+        assert list(status.attempts[-1].units) == list(allocation.units)
+    held = [(a.host, unit) for a in pool.allocations() for unit in a.units]
+    assert len(held) == len(set(held))
+
+
+def spec_of_job() -> bytes:
+    return records_pb2.JobRecord(spec=spec(), submitted_s=WALL).SerializeToString()
+
+
 @pytest.mark.parametrize("applied", [True, False])
 @virtual_time
 async def test_a_commit_of_unknown_fate_makes_it_read_again(applied: bool) -> None:

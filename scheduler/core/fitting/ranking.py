@@ -81,6 +81,7 @@ class Ranking:
         """Ask those hosts that have changed since the last time."""
         moved = cluster.movers.since(self._position) if self._position >= 0 else None
         if moved is None:
+            free.refresh(cluster)
             self._from_scratch(cluster, request, free.at_least(request.gpus))
         else:
             for name in moved:

@@ -74,6 +74,7 @@ class Valuation:
     _prices: list[int] = field(default_factory=list)  # of one GPU, by class
     _states: dict[str, _State] = field(default_factory=dict)
     _known: dict[tuple[int, int, _Free], float] = field(default_factory=dict)  # what is lost, where so much is free
+    _kind_of: dict[str, tuple[dict[str, UnitFact], int]] = field(default_factory=dict)  # see `kind`
     _most_of: dict[str, tuple[dict[str, UnitFact], int]] = field(default_factory=dict)  # see `_most`
     _position: int = -1  # of the cluster's movers
 
@@ -120,6 +121,7 @@ class Valuation:
         self._demands = mix.demands(self._worth.classes)
         self._free, self._all = [0] * len(self._worth.classes), [0] * len(self._worth.classes)
         self._free_of.clear()
+        self._kind_of.clear()
         self._states.clear()
         self._known.clear()
         self._steps, self._position, self.epoch = (), -1, self.epoch + 1
@@ -149,7 +151,10 @@ class Valuation:
         """The class of its GPUs: those of one class may be had by the same jobs of the mix."""
         if self._worth is None or not host.units:
             return NO_CLASS
-        return self._worth.class_of.get(_model(host), NO_CLASS)
+        known = self._kind_of.get(host.name)
+        if known is None or known[0] is not host.units:
+            known = self._kind_of[host.name] = host.units, self._worth.class_of.get(_model(host), NO_CLASS)
+        return known[1]
 
     def price(self, kind: int, gpus: int) -> int:
         """What so many GPUs of a class cost beside what is lost on their host."""

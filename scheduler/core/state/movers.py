@@ -15,13 +15,9 @@ KEPT = 65_536  # names; the older half goes when there are more
 class Movers:
     """See the module docstring. A position is a count of all names that were ever added."""
 
+    end: int = 0  # where a reader stands who has read everything
     _names: list[str] = field(default_factory=list)
     _gone: int = 0  # names that are not kept any more
-
-    @property
-    def end(self) -> int:
-        """Where a reader stands who has read everything."""
-        return self._gone + len(self._names)
 
     def add(self, name: str) -> None:
         """The host has changed in a way that placement may see."""
@@ -29,9 +25,11 @@ class Movers:
             del self._names[: KEPT // 2]
             self._gone += KEPT // 2
         self._names.append(name)
+        self.end += 1
 
     def since(self, position: int) -> list[str] | None:
         """Who has changed since, each once, in the order of the first change; None: nobody knows any more."""
         if position < self._gone:
             return None
-        return list(dict.fromkeys(self._names[position - self._gone :]))
+        names = self._names[position - self._gone :]
+        return names if len(names) <= 1 else list(dict.fromkeys(names))
