@@ -14,6 +14,24 @@ KEPT = (
 
 RECLAIM = (
     Mutant(
+        "half a record counts",
+        "what the end of the agent's process cut short stays in the journal, before the next agent's first line",
+        [Edit("agent/work/journal.py", "        if self._torn:\n", "        if False:\n")],
+        tests("unit/test_records.py"),
+    ),
+    Mutant(
+        "an ended VM's unit stays held",
+        "an agent that is restarted just after a VM's end takes its unit for one that the VM still has",
+        [
+            Edit(
+                "agent/work/ledger.py",
+                "(unit.state == UnitIs.HELD and not self._lives(unit.allocation))",
+                "False",
+            )
+        ],
+        tests("unit/test_ledger_restart.py"),
+    ),
+    Mutant(
         "given up, and goes on",
         "when a call on a device that hung comes back, the steps after it are done too, though nobody waits",
         [Edit("agent/devices/blocking.py", "            if given_up.is_set():\n", "            if False:\n")],
