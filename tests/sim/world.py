@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -234,13 +235,18 @@ class World(Processes):
 
 
 class _TraceHandler(logging.Handler):
-    """Puts log records into the trace."""
+    """Puts log records into the trace: those of the simulation's own thread. What another test left behind in a thread
+    of its own (a call to libvirt that ends late, a client) says something at a time that no seed sets.
+    """
 
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
+        self._here = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler.emit."""
+        if threading.get_ident() != self._here:
+            return
         cause = f" [{type(record.exc_info[1]).__name__}: {record.exc_info[1]}]" if record.exc_info else ""
         self._world.trace(f"{record.levelname.lower()} {record.name}: {record.getMessage()}{cause}")
