@@ -14,20 +14,11 @@ from contextlib import contextmanager, suppress
 
 from gpupool.store.keys import Kind
 from gpupool.store.port import KeyValue, StoreError
-from gpupool.v1 import job_pb2, records_pb2
+from gpupool.v1 import brief_pb2, job_pb2, records_pb2
 
-from .codec.decode import (
-    UNREADABLE,
-    allocation_of,
-    fact_of,
-    failover_of,
-    job_of,
-    last_word,
-    restore_cluster,
-    restore_host,
-    restore_shares,
-    restore_status,
-)
+from .codec.decode import UNREADABLE, fact_of, failover_of, last_word, restore_cluster, restore_host, restore_shares
+from .codec.decode_hosts import read_allocation
+from .codec.decode_jobs import read_job, restore_status
 from .core.failover.ahead import bring_back
 from .core.failover.brake import consider
 from .core.failover.fence import intent_noted, lost_unseen, unwatched
@@ -35,11 +26,11 @@ from .core.state import events
 from .core.state.books import Claim
 from .core.state.cluster import Cluster
 from .core.step import step
-from .mirror.records import Stored, by_kind
+from .mirror.records import Ids, Stored, by_kind
 
 _log = logging.getLogger(__name__)
 
-TURN = 25  # records between two looks at what else there is to do; an inventory takes as long as ten of others
+TURN = 100  # records between two looks at what else there is to do; an inventory takes as long as ten of others
 
 
 class UnreadableDecisionError(StoreError):
@@ -88,19 +79,19 @@ def loading(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) ->
     """As `load`, and yields after each record."""
     stored = items if isinstance(items, dict) else by_kind(items)
     _know_intents(cluster, stored)
-    aside = yield from _load_decisions(cluster, stored)
+    fresh = yield from _load_decisions(cluster, stored)
     bring_back(cluster, now)
     words = {ids[0]: last_word(kv) for ids, kv in stored.pop(Kind.GUARD, ())}
     for ids, kv in stored.get(Kind.SESSION, ()):
         host = cluster.hosts.get(ids[0])
         if host is not None and 0 != host.session != kv.create_revision:  # followed by another while nobody led
             unwatched(cluster, host, words.get(host.name))
+    stored[Kind.JOB_SPEC] = fresh
     for kind in _ORDER:
         for ids, kv in stored.pop(kind, ()):
-            if kind is not Kind.JOB_SPEC or not (ids[0] in cluster.jobs or ids[0] in aside):
-                event = fact_of(kind, ids, kv)
-                if event is not None:
-                    step(cluster, event, now)
+            event = fact_of(kind, ids, kv)
+            if event is not None:
+                step(cluster, event, now)
             yield
     for name in sorted(cluster.hosts):  # sessions that ended while nobody led
         host = cluster.hosts[name]
@@ -122,8 +113,8 @@ def _know_intents(cluster: Cluster, stored: Stored) -> None:
                 cluster.host(event.host).intent = event.intent
 
 
-def _load_decisions(cluster: Cluster, stored: Stored) -> Generator[None, None, set[str]]:
-    """Restore hosts, jobs and allocations; returns the jobs whose status cannot be read."""
+def _load_decisions(cluster: Cluster, stored: Stored) -> Generator[None, None, list[tuple[Ids, KeyValue]]]:
+    """Restore hosts, jobs and allocations; returns the specs of jobs that no leader has seen."""
     for ids, kv in stored.pop(Kind.HOST, ()):
         with _decision(kv.key):
             host = cluster.host(ids[0])
@@ -142,26 +133,24 @@ def _load_decisions(cluster: Cluster, stored: Stored) -> Generator[None, None, s
         with _decision(kv.key):
             found = failover_of(records_pb2.FailoverRecord.FromString(kv.value))
             cluster.failovers[found.host, found.fence.session] = found
-    specs: dict[str, KeyValue] = {}
-    for ids, kv in stored.get(Kind.JOB_SPEC, ()):
-        specs[ids[0]] = kv
+    specs: dict[Ids, KeyValue] = {}
+    for ids, kv in stored.pop(Kind.JOB_SPEC, ()):
+        specs[ids] = kv
         if len(specs) % TURN == 0:  # seldom: it is done at once
             yield
-    aside = set()
     for ids, kv in stored.pop(Kind.JOB_STATUS, ()):
         try:
-            _load_job(cluster, ids[0], specs.get(ids[0]), kv)
+            _load_job(cluster, ids[0], specs.pop(ids, None), kv)
         except UNREADABLE as exc:
             _log.error("leaving job %s alone: its spec or status is unreadable (%r)", ids[0], exc)
-            aside.add(ids[0])
         yield
     for _, kv in stored.pop(Kind.ALLOCATION, ()):
         try:  # as `_decision`, which takes a tenth as long again
-            _load_allocation(cluster, records_pb2.Allocation.FromString(kv.value))
+            _load_allocation(cluster, brief_pb2.AllocationBrief.FromString(kv.value))
         except UNREADABLE as exc:
             raise _unreadable(kv.key, exc) from None
         yield
-    return aside
+    return list(specs.items())
 
 
 @contextmanager
@@ -181,16 +170,16 @@ def _unreadable(key: str, exc: Exception) -> UnreadableDecisionError:
 def _load_job(cluster: Cluster, job_id: str, spec: KeyValue | None, status: KeyValue) -> None:
     if spec is None:
         return
-    job = job_of(job_id, records_pb2.JobRecord.FromString(spec.value), spec.create_revision)
+    job = read_job(job_id, spec.value, spec.create_revision)
     restore_status(job, job_pb2.JobStatus.FromString(status.value))
     cluster.jobs[job.id] = job
     cluster.books.on_record(job)
     cluster.enqueue(job)
 
 
-def _load_allocation(cluster: Cluster, wire: records_pb2.Allocation) -> None:
+def _load_allocation(cluster: Cluster, wire: brief_pb2.AllocationBrief) -> None:
     job = cluster.jobs.get(wire.job)
-    allocation = allocation_of(wire, job)
+    allocation = read_allocation(wire, job)
     cluster.reserve(allocation)
     if allocation.preempted_for:
         cluster.books.claims[allocation.preempted_for] = Claim(allocation.host)

@@ -18,7 +18,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Created, Put, Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from ..codec.decode import job_of
+from ..codec.decode_jobs import job_of
 from ..core.explain import explain
 from ..core.state.events import JobSubmitted
 from ..core.state.policy import Policy

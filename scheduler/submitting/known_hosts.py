@@ -11,7 +11,8 @@ import asyncio
 from gpupool.store.keys import Kind
 from gpupool.v1 import inventory_pb2, job_pb2
 
-from ..codec.decode import inventory_of, member_of, request_of
+from ..codec.decode_hosts import inventory_of
+from ..codec.decode_jobs import member_of, request_of
 from ..codec.decode_rules import models_of
 from ..core.fitting.known import Known
 from ..core.state.hugepages import size_name

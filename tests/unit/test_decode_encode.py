@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
-from scheduler.codec import decode, encode
+from scheduler.codec import decode, decode_hosts, decode_jobs, encode
 from scheduler.core.state import facts, losses
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.hosts import Allocation, Host
@@ -40,7 +40,7 @@ ATTEMPTS = st.builds(
 JOBS = st.builds(
     Job,
     id=st.just("j1"),
-    request=st.just(decode.request_of(spec())),
+    request=st.just(decode_jobs.request_of(spec())),
     arrival=st.just(7),
     submitted_s=st.just(5.0),
     state=st.sampled_from(JobState),
@@ -99,8 +99,8 @@ ALLOCATIONS = st.builds(
 def test_status(job: Job, cancelled: bool) -> None:
     job.cancel_reason = job.message if cancelled else None
     wire = job_pb2.JobStatus.FromString(encode.status(job).SerializeToString())
-    restored = decode.job_of("j1", records_pb2.JobRecord(spec=spec(), submitted_s=5.0), 7)
-    decode.restore_status(restored, wire)
+    restored = decode_jobs.job_of("j1", records_pb2.JobRecord(spec=spec(), submitted_s=5.0), 7)
+    decode_jobs.restore_status(restored, wire)
     assert restored == job
 
 
@@ -121,7 +121,7 @@ def test_allocation(allocation: Allocation) -> None:
     record = records_pb2.JobRecord(spec=wanted, submitted_s=1.0)
     wire = records_pb2.Allocation.FromString(encode.allocation(allocation, Host("h1"), record.SerializeToString()))
     assert wire.spec == wanted
-    assert decode.allocation_of(wire) == allocation
+    assert decode_hosts.allocation_of(wire) == allocation
 
 
 @given(st.integers(0, 20_000), st.booleans(), st.booleans())
@@ -157,17 +157,17 @@ def test_what_a_host_says_of_its_memory_and_units() -> None:
         numa_nodes=[inventory_pb2.NumaNode(id=1, hugepages=pages), inventory_pb2.NumaNode(id=0)],
         units=[inventory_pb2.Unit(id="u0", identity="sn 7")],
     )
-    found = decode.inventory_of(wire)
+    found = decode_hosts.inventory_of(wire)
     assert found.hugepages == (HugepagesFact(1, 2048, 0, 0), HugepagesFact(1, 1048576, 4, 1))
     assert found.units[0].identity == "sn 7"
     report = records_pb2.UnitReport(state=records_pb2.UNIT_STATE_HELD, session=3, allocation="j1.1", sick="AER")
-    assert decode.unit_report_of(report) == facts.UnitReport(facts.UnitState.HELD, 3, "j1.1", sick="AER")
+    assert decode_hosts.unit_report_of(report) == facts.UnitReport(facts.UnitState.HELD, 3, "j1.1", sick="AER")
 
 
 def test_a_long_warning_is_cut() -> None:
     report = records_pb2.VmReport(state=records_pb2.ALLOCATION_STATE_RUNNING, warnings=["x" * 10_000])
-    (warning,) = decode.vm_reported("h1", "j1.1", report).warnings
-    assert len(warning) == decode.WARNING_CHARS
+    (warning,) = decode_hosts.vm_reported("h1", "j1.1", report).warnings
+    assert len(warning) == decode_hosts.WARNING_CHARS
 
 
 FACTS = [
@@ -195,7 +195,7 @@ def test_without_a_decision_nobody_decides(key: str) -> None:
 
 
 def test_a_reason_to_stop_outlives_the_leader() -> None:
-    job = Job("j1", decode.request_of(spec()), 7, 5.0, state=JobState.RUNNING, attempt_count=1, message="runs")
+    job = Job("j1", decode_jobs.request_of(spec()), 7, 5.0, state=JobState.RUNNING, attempt_count=1, message="runs")
     job.attempts = [Attempt(1, "h1", (), 1.0)]
     job.cancel_reason = "no longer needed"
     held = Allocation("j1.1", "j1", 1, "h1", 3, (), (), (), (), 1.0, stop_reason="no longer needed")

@@ -9,7 +9,8 @@ import pytest
 
 from gpupool.spec import load_spec
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
-from scheduler.codec.decode import inventory_of, job_of, request_of
+from scheduler.codec.decode_hosts import inventory_of
+from scheduler.codec.decode_jobs import job_of, request_of
 from scheduler.codec.decode_rules import rules_of
 from scheduler.core.fitting.fit import Fit, fit
 from scheduler.core.invariants import violations
