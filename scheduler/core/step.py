@@ -47,6 +47,10 @@ from .state.tables import (
 )
 
 WARNINGS_KEPT = 16  # of one attempt, the newest
+_REPORTED = {
+    state: AllocationEvent[state.value]
+    for state in (AllocationState.PREPARING, AllocationState.RUNNING, AllocationState.STOPPING, AllocationState.ENDED)
+}
 
 
 def step(cluster: Cluster, event: Event, now: float) -> None:
@@ -105,7 +109,8 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
         return
     host.inventory = fact
     only = fact.nodes[0][0] if fact is not None and len(fact.nodes) == 1 else None
-    host.units = {u.id: _placed_unit(u, only) for u in fact.units} if fact is not None else {}
+    units = fact.units if fact is not None else ()
+    host.units = {u.id: u for u in units} if only is None else {u.id: _placed_unit(u, only) for u in units}
     host.nodes = {}
     cluster.books.shares.host_has(host.name, capacity_of(fact))
     for node_id, cores, memory_mib in fact.nodes if fact is not None else ():
@@ -123,11 +128,9 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
     _inventory_ready(cluster, host, now)
 
 
-def _placed_unit(unit: UnitFact, only_node: int | None) -> UnitFact:
+def _placed_unit(unit: UnitFact, only_node: int) -> UnitFact:
     """On a host with one NUMA node a unit can only be there, whatever its firmware fails to say."""
-    if unit.node >= 0 or only_node is None:
-        return unit
-    return replace(unit, node=only_node)
+    return unit if unit.node >= 0 else replace(unit, node=only_node)
 
 
 def _inventory_ready(cluster: Cluster, host: Host, now: float) -> None:
@@ -158,8 +161,8 @@ def _vm_reported(cluster: Cluster, event: VmReported, now: float) -> None:
     if allocation is None or allocation.host != event.host or allocation.session != event.session:
         return  # of an allocation that is over, or from a session that has no say in it
     _warned(cluster, allocation, event)
-    reported = AllocationEvent[event.state.value]
-    if (allocation.state, reported) not in ALLOCATION:
+    reported = _REPORTED.get(event.state)
+    if reported is None or (allocation.state, reported) not in ALLOCATION:
         return  # told again, or taken back: the first word on an end stands, and no agent's slip may stop us
     cluster.change_allocation(allocation, reported, event.message or f"agent of {event.host}")
     if event.state is AllocationState.ENDED:
@@ -174,10 +177,12 @@ def _vm_reported(cluster: Cluster, event: VmReported, now: float) -> None:
 
 def _warned(cluster: Cluster, allocation: Allocation, event: VmReported) -> None:
     """Keep with the attempt what befell its devices: the agent forgets it with the allocation."""
+    warnings = event.warnings[-WARNINGS_KEPT:]
+    if not warnings:
+        return  # as of most
     job = cluster.jobs.get(allocation.job)
     attempt = job.attempts[-1] if job is not None and job.attempts else None
-    warnings = event.warnings[-WARNINGS_KEPT:]
-    if job is None or attempt is None or attempt.number != allocation.attempt or warnings in ((), attempt.warnings):
+    if job is None or attempt is None or attempt.number != allocation.attempt or warnings == attempt.warnings:
         return
     attempt.warnings = warnings
     cluster.dirty.jobs.add(job.id)

@@ -71,14 +71,16 @@ class Books:
 
     def note(self, job: Job, due_s: float | None) -> None:
         """Something about the job has changed; `due_s` is when time next changes it."""
+        terms = job.terms
         self.timers.set(job.id, due_s)
-        if job.terms.time_limit_s or job.terms.end_within_s:
-            (self.limited.add if job.allocation_id else self.limited.discard)(job.id)
+        if terms.time_limit_s or terms.end_within_s:
+            (self.limited.add if job.live else self.limited.discard)(job.id)
         self._count(job)
-        if job.terms.preemptible:
-            (self.preemptible.add if job.allocation_id else self.preemptible.discard)(job.id)
-        self.arrays.note(job)
-        for other in job.terms.dependencies:
+        if terms.preemptible:
+            (self.preemptible.add if job.live else self.preemptible.discard)(job.id)
+        if terms.element is not None:
+            self.arrays.note(job)
+        for other in terms.dependencies:
             self._depend(job, other.job)
         if job.depends and not job.final:
             self.unjudged.add(job.id)
@@ -86,7 +88,7 @@ class Books:
             self.unjudged |= self.dependents.get(job.id, set())
 
     def _count(self, job: Job) -> None:
-        if (job.id in self._counted) == (job.allocation_id is not None):
+        if (job.id in self._counted) == job.live:
             return
         if job.id in self._counted:
             self._counted.discard(job.id)

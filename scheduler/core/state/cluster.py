@@ -214,7 +214,10 @@ class Cluster:
         if not job.name:
             return
         if not job.final:
-            self.named.setdefault(job.name, set()).add(job.id)
+            if (others := self.named.get(job.name)) is not None:
+                others.add(job.id)
+            else:
+                self.named[job.name] = {job.id}
         elif job.name in self.named:
             self.named[job.name].discard(job.id)
             if not self.named[job.name]:
@@ -243,7 +246,8 @@ class Cluster:
         self.stale_hosts.add(host.name)
         self._note_starting(host, allocation)
         host.company.join(allocation)
-        if self.company.join(allocation) and any(means(p, label) for p in self.sought for label in allocation.labels):
+        joins = self.company.join(allocation) and self.sought
+        if joins and any(means(p, label) for p in self.sought for label in allocation.labels):
             self.capacity_epoch += 1  # somebody may have waited to be near it
         self.account(host, allocation, taken=True)
 
@@ -278,17 +282,15 @@ class Cluster:
     @staticmethod
     def account(host: Host, allocation: Allocation, *, taken: bool) -> None:
         """Count cores and memory of an allocation as taken, or as free again."""
-        cores = set(allocation.cores)
         sign = 1 if taken else -1
         for node_id, memory_mib in zip(allocation.nodes, allocation.memory_mib, strict=True):
             node = host.nodes.get(node_id)
             if node is None:  # the node left the inventory while in use
                 continue
-            mine = cores.intersection(node.cores)
             if taken:
-                node.free_cores -= mine
+                node.free_cores.difference_update(allocation.cores)
             else:
-                node.free_cores |= mine
+                node.free_cores.update(set(allocation.cores).intersection(node.cores))
             if not allocation.hugepage_size_kib:
                 node.free_memory_mib -= sign * memory_mib
             elif (pool := node.hugepages.get(allocation.hugepage_size_kib)) is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from .facts import ClusterIntent, HostIntent, InventoryFact, JobIntent, QueueIntent, SessionFact, UnitReport
 from .jobs import Job, Outcome
+from .quick import fact
 from .tables import AllocationState
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class SessionChanged:
     """A host's session key is now so; None: it is gone."""
 
@@ -17,7 +16,7 @@ class SessionChanged:
     fact: SessionFact | None
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class InventoryChanged:
     """A host's inventory is now so; None: it is gone."""
 
@@ -25,7 +24,7 @@ class InventoryChanged:
     fact: InventoryFact | None
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class UnitReported:
     """The agent's report of a unit is now so; None: it is gone."""
 
@@ -34,7 +33,7 @@ class UnitReported:
     report: UnitReport | None
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class VmReported:
     """The agent's report of an allocation is now so. `state` is never BOUND or LOST."""
 
@@ -50,14 +49,14 @@ class VmReported:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class JobSubmitted:
     """A spec that was not known. `job` is PENDING and fresh."""
 
     job: Job
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class JobCancelRequested:
     """Somebody wants the end of a job."""
 
@@ -65,7 +64,7 @@ class JobCancelRequested:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class HostIntentChanged:
     """What an operator wants of a host is now so."""
 
@@ -73,14 +72,14 @@ class HostIntentChanged:
     intent: HostIntent
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class ClusterIntentChanged:
     """What an operator wants of all hosts together is now so."""
 
     intent: ClusterIntent
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class JobIntentChanged:
     """What an operator wants of a job is now so."""
 
@@ -88,7 +87,7 @@ class JobIntentChanged:
     intent: JobIntent
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class QueueChanged:
     """What operators want of a queue is now so; None: it is gone."""
 
@@ -96,7 +95,7 @@ class QueueChanged:
     intent: QueueIntent | None
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class PowerFenced:
     """A try to switch a host off has ended at `at_s`; `off`: its power was seen to be off. No fact of the store."""
 

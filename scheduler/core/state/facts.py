@@ -7,7 +7,7 @@ from math import inf
 
 from .amounts import NO_LIMIT, NOTHING, Amounts
 from .hugepages import HugepagesFact
-from .quick import QuickEnum
+from .quick import QuickEnum, fact
 
 
 class GuardKind(QuickEnum):
@@ -28,7 +28,7 @@ class UnitState(QuickEnum):
     QUARANTINED = "QUARANTINED"
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class UnitFact:
     """A device unit, from the host's inventory. `node` is -1 where nobody knows it."""
 
@@ -44,7 +44,7 @@ class UnitFact:
     nic: int = 0  # how near its own network adapter is, see rules.Nic
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class UnitReport:
     """The agent's word on a unit. It counts only while `session` is the host's."""
 
@@ -55,7 +55,7 @@ class UnitReport:
     sick: str = ""  # what is wrong with it while in use
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class SessionFact:
     """A host's session key. `session` is its create revision."""
 
@@ -84,7 +84,7 @@ class LastWord:
     machine: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@fact(frozen=True, slots=True)
 class InventoryFact:
     """A host's inventory, as of `session`."""
 

@@ -159,11 +159,14 @@ class Job:
         return _lost(self.attempts[:-1])
 
     @property
+    def live(self) -> bool:
+        """Whether an attempt is under way."""
+        return self.state is JobState.RUNNING or self.state is JobState.STARTING
+
+    @property
     def allocation_id(self) -> str | None:
         """The allocation of the attempt that is under way."""
-        if self.state in (JobState.STARTING, JobState.RUNNING):
-            return f"{self.id}.{self.attempt_count}"
-        return None
+        return f"{self.id}.{self.attempt_count}" if self.live else None
 
 
 def _lost(attempts: list[Attempt]) -> bool:
