@@ -184,7 +184,7 @@ async def _decode(kvs: Sequence[Any], items: list[KeyValue]) -> None:
     """A few at a time, so that others run in between; and before the first, so that the next page is asked for."""
     for begin in range(0, len(kvs), _DECODED):
         await asyncio.sleep(0)
-        items.extend(map(wire.decode_kv, kvs[begin : begin + _DECODED]))
+        items.extend(wire.decode_kvs(kvs[begin : begin + _DECODED]))
 
 
 async def _keep_alive(member: Member, lease: int, metadata: grpc.aio.Metadata) -> Any:

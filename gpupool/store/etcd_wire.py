@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import grpc
 from aetcd.rpc import kv_pb2, rpc_pb2
@@ -70,6 +70,12 @@ def prefix_range(prefix: str) -> tuple[bytes, bytes]:
 def decode_kv(kv: kv_pb2.KeyValue) -> KeyValue:
     """A stored key."""
     return KeyValue(decode_key(kv.key), kv.value, kv.create_revision, kv.mod_revision, kv.lease)
+
+
+def decode_kvs(kvs: Iterable[kv_pb2.KeyValue]) -> list[KeyValue]:
+    """As `decode_kv`, of many; without the calls, which take as long as all else."""
+    new = tuple.__new__
+    return [new(KeyValue, (decode_key(kv.key), kv.value, kv.create_revision, kv.mod_revision, kv.lease)) for kv in kvs]
 
 
 def decode_event(event: kv_pb2.Event) -> Change:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 from functools import lru_cache
+from typing import NamedTuple
 
 ROOT = "/gpupool/v1/"
 AGENTS = ROOT + "agents/"
@@ -163,43 +164,84 @@ def allocation_prefix(name: str) -> str:
 
 
 _Known = dict[str, str]
-_Field = tuple[int, re.Pattern[str], _Known | None]  # where it stands, its rule, and those that were found good
 _NAMES_KEPT = 100_000
 _HOSTS: _Known = {}  # the same names stand in most keys, and are kept once
 _UNITS: _Known = {}
-# By first segment and number of segments: where the word stands that tells kinds apart, and the kind by that word.
-_SHAPES: dict[tuple[str, int], tuple[int, dict[str, tuple[Kind, tuple[_Field, ...]]]]] = {}
+
+
+class _Name(NamedTuple):
+    """What a name in a key must be like; and those that were found good, if they are kept."""
+
+    rule: re.Pattern[str]
+    known: _Known | None
+
+    def good(self, text: str) -> str | None:
+        """The name, the same object for one that is known; None: it is none."""
+        if self.known is None:
+            return text if self.rule.fullmatch(text) else None
+        found = self.known.get(text)
+        if found is None and self.rule.fullmatch(text):
+            found = text
+            if len(self.known) < _NAMES_KEPT:
+                self.known[text] = text
+        return found
+
+
+class _Below(NamedTuple):
+    """What may follow a stem, which is a key without its last part: a word that tells kinds apart, or a name."""
+
+    words: dict[str, Kind]
+    kind: Kind | None
+    name: _Name
+
+
+_ANY, _UNIT_NAME = _Name(_NAME, None), _Name(_UNIT, _UNITS)
+_RULES = {"{host}": _Name(_NAME, _HOSTS), "{unit}": _UNIT_NAME}
+_FIELDS: dict[tuple[str, int], dict[int, _Name]] = {}  # the names in a stem, by its first part and how many it has
+_STEMS: dict[tuple[str, ...], _Below] = {}  # by its parts, each name as ""
 for _kind in Kind:
-    _segments = _kind.value.split("/")
-    _fields = tuple(
-        (n, _UNIT if s == "{unit}" else _NAME, {"{host}": _HOSTS, "{unit}": _UNITS}.get(s))
-        for n, s in enumerate(_segments)
-        if s[0] == "{"
-    )
-    _word = max(n for n, s in enumerate(_segments) if s[0] != "{")  # no kind has more than one beside its first
-    _shape = _SHAPES.setdefault((_segments[0], len(_segments)), (_word, {}))
-    assert _shape[0] == _word
-    _shape[1][_segments[_word]] = _kind, _fields
+    *_parts, _last = _kind.value.split("/")
+    _names = {n: _RULES.get(part, _ANY) for n, part in enumerate(_parts) if part[0] == "{"}
+    assert _FIELDS.setdefault((_parts[0] if _parts else "", len(_parts)), _names).keys() == _names.keys()
+    _shape = tuple("" if n in _names else part for n, part in enumerate(_parts))
+    _below = _STEMS.setdefault(_shape, _Below({}, None, _ANY))
+    if _last[0] == "{":
+        assert not _below.words
+        _STEMS[_shape] = _Below({}, _kind, _RULES.get(_last, _ANY))
+    else:
+        assert _below.kind is None
+        _below.words[_last] = _kind
+
+_Stem = tuple[_Below, tuple[str, ...]]  # and the names in it
+_before: list[tuple[str, _Stem | None]] = [("", None)]  # the stem that was read last: most come several times in a row
 
 
 def parse(key: str) -> tuple[Kind, tuple[str, ...]] | None:
     """What `key` is and the ids in it, or None for a key that is not ours (or of a later version)."""
-    if not key.startswith(ROOT):
+    stem, _, last = key.rpartition("/")
+    before = _before[0]
+    if before[0] != stem:
+        before = _before[0] = stem, _stem(stem)
+    if (found := before[1]) is None:
         return None
-    found = key[len(ROOT) :].split("/")
-    shape = _SHAPES.get((found[0], len(found)))
-    meant = shape[1].get(found[shape[0]]) if shape is not None else None
-    if meant is None:
+    below, ids = found
+    if below.kind is None:
+        kind = below.words.get(last)
+        return (kind, ids) if kind is not None else None
+    name = below.name.good(last)
+    return (below.kind, (*ids, name)) if name is not None else None
+
+
+def _stem(stem: str) -> _Stem | None:
+    if not f"{stem}/".startswith(ROOT):
         return None
+    parts = stem[len(ROOT) :].split("/") if len(stem) >= len(ROOT) else []
     ids = []
-    for n, rule, known in meant[1]:
-        text = found[n]
-        if known is not None and (same := known.get(text)) is not None:
-            ids.append(same)
-            continue
-        if not rule.fullmatch(text):
+    for n, name in _FIELDS.get((parts[0] if parts else "", len(parts)), {}).items():
+        found = name.good(parts[n])
+        if found is None:
             return None
-        ids.append(text)
-        if known is not None and len(known) < _NAMES_KEPT:
-            known[text] = text
-    return meant[0], tuple(ids)
+        ids.append(found)
+        parts[n] = ""
+    below = _STEMS.get(tuple(parts))
+    return (below, tuple(ids)) if below is not None else None

@@ -37,6 +37,7 @@ __all__ = ["EVENTS_KEPT", "FINAL", "Arrival", "Mirror"]
 _log = logging.getLogger(__name__)
 
 TURN = 200  # records between two looks at what else there is to do
+FILLED = 1000  # the same, where nothing is known yet
 FINAL = frozenset((job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED))
 Arrival = tuple[int, str]  # the revision at which a job was written, and its id: the same order on every replica
 Listener = Callable[[Kind, Ids], None]
@@ -260,18 +261,13 @@ class Mirror:
     async def _fill(self, snapshot: Snapshot) -> None:
         """For the first time: what was there before is no news."""
         arrived: dict[int, list[str]] = {}
-        for number, kv in enumerate(snapshot.items):
-            if number % TURN == 0:
-                await asyncio.sleep(0)
-            parsed = keys.parse(kv.key)
-            if parsed is None or parsed[0] not in TYPES:
-                continue
-            kind, ids = parsed
-            self._records.put(kind, ids, kv)
-            if kind is Kind.JOB_SPEC:
-                arrived.setdefault(kv.create_revision, []).append(ids[0])
-            for listener in self._listeners[kind]:
-                listener(kind, ids)
+        for begin in range(0, len(snapshot.items), FILLED):
+            await asyncio.sleep(0)
+            for kind, ids, kv in self._records.fill(snapshot.items[begin : begin + FILLED]):
+                if kind is Kind.JOB_SPEC:
+                    arrived.setdefault(kv.create_revision, []).append(ids[0])
+                for listener in self._listeners[kind]:
+                    listener(kind, ids)
         self._arrivals = []
         for number, revision in enumerate(sorted(arrived)):
             if number % TURN == 0:

@@ -95,6 +95,18 @@ class Records:
         self._kvs: dict[Kind, dict[Ids, KeyValue]] = {kind: {} for kind in TYPES}
         self._by_host: dict[Kind, dict[str, dict[Ids, None]]] = {kind: {} for kind in _BY_HOST}
 
+    def fill(self, items: Iterable[KeyValue]) -> Iterator[tuple[Kind, Ids, KeyValue]]:
+        """Take in those that are ours, of which there is nothing yet, and say what they are."""
+        for kv in items:
+            parsed = parse(kv.key)
+            if parsed is None or (kvs := self._kvs.get(parsed[0])) is None:
+                continue
+            kind, ids = parsed
+            kvs[ids] = kv
+            if kind in self._by_host:
+                self._index(self._by_host[kind], ids, there=True)
+            yield kind, ids, kv
+
     def put(self, kind: Kind, ids: Ids, kv: KeyValue | None) -> KeyValue | None:
         """Store this there, or nothing; returns what was."""
         kvs = self._kvs[kind]
@@ -110,7 +122,10 @@ class Records:
     @staticmethod
     def _index(hosts: dict[str, dict[Ids, None]], ids: Ids, *, there: bool) -> None:
         if there:
-            hosts.setdefault(ids[0], {})[ids] = None
+            if (found := hosts.get(ids[0])) is not None:
+                found[ids] = None
+            else:
+                hosts[ids[0]] = {ids: None}
             return
         del hosts[ids[0]][ids]
         if not hosts[ids[0]]:

@@ -71,7 +71,16 @@ def test_bad_host_names(name: str) -> None:
 @pytest.mark.parametrize(
     "key",
     ["", "/gpupool/v1/", "/gpupool/v2/leader", "/gpupool/v1/leader/x", "/gpupool/v1/jobs/j1/other", "leader",
-     "/gpupool/v1/hosts/h1/", "/gpupool/v1/hosts/../x", "/gpupool/v1/leader\n"],
+     "/gpupool/v1/hosts/h1/", "/gpupool/v1/hosts/../x", "/gpupool/v1/leader\n", "/gpupool/v1//leader",
+     "/gpupool/v1/agents//session", "/gpupool/v1", "/gpupool/v1/jobs/j1", "/gpupool/v1x/leader", "/gpupool/v1/hosts/"],
 )  # fmt: skip
 def test_foreign_keys_do_not_parse(key: str) -> None:
     assert keys.parse(key) is None
+
+
+@given(st.lists(st.sampled_from(sorted(BUILT)), min_size=2))
+def test_what_was_read_before_changes_nothing(paths: list[str]) -> None:
+    for path in paths:
+        key, kind, ids = BUILT[path]
+        assert keys.parse(key) == (kind, ids)
+        assert keys.parse(key + "/x") is None
