@@ -25,6 +25,7 @@ from .core.failover.fence import intent_noted, lost_unseen, unwatched
 from .core.state import events
 from .core.state.books import Claim
 from .core.state.cluster import Cluster
+from .core.state.tables import JobState
 from .core.step import step
 from .mirror.records import Ids, Stored, by_kind
 
@@ -97,6 +98,7 @@ def loading(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) ->
         host = cluster.hosts[name]
         if host.fact is None and host.session:
             lost_unseen(cluster, host, words.get(name), now)
+            yield
     intent_noted(cluster)
     if cluster.brake is None:  # it may have been armed again, with much still lost, while nobody led
         consider(cluster, now)
@@ -172,6 +174,8 @@ def _load_job(cluster: Cluster, job_id: str, spec: KeyValue | None, status: KeyV
         return
     job = read_job(job_id, spec.value, spec.create_revision)
     restore_status(job, job_pb2.JobStatus.FromString(status.value))
+    if job.state is JobState.PENDING:  # its agent will read all of it
+        records_pb2.JobRecord.FromString(spec.value)
     cluster.jobs[job.id] = job
     cluster.books.on_record(job)
     cluster.enqueue(job)

@@ -223,6 +223,8 @@ def _told(kind: Kind, ids: Ids, kv: KeyValue, record: Message | None) -> events.
     if kind is Kind.INVENTORY:
         return events.InventoryChanged(ids[0], read_inventory(kv.value))
     if kind is Kind.JOB_SPEC:
+        if record is None:
+            records_pb2.JobRecord.FromString(kv.value)  # its agent will read all of it
         return events.JobSubmitted(read_job(ids[0], kv.value, kv.create_revision))
     if kind not in FACTS:
         return None

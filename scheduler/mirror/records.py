@@ -97,14 +97,15 @@ class Records:
 
     def fill(self, items: Iterable[KeyValue]) -> Iterator[tuple[Kind, Ids, KeyValue]]:
         """Take in those that are ours, of which there is nothing yet, and say what they are."""
+        known, indexed = self._kvs, self._by_host
         for kv in items:
             parsed = parse(kv.key)
-            if parsed is None or (kvs := self._kvs.get(parsed[0])) is None:
+            if parsed is None or (kvs := known.get(parsed[0])) is None:
                 continue
             kind, ids = parsed
             kvs[ids] = kv
-            if kind in self._by_host:
-                self._index(self._by_host[kind], ids, there=True)
+            if kind in indexed:
+                self._index(indexed[kind], ids, there=True)
             yield kind, ids, kv
 
     def put(self, kind: Kind, ids: Ids, kv: KeyValue | None) -> KeyValue | None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from gpupool.store import keys
+from gpupool.store.port import KeyValue
 from gpupool.store.types import TYPES
 from gpupool.v1 import brief_pb2, inventory_pb2, job_pb2, records_pb2
+from scheduler.codec import decode
 from scheduler.codec.decode_hosts import read_allocation
 from scheduler.codec.decode_jobs import read_job
+from scheduler.core.state.cluster import Cluster
+from scheduler.load import load
 
 BRIEF = "Brief"
 _BYTES, _MESSAGE = FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_MESSAGE
@@ -76,3 +81,18 @@ def test_an_allocation_has_of_its_job_what_the_repeated_spec_says() -> None:
     found = read_allocation(brief, job)
     assert found == read_allocation(brief, None)
     assert (found.hugepage_size_kib, found.whole_host, found.cores) == (2048, True, ((0, 1),))
+
+
+@pytest.mark.parametrize("state", [None, job_pb2.JOB_STATE_PENDING])
+def test_a_job_that_no_agent_could_read_is_left_alone(state: job_pb2.JobState.ValueType | None) -> None:
+    """Though what is damaged is nothing that the core minds."""
+    value = records_pb2.JobRecord(spec=job_pb2.JobSpec(image="i", env={"A": "xyz"})).SerializeToString()
+    value = value.replace(b"xyz", b"x\xffz")
+    read_job("j1", value, 1)
+    stored = [KeyValue(keys.job_spec("j1"), value, 2, 2)]
+    if state is not None:
+        stored.append(KeyValue(keys.job_status("j1"), job_pb2.JobStatus(state=state).SerializeToString(), 3, 3))
+    assert decode.fact(stored[0].key, stored[0]) is None
+    cluster = Cluster()
+    load(cluster, stored, 9.0)
+    assert not cluster.jobs

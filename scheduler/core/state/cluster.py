@@ -282,6 +282,8 @@ class Cluster:
     @staticmethod
     def account(host: Host, allocation: Allocation, *, taken: bool) -> None:
         """Count cores and memory of an allocation as taken, or as free again."""
+        if not host.nodes:
+            return  # as while all is loaded
         sign = 1 if taken else -1
         for node_id, memory_mib in zip(allocation.nodes, allocation.memory_mib, strict=True):
             node = host.nodes.get(node_id)
