@@ -118,12 +118,12 @@ def _inventory_changed(cluster: Cluster, host: Host, fact: InventoryFact | None,
     for pages in fact.hugepages if fact is not None else ():
         if pages.node in host.nodes:
             host.nodes[pages.node].hugepages[pages.size_kib] = pool_of(pages)
-    for allocation_id in sorted(host.allocations):
-        allocation = cluster.allocations[allocation_id]
+    there = [cluster.allocations[allocation_id] for allocation_id in sorted(host.allocations)]
+    for allocation in there:
         allocation.pages_seen = bool(allocation.hugepage_size_kib) and allocation.state in MAY_HAVE_PAGES
         cluster.account(host, allocation, taken=True)  # all else about it stands
-    for allocation_id in sorted(host.allocations):
-        _release_if_clean(cluster, host, cluster.allocations[allocation_id])
+    for allocation in there:
+        _release_if_clean(cluster, host, allocation)
     cluster.touch(host)
     _inventory_ready(cluster, host, now)
 
