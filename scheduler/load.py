@@ -31,7 +31,9 @@ from .mirror.records import Ids, Stored, by_kind
 
 _log = logging.getLogger(__name__)
 
-TURN = 100  # records between two looks at what else there is to do; an inventory takes as long as ten of others
+# Records between two looks at what else there is to do. An inventory takes as long as ten of others. To renew a lease
+# takes several looks, and on a machine that others load each lasts many times the CPU time that these records take.
+TURN = 50
 
 
 class UnreadableDecisionError(StoreError):
