@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -43,6 +44,9 @@ def still() -> Iterator[None]:
     gc.disable()
     try:
         yield
+    except BaseException as exc:  # what was made is to go, and not to be kept by how it ended
+        traceback.clear_frames(exc.__traceback__)
+        raise
     finally:
         if gc.get_count()[0] > MANY:
             gc.freeze()

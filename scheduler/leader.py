@@ -128,6 +128,8 @@ class Leader:
             raise errors.exceptions[0] from None
         finally:
             await self._power.close()
+            # At once: it is large, and this object is in cycles, which nobody collects in a large cluster (heap.py).
+            self.cluster, self._placer, self._specs = Cluster(policy=self.cluster.policy), Placer(), {}
 
     async def _load(self, feed: Feed) -> None:
         """Everything, as this replica's mirror has it: as of this term's begin or later, so nobody else has decided."""

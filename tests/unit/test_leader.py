@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -107,6 +108,40 @@ async def test_a_large_cluster_is_read_in_turns() -> None:
     task.cancel()
     assert len(cluster.jobs) == 300
     assert turns >= 3
+
+
+def clusters() -> int:
+    """How many there are."""
+    return sum(isinstance(one, Cluster) and bool(one.jobs) for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+@virtual_time
+async def test_what_a_leader_knew_goes_with_its_term(loaded: bool, lost: bool) -> None:
+    """Though nobody collects what is in a cycle: in a large cluster each term would leave all of it behind."""
+    pool = Pool()
+    for number in range(300):
+        await pool.submit(f"j{number}")
+    gc.collect()
+    before = clusters()
+    gc.disable()
+    try:
+        async with leading(pool, pool.store) as task:
+            for _ in range(1000):
+                await asyncio.sleep(0)
+                if clusters() > before:
+                    break
+            if loaded:
+                await until(lambda: bool(pool.status("j7").state))
+            if lost:
+                await new_term(pool)
+                await asyncio.sleep(1)
+            else:
+                task.cancel()
+        assert clusters() == before
+    finally:
+        gc.enable()
 
 
 @virtual_time
