@@ -159,6 +159,15 @@ def test_a_fence_device_proves_it(whatif: Whatif) -> None:
     assert found["notes"] == []
 
 
+def test_a_fence_device_of_another_machine_proves_nothing(whatif: Whatif) -> None:
+    real = SCRIPT.replace("host h2 4xa100", "host h2 4xa100 simulated=no")
+    found = whatif("--lose-host", "h2", script=real, policy=Policy(powered={"h2": Device(machine="m7")}))
+    must = "an operator must confirm it (--confirm-dead)"
+    assert found["notes"] == [f"nothing proves that the VMs of h2 are dead: {must}"]
+        "nothing proves that the VMs of h2 are dead: an operator must confirm it (--confirm-dead)"
+    ]
+
+
 def test_a_brake_is_told(whatif: Whatif) -> None:
     policy = Policy(brake=BrakePolicy(hosts=2))
     found = whatif("--lose-rack", "rack=r*", policy=policy)
@@ -354,6 +363,7 @@ TOO_MUCH = {"spec": {"numa": 1e400}}
         (json.dumps(HEAD).replace('"revision": 1', f'"revision": {"1" * 5000}'), "now.json: Exceeds the limit"),
         (json.dumps(HEAD | {"records": {}}), "records: a list is wanted"),
         (json.dumps(HEAD | {"powered": [1]}), "powered: a list of hosts is wanted"),
+        (json.dumps(HEAD | {"machines": {"h1": 1}}), "machines: ids by host are wanted"),
         (json.dumps(HEAD | {"policy": {"brake": {"share": 7}}}), "now.json: policy: brake.share is 7"),
         (json.dumps(HEAD | {"records": [1]}), "records[0]: a mapping with key, created and value is wanted"),
         (json.dumps(HEAD | {"records": [{"key": "x"}]}), "records[0]: this gpupool knows no key 'x'"),
