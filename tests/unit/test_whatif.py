@@ -164,8 +164,6 @@ def test_a_fence_device_of_another_machine_proves_nothing(whatif: Whatif) -> Non
     found = whatif("--lose-host", "h2", script=real, policy=Policy(powered={"h2": Device(machine="m7")}))
     must = "an operator must confirm it (--confirm-dead)"
     assert found["notes"] == [f"nothing proves that the VMs of h2 are dead: {must}"]
-        "nothing proves that the VMs of h2 are dead: an operator must confirm it (--confirm-dead)"
-    ]
 
 
 def test_a_brake_is_told(whatif: Whatif) -> None:
