@@ -48,6 +48,7 @@ class _Round:
     ceiling_s: float
     leader_mib: float
     cpu_s: Mapping[str, float]  # by process, from the first submission to the last placement
+    ceiling_cpu_s: float  # of etcd alone
 
 
 async def run(
@@ -68,6 +69,7 @@ async def run(
     cpu += [
         Row(f"of that, {name}", "us", [1e6 * one.cpu_s[name] / jobs for one in done]) for name in sorted(done[0].cpu_s)
     ]
+    cpu += [Row("etcd's alone, for the same writes", "us", [1e6 * one.ceiling_cpu_s / jobs for one in done])]
     return [
         Row(f"submit to acknowledged, {jobs} jobs", "jobs/s", [jobs / one.accepted_s for one in done], ceiling, limit),
         Row(f"submit to placed, {jobs} jobs, {_hosts(jobs)} hosts", "jobs/s", [jobs / one.placed_s for one in done],
@@ -81,7 +83,7 @@ def _in_words(done: _Round, jobs: int) -> str:
     cpu = ", ".join(f"{name} {1e6 * used / jobs:.0f}" for name, used in sorted(done.cpu_s.items()))
     return (
         f"accepted in {done.accepted_s:.2f} s, placed {done.placed_s:.2f} s, etcd alone {done.ceiling_s:.2f} s; "
-        f"us of CPU a job: {cpu}"
+        f"us of CPU a job: {cpu}; etcd's alone {1e6 * done.ceiling_cpu_s / jobs:.0f}"
     )
 
 
@@ -104,13 +106,15 @@ async def _round(jobs: int, replicas: int, ask: str) -> _Round:
             used = {name: cpu_s - before[name] for name, cpu_s in _cpu_s(cluster).items()}
         used["leader"] = used.pop(leader)
         used |= {"standby": sum(used.pop(name) for name in cluster.replicas if name != leader)}
+        idle_s = proc.cpu_s(cluster.etcd.pid)
         ceiling_s = await _ceiling(store, jobs)
+        ceiling_cpu_s = proc.cpu_s(cluster.etcd.pid) - idle_s
         leader_mib = proc.rss_mib(cluster.replicas[leader].pid)
         await store.close()
     finally:
         await cluster.stop()
         remove_tree(folder)
-    return _Round(accepted_s, placed_s, ceiling_s, leader_mib, used)
+    return _Round(accepted_s, placed_s, ceiling_s, leader_mib, used, ceiling_cpu_s)
 
 
 async def _servers(cluster: EmbeddedCluster, ask: str) -> str:

@@ -111,6 +111,7 @@ class Leader:
         self._inbox: list[Sequence[News]] = []
         self._news = asyncio.Event()
         self._alarmed: dict[str, float] = {}
+        self._more = False  # as many were placed in this turn as may be, so others may be in the next
         self._history = History(seen)
         self._power = Acting(power or {}, why_not=self._why_not_off, wall=wall, news=self._news)
 
@@ -170,10 +171,12 @@ class Leader:
 
     async def _place(self, now: float) -> None:
         """Up to PLACED jobs, a few at a time: others run in between, and nothing that they do reaches the cluster."""
+        self._more = False
         for _ in range(PLACED // AT_ONCE):
             if self._placer.place(self.cluster, now, AT_ONCE) < AT_ONCE:
                 return
             await asyncio.sleep(0)
+        self._more = True
 
     async def _drain(self) -> None:
         inbox, self._inbox = self._inbox, []
@@ -262,6 +265,10 @@ class Leader:
         if len(self.cluster.jobs) <= CHECK_LIMIT and (broken := violations(self.cluster)):
             raise InvariantBrokenError("; ".join(broken))
         dirty = self.cluster.take_dirty()
+        if self._more:  # who waits for the next turn only is written with what that decides
+            fresh = {job_id for job_id in dirty.jobs if (job := self.cluster.jobs.get(job_id)) and job.as_submitted}
+            dirty.jobs -= fresh
+            self.cluster.dirty.jobs |= fresh
         await self._write_all(self._batches(self._job_groups(dirty)), now)
         await self._write_all(self._batches(self._host_groups(dirty)), now)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -16,7 +17,7 @@ from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.policy import Policy
 from scheduler.election import Term, TermLostError
-from scheduler.leader import Leader
+from scheduler.leader import PLACED, Leader
 from scheduler.load import load_in_turns
 from scheduler.mirror.mirror import Mirror
 from scheduler.replica import Replica
@@ -284,6 +285,34 @@ async def test_of_many_writes_one_is_under_way_and_what_is_retracted_spoils_no_o
         assert list(status.attempts[-1].units) == list(allocation.units)
     held = [(a.host, unit) for a in pool.allocations() for unit in a.units]
     assert len(held) == len(set(held))
+
+
+@virtual_time
+async def test_who_is_placed_in_the_next_turn_is_written_once() -> None:
+    """More jobs than one turn places: the others are not put on record as pending for a moment."""
+    pool, jobs = Pool(), [f"j{n:04}" for n in range(PLACED + 60)]
+    store = HookedStore(pool.backend)
+    hosts = [f"h{n:03}" for n in range(len(jobs) // 8)]  # not enough for all
+    written: Counter[str] = Counter()
+
+    async def slowly(ops: Sequence[Op], commit: Commit) -> Committed:
+        written.update(op.key for op in ops if op.key.startswith(keys.JOBS))
+        await asyncio.sleep(1.0 if keys.job_status("first") in {op.key for op in ops} else 0.0)
+        return await commit()
+
+    for host in hosts:
+        await pool.join(host, gpus=8)
+    store.on_commit = slowly
+    async with leading(pool, store):
+        await until(lambda: all(pool.host(host).state == records_pb2.HOST_STATE_READY for host in hosts))
+        await pool.submit("first")
+        await asyncio.sleep(0.5)  # while that is being written
+        for n in range(0, len(jobs), 100):
+            await pool.put(*[Put(keys.job_spec(job), spec_of_job()) for job in jobs[n : n + 100]])
+        await until(lambda: all(pool.status(job).submitted_s for job in jobs))
+    waiting = [job for job in jobs if pool.status(job).state == job_pb2.JOB_STATE_PENDING]
+    assert len(waiting) == len(jobs) + 1 - 8 * len(hosts)
+    assert set(written.values()) == {1}
 
 
 def spec_of_job() -> bytes:

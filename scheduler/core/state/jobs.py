@@ -149,6 +149,12 @@ class Job:
         return self.state in FINAL_JOB_STATES
 
     @property
+    def as_submitted(self) -> bool:
+        """Whether nothing has become of it yet: whoever reads its spec alone knows as much."""
+        untouched = not (self.attempt_count or self.message or self.not_before_s or self.ending or self.hold)
+        return untouched and self.state is JobState.PENDING and self.cancel_reason is None
+
+    @property
     def lost(self) -> bool:
         """Whether its last VM that ran at all was lost with its host; tries that did not start since change nothing."""
         return _lost(self.attempts)
