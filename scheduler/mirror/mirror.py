@@ -263,7 +263,8 @@ class Mirror:
         arrived: dict[int, list[str]] = {}
         for begin in range(0, len(snapshot.items), FILLED):
             await asyncio.sleep(0)
-            for kind, ids, kv in self._records.fill(snapshot.items[begin : begin + FILLED]):
+            minded = {Kind.JOB_SPEC, *(kind for kind, listeners in self._listeners.items() if listeners)}
+            for kind, ids, kv in self._records.fill(snapshot.items[begin : begin + FILLED], minded):
                 if kind is Kind.JOB_SPEC:
                     arrived.setdefault(kv.create_revision, []).append(ids[0])
                 for listener in self._listeners[kind]:

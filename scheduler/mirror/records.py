@@ -7,7 +7,7 @@ time; who needs it often keeps what he needs of it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -95,8 +95,8 @@ class Records:
         self._kvs: dict[Kind, dict[Ids, KeyValue]] = {kind: {} for kind in TYPES}
         self._by_host: dict[Kind, dict[str, dict[Ids, None]]] = {kind: {} for kind in _BY_HOST}
 
-    def fill(self, items: Iterable[KeyValue]) -> Iterator[tuple[Kind, Ids, KeyValue]]:
-        """Take in those that are ours, of which there is nothing yet, and say what they are."""
+    def fill(self, items: Iterable[KeyValue], minded: Collection[Kind]) -> Iterator[tuple[Kind, Ids, KeyValue]]:
+        """Take in those that are ours, of which there is nothing yet; returns those of the kinds that are minded."""
         known, indexed = self._kvs, self._by_host
         for kv in items:
             parsed = parse(kv.key)
@@ -106,7 +106,8 @@ class Records:
             kvs[ids] = kv
             if kind in indexed:
                 self._index(indexed[kind], ids, there=True)
-            yield kind, ids, kv
+            if kind in minded:
+                yield kind, ids, kv
 
     def put(self, kind: Kind, ids: Ids, kv: KeyValue | None) -> KeyValue | None:
         """Store this there, or nothing; returns what was."""
