@@ -19,6 +19,7 @@ from gpupool.v1 import brief_pb2, job_pb2, records_pb2
 from .codec.decode import UNREADABLE, fact_of, failover_of, last_word, restore_cluster, restore_host, restore_shares
 from .codec.decode_hosts import read_allocation
 from .codec.decode_jobs import read_job, restore_status
+from .codec.sound import contradiction, newest
 from .core.failover.ahead import bring_back
 from .core.failover.brake import consider
 from .core.failover.fence import intent_noted, lost_unseen, unwatched
@@ -69,20 +70,25 @@ async def in_turns(work: Iterator[None]) -> None:
             await asyncio.sleep(0)
 
 
-def load(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) -> None:
+def load(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) -> dict[str, str]:
     """Rebuild a fresh `cluster` from everything that is stored: first what the leader decided, then the facts.
 
-    Raises UnreadableDecisionError for a host or an allocation that cannot be read. A job of which that is true is left
-    alone: neither started again nor given up.
+    Raises UnreadableDecisionError for a host or an allocation that cannot be read. A job of which that is true, or
+    whose record contradicts itself, is left alone: neither started again nor given up. Returns these, with what is
+    wrong.
     """
-    deque(loading(cluster, items, now), maxlen=0)
+    aside: dict[str, str] = {}
+    deque(loading(cluster, items, now, aside), maxlen=0)
+    return aside
 
 
-def loading(cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float) -> Iterator[None]:
-    """As `load`, and yields after each record."""
+def loading(
+    cluster: Cluster, items: Iterable[KeyValue] | Stored, now: float, aside: dict[str, str] | None = None
+) -> Iterator[None]:
+    """As `load`, and yields after each record. `aside` is told which jobs are left alone."""
     stored = items if isinstance(items, dict) else by_kind(items)
     _know_intents(cluster, stored)
-    fresh = yield from _load_decisions(cluster, stored)
+    fresh = yield from _load_decisions(cluster, stored, {} if aside is None else aside)
     bring_back(cluster, now)
     words = {ids[0]: last_word(kv) for ids, kv in stored.pop(Kind.GUARD, ())}
     for ids, kv in stored.get(Kind.SESSION, ()):
@@ -117,8 +123,10 @@ def _know_intents(cluster: Cluster, stored: Stored) -> None:
                 cluster.host(event.host).intent = event.intent
 
 
-def _load_decisions(cluster: Cluster, stored: Stored) -> Generator[None, None, list[tuple[Ids, KeyValue]]]:
-    """Restore hosts, jobs and allocations; returns the specs of jobs that no leader has seen."""
+def _load_decisions(
+    cluster: Cluster, stored: Stored, aside: dict[str, str]
+) -> Generator[None, None, list[tuple[Ids, KeyValue]]]:
+    """Restore hosts, jobs and allocations; returns the specs of jobs no leader has seen. `aside`: as above."""
     for ids, kv in stored.pop(Kind.HOST, ()):
         with _decision(kv.key):
             host = cluster.host(ids[0])
@@ -142,11 +150,17 @@ def _load_decisions(cluster: Cluster, stored: Stored) -> Generator[None, None, l
         specs[ids] = kv
         if len(specs) % TURN == 0:  # seldom: it is done at once
             yield
+    attempts: dict[str, int] = {}  # the last that an allocation is of, by job
+    for number, (ids, _) in enumerate(stored.get(Kind.ALLOCATION, ())):
+        attempts.update([newest(attempts, ids[1])])
+        if number % TURN == 0:
+            yield
     for ids, kv in stored.pop(Kind.JOB_STATUS, ()):
         try:
-            _load_job(cluster, ids[0], specs.pop(ids, None), kv)
+            _load_job(cluster, ids[0], specs.pop(ids, None), kv, attempts.get(ids[0], 0))
         except UNREADABLE as exc:
-            _log.error("leaving job %s alone: its spec or status is unreadable (%r)", ids[0], exc)
+            aside[ids[0]] = _why_alone(kv.key, exc)
+            _log.error("leaving job %s alone: %s", ids[0], aside[ids[0]])
         yield
     for _, kv in stored.pop(Kind.ALLOCATION, ()):
         try:  # as `_decision`, which takes a tenth as long again
@@ -171,11 +185,27 @@ def _unreadable(key: str, exc: Exception) -> UnreadableDecisionError:
     )
 
 
-def _load_job(cluster: Cluster, job_id: str, spec: KeyValue | None, status: KeyValue) -> None:
+class _ContradictionError(ValueError):
+    """A record that can be read, and cannot be so."""
+
+
+def _why_alone(key: str, exc: Exception) -> str:
+    if isinstance(exc, _ContradictionError):
+        said = f"{key} contradicts itself: {exc}; it was damaged, or written by hand"
+        return (
+            f"{said}. It is neither started nor given up, and what runs of it runs on; mend the key, then let "
+            "another replica lead"
+        )
+    return f"its spec or status is unreadable: {key} ({exc!r})"
+
+
+def _load_job(cluster: Cluster, job_id: str, spec: KeyValue | None, status: KeyValue, allocated: int) -> None:
     if spec is None:
         return
     job = read_job(job_id, spec.value, spec.create_revision)
     restore_status(job, job_pb2.JobStatus.FromString(status.value))
+    if wrong := contradiction(job, allocated):
+        raise _ContradictionError(wrong)
     if job.state is JobState.PENDING:  # its agent will read all of it
         records_pb2.JobRecord.FromString(spec.value)
     cluster.jobs[job.id] = job

@@ -60,6 +60,7 @@ class Life:
     policy: Policy | None
     pace: Pace
     cluster: Cluster = field(init=False)
+    aside: dict[str, str] = field(init=False)  # jobs that are left alone, and why
     world: World = field(init=False)
     agents: Agents = field(init=False)
     brakes: list[str] = field(default_factory=list)  # why the brake went on
@@ -72,7 +73,7 @@ class Life:
     _explained: dict[tuple[Request, Lane], Explanation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.cluster = _loaded(self.dump, self.path, self.policy)
+        self.cluster, self.aside = _loaded(self.dump, self.path, self.policy)
         self.world = World(self.cluster, self.dump.at_s)
         self.agents = Agents(self.world, self.pace)
         self.agents.session = max((item.create_revision for item in self.dump.items), default=0)
@@ -201,7 +202,7 @@ class Life:
         }
 
 
-def _loaded(dump: Dump, path: Path, policy: Policy | None) -> Cluster:
+def _loaded(dump: Dump, path: Path, policy: Policy | None) -> tuple[Cluster, dict[str, str]]:
     if policy is None:
         try:
             policy = read_policy(dump.policy, path)[0]
@@ -210,12 +211,12 @@ def _loaded(dump: Dump, path: Path, policy: Policy | None) -> Cluster:
     powered = {name: Device(machine=dump.machines.get(name, "")) for name in sorted(dump.powered)}
     cluster = Cluster(policy=replace(policy, powered=powered, keep_finished_s=0.0))
     try:
-        load(cluster, dump.items, dump.at_s)
+        aside = load(cluster, dump.items, dump.at_s)
     except UnreadableDecisionError as error:
         raise InvalidSpec([f"{path}: {error}"]) from None
     cluster.take_dirty()
     cluster.take_log()
-    return cluster
+    return cluster, aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,7 @@ def _notes(after: Life) -> list[str]:
         notes.append("the brake is still on at the end: what was lost is not restarted; look further ahead")
     unproven = [name for name in after.unproven() if after.cluster.hosts[name].allocations]
     must = "an operator must confirm it (--confirm-dead)"
+    notes += [f"job {job} has no part in this: {why}" for job, why in sorted(after.aside.items())]
     return notes + [f"nothing proves that the VMs of {name} are dead: {must}" for name in unproven]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.plants_agent import AGENT
 from tests.mutants.plants_clocks import CLOCKS
+from tests.mutants.plants_damaged import DAMAGED
 from tests.mutants.plants_demands import DEMANDS
 from tests.mutants.plants_drain import DRAIN
 from tests.mutants.plants_gangs import GANGS
@@ -23,5 +24,5 @@ from tests.mutants.plants_victims import VICTIMS
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM, *PACKING, *VICTIMS,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM, *PACKING, *VICTIMS, *DAMAGED,
 )  # fmt: skip
