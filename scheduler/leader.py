@@ -209,6 +209,7 @@ class Leader:
             self.cluster.pending.next_due_s(),
             self.cluster.books.timers.next_s(),
             self._preempter.due_s,
+            self._placer.due_s,
             next_power_s(self.cluster, now),
             brake_s,
         )

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from .core.failover.brake import LOSSES_KEPT
-from .core.state.policy import Policy
+from .core.state.policy import CONSERVATIVE, EASY, MOST_KEPT, BackfillPolicy, Policy
 
 SECTIONS = {
     "brake": "brake",
@@ -166,6 +166,7 @@ _BOUNDS: dict[str, Callable[[Any], str]] = {
     "starts_at_once": _between(0, 10_000, "0 to 10000 are possible; 0 means any number"),
     "keep_finished_s": _none_or(60.0, 31_536_000.0, "60 to 31536000 seconds are possible; 0: finished jobs stay"),
     "fair_share.half_life_s": _none_or(60.0, 31_536_000.0, "60 to 31536000 seconds are possible; 0: no memory"),
+    "backfill.mode": lambda mode: "" if mode in (EASY, CONSERVATIVE) else f"{EASY} or {CONSERVATIVE} is wanted",
     "backfill.reservations": _between(0, 100, "0 to 100 are possible; 0: any job may pass any other"),
     "brake.hosts": _none_or(2, 1_000_000, _EVERY),
     "brake.share": _between(0.0, 1.0, "it is a part of all hosts, such as 0.34 for a third; 0 for no such bound"),
@@ -188,6 +189,11 @@ def _contradictions(policy: Policy, given: _Given) -> Iterator[tuple[int, str]]:
         )
     if not policy.flap.losses and "flap.window_s" in given:
         yield given["flap.window_s"][1], "flap.window_s means nothing with flap.losses 0"
+    if policy.backfill.conservative and policy.backfill.reservations != BackfillPolicy().reservations:
+        yield (
+            given["backfill.reservations"][1],
+            f"backfill.reservations belongs to mode {EASY}; {CONSERVATIVE} keeps places for the first {MOST_KEPT}",
+        )
     for key in ("domain_label", "warn"):
         if not kept.hosts and given.get(f"failover.{key}", ("", 0))[0]:
             yield given[f"failover.{key}"][1], f"failover.{key} means nothing with failover.hosts 0; set it to 1"

@@ -52,6 +52,7 @@ class Placer:
     free: FreeUnits = field(default_factory=FreeUnits)
     values: Valuation = field(default_factory=Valuation)
     alike: Alike = field(default_factory=Alike)
+    due_s: float | None = None  # when to look for places for more of those that wait
     barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
 
     def begin(self, cluster: Cluster) -> Iterator[None]:
@@ -80,6 +81,7 @@ class Placer:
         if len(first) < kept:
             self.hopeless.clear()  # somebody else may have what was kept, or need it kept anew
         placed = sum(self._try(cluster, job, case(cluster, job), now) for job in first)
+        turns, self.due_s = backfill.Round(), None
         full: set[tuple[Request, Lane]] = set()  # shapes for which a queue, or one of its users, has no room left
         for job_id, request in cluster.pending.offers(self.hopeless, cluster.share, full):
             job = cluster.jobs[job_id]
@@ -92,16 +94,13 @@ class Placer:
             done = self._try(cluster, job, mine, now, asked=True)
             placed += done
             if not done:
-                backfill.reserve(cluster, job, now)
-                if self.barred:  # until a claim ends, which is told by nobody
-                    full.update({(request, job.lane)} if mine is None else ())
-                elif isinstance(request, Party):
-                    self._gang_waits(cluster, job, request)
-                elif mine is not None:  # others of its shape may be luckier
-                    self.own.hopeless.add(mine)
-                    self.admission.own_affair(job)
-                elif not self.admission.out(cluster, job):
-                    self.hopeless.add(request)
+                kept = backfill.reserve(cluster, job, now, turns)
+                if turns.over:  # nobody who comes later may take what this one is to have
+                    self.due_s = now + backfill.LATER_S
+                    break
+                if kept and cluster.policy.backfill.conservative:
+                    continue  # another of its shape may have a place kept too
+                self._waits(cluster, job, request, mine, full)
                 continue
             if placed >= limit:
                 break
@@ -115,6 +114,20 @@ class Placer:
         if job.terms.member is not None:
             return gang_place.place(self, cluster, job, now)
         return int((asked or not cluster.books.queues.refusal(job)) and self._place(cluster, job, mine, now))
+
+    def _waits(
+        self, cluster: Cluster, job: Job, shape: Request, mine: Case | None, full: set[tuple[Request, Lane]]
+    ) -> None:
+        """Those just like it need not be asked for now."""
+        if self.barred:  # until a claim ends, which is told by nobody
+            full.update({(shape, job.lane)} if mine is None else ())
+        elif isinstance(shape, Party):
+            self._gang_waits(cluster, job, shape)
+        elif mine is not None:  # others of its shape may be luckier
+            self.own.hopeless.add(mine)
+            self.admission.own_affair(job)
+        elif not self.admission.out(cluster, job):
+            self.hopeless.add(shape)
 
     def _gang_waits(self, cluster: Cluster, job: Job, shape: Party) -> None:
         """Gangs just like it need not be asked until something is set free."""

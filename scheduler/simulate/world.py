@@ -126,6 +126,7 @@ class World:
             cluster.pending.next_due_s(),
             cluster.books.timers.next_s(),
             self._preempter.due_s,
+            self._placer.due_s,
             next_power_s(cluster, self.now),
             brake_s,
             *claims,

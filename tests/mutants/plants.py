@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.plants_agent import AGENT
+from tests.mutants.plants_backfill import BACKFILLS
 from tests.mutants.plants_clocks import CLOCKS
 from tests.mutants.plants_damaged import DAMAGED
 from tests.mutants.plants_demands import DEMANDS
@@ -24,5 +25,5 @@ from tests.mutants.plants_victims import VICTIMS
 
 ALL_MUTANTS = (
     *AGENT, *GUARD, *DRAIN, *POLICIES, *PROMISES, *RESERVATION, *SCHEDULER, *STORE, *POWER_FENCING,
-    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM, *PACKING, *VICTIMS, *DAMAGED,
+    *DEMANDS, *LENT, *GANGS, *SIMULATE, *CLOCKS, *TWINS, *RECLAIM, *PACKING, *VICTIMS, *DAMAGED, *BACKFILLS,
 )  # fmt: skip

@@ -7,7 +7,9 @@ from random import Random
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from scheduler.core.queueing.backfill import LATER_S, NEW
 from scheduler.core.state import limits
+from scheduler.core.state.policy import CONSERVATIVE, EASY, MOST_KEPT
 from scheduler.core.state.tables import JobState
 from tests.golden.runner import Player
 
@@ -25,7 +27,21 @@ SUBMITS = st.lists(
 def test_the_first_starts_by_when_its_place_is_free(
     hosts: list[int], submits: list[tuple[int, int, int, int]], seed: int
 ) -> None:
+    _kept(hosts, submits, seed, EASY)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(2, 4), min_size=2, max_size=4), SUBMITS, st.integers(0, 10**6))
+@example([4, 4], [(0, 3, 30, 0), (0, 3, 60, 0), (1, 4, 0, 0), (1, 4, 0, 0), (2, 1, 0, 0)], 0)
+def test_each_that_has_a_place_starts_by_when_it_is_free(
+    hosts: list[int], submits: list[tuple[int, int, int, int]], seed: int
+) -> None:
+    _kept(hosts, submits, seed, CONSERVATIVE)
+
+
+def _kept(hosts: list[int], submits: list[tuple[int, int, int, int]], seed: int, mode: str) -> None:
     player, rng = Player(), Random(seed)
+    player.play(f"policy backfill.mode={mode}")
     for n, gpus in enumerate(hosts):
         player.play(f"host h{n} {gpus}xa100")
     promised: dict[str, float] = {}
@@ -38,7 +54,7 @@ def test_the_first_starts_by_when_its_place_is_free(
         waited = {job.id for job in player.cluster.jobs.values() if job.state is JobState.PENDING}
         player.play("run")
         jobs, claims = player.cluster.jobs, player.cluster.books.claims
-        assert sum(bool(claim.at_s) for claim in claims.values()) <= 1
+        assert mode == CONSERVATIVE or sum(bool(claim.at_s) for claim in claims.values()) <= 1
         begun = [job for job in map(jobs.__getitem__, waited) if job.state is not JobState.PENDING]
         for job, by_s in list(promised.items()):
             if jobs[job].state is JobState.PENDING:
@@ -46,7 +62,8 @@ def test_the_first_starts_by_when_its_place_is_free(
             if jobs[job].state is not JobState.PENDING or job not in claims:
                 del promised[job]
         for job, claim in claims.items():
-            if any(other.priority > jobs[job].priority for other in begun):
+            mine = -jobs[job].priority, jobs[job].arrival
+            if any((-other.priority, other.arrival) < mine for other in begun):
                 promised.pop(job, None)  # who comes before it may have taken that place
             else:
                 promised[job] = min(promised.get(job, claim.at_s), claim.at_s)
@@ -64,3 +81,36 @@ def _ends(player: Player, rng: Random) -> None:
             player.play(f"stopped {job.id}")
         elif not allocation.stop_reason and rng.random() < 0.02:
             player.play(f"end {job.id}")
+
+
+def test_no_more_places_are_looked_for_in_a_turn_than_may_and_nobody_passes_meanwhile() -> None:
+    hosts = NEW + 4
+    player = Player()
+    player.play("policy backfill.mode=conservative")
+    for n in range(hosts):
+        player.play(f"host h{n:02} 4xa100\nsubmit a{n:02} gpus=3 limit={100 + n}\nrun")
+    for n in range(hosts):
+        player.play(f"submit big{n:02} gpus=4")
+    player.play("submit passes gpus=1")
+    kept: list[int] = []
+    while not kept or player.placer.due_s is not None:
+        player.placer.place(player.cluster, player.now)
+        assert player.cluster.jobs["passes"].state is JobState.PENDING
+        kept.append(len(player.cluster.books.claims))
+        assert player.placer.due_s in (None, player.now + LATER_S)
+    assert kept == [NEW, hosts]
+    assert hosts <= MOST_KEPT
+
+
+def test_beyond_the_most_that_are_kept_jobs_may_pass() -> None:
+    player = Player()
+    player.play("policy backfill.mode=conservative")
+    for n in range(MOST_KEPT + 2):
+        player.play(f"host h{n:02} 4xa100\nsubmit a{n:02} gpus=3 limit={1000 + n}\nrun")
+    for n in range(MOST_KEPT + 1):
+        player.play(f"submit big{n:02} gpus=4")
+    player.play("submit passes")
+    for _ in range(MOST_KEPT // NEW + 2):
+        player.placer.place(player.cluster, player.now)
+    assert len(player.cluster.books.claims) == MOST_KEPT
+    assert player.cluster.jobs["passes"].state is JobState.STARTING

@@ -79,6 +79,12 @@ def test_what_is_left_out_is_as_by_default(tmp_path: Path, text: str) -> None:
         ("failover:\n  hosts: 2", "2: failover.hosts is 2; 0 or 1"),
         ("failover:\n  domain_label: rack", "2: failover.domain_label means nothing with failover.hosts 0"),
         ("failover:\n  hosts: 1\n  warn: 1", "3: failover.warn is '1'; true or false is wanted"),
+        ("backfill:\n  mode: slurm", "2: backfill.mode is slurm; easy or conservative is wanted"),
+        ("backfill:\n  mode: 1", "2: backfill.mode is '1'; a name is wanted"),
+        (
+            "backfill: {mode: conservative, reservations: 3}",
+            "1: backfill.reservations belongs to mode easy; conservative",
+        ),
         ("starts_at_once: -1", "1: starts_at_once is -1; 0 to 10000 are possible"),
         ("soft_guard_is_enough: yes please", "1: soft_guard_is_enough is 'yes please'; true or false is wanted"),
         ("starts_at_once: 1\nstarts_at_once: 2", "2: starts_at_once stands twice"),

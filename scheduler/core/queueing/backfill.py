@@ -3,13 +3,19 @@
 EASY backfill (Lifka, "The ANL/IBM SP Scheduling System", JSSPP 1995): later jobs may pass as long as they do not delay
 the first one. When a place will be free is known from declared limits of time: a VM is gone a grace after its limit. So
 only where all that must leave have limits can there be a reservation; others may well end sooner than nobody knows.
-With more `reservations` the first so many jobs have one each, on different hosts, which delays fewer of them (as
-conservative backfill, which gives one to all).
+With more `reservations` the first so many jobs have one each, on different hosts, which delays fewer of them.
+
+Conservative backfill (Mu'alem and Feitelson, "Utilization, Predictability, Workloads, and User Runtime Estimates in
+Scheduling the IBM SP2 with Backfilling", IEEE TPDS 12(6), 2001) gives one to all that wait, so that nobody delays
+anybody who comes before. Here: to the first MOST_KEPT of whom it is known when they could start, each on hosts of its
+own. No more than NEW are looked for in a turn; whoever comes after those waits for the next one.
 
 It keeps places (`claims.py`), and starts and stops nothing.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from ..fitting.fit import closed
 from ..gangs import backfill as gang_backfill
@@ -19,21 +25,36 @@ from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
 from .claims import ends, fits_without, owner, turn
 
+NEW = 8  # places that are looked for in a turn, if all that wait are to have one
+LATER_S = 1.0  # when to go on, if there are more
 HOSTS = 256  # that are looked at for one job, those first that may have GPUs enough the soonest
 _NEVER = float("inf")
 
 
-def reserve(cluster: Cluster, job: Job, now: float) -> None:
-    """The job, or its gang, fits nowhere now: keep it a place, if it is among the first that wait."""
-    allowed, claims = cluster.policy.backfill.reservations, cluster.books.claims
+@dataclass(slots=True)
+class Round:
+    """One turn's: how many places may still be looked for, and whether somebody was refused that."""
+
+    left: int = NEW
+    over: bool = False
+
+
+def reserve(cluster: Cluster, job: Job, now: float, turns: Round) -> bool:
+    """The job, or its gang, fits nowhere now: keep it a place, if it is among the first. Returns whether it has one."""
+    allowed, claims = cluster.policy.backfill.kept, cluster.books.claims
     mine, owners = owner(cluster, job.id), {owner(cluster, other): other for other in sorted(claims)}
     if not allowed or not cluster.books.limited or mine in owners:
-        return
+        return mine in owners
     timed = [other for other in owners.values() if claims[other].at_s]
     waiting = sorted(timed, key=lambda other: turn(cluster, cluster.jobs[other]))
     ahead = [other for other in waiting if turn(cluster, cluster.jobs[other]) < turn(cluster, job)]
     if len(ahead) >= allowed:
-        return
+        return False
+    if cluster.policy.backfill.conservative:
+        turns.over = turns.left <= 0
+        if turns.over:
+            return False
+        turns.left -= 1
     over = {owner(cluster, other) for other in waiting[allowed - 1 :]}  # it comes before these
     for other in [other for other in claims if owner(cluster, other) in over]:
         del claims[other]
@@ -41,6 +62,7 @@ def reserve(cluster: Cluster, job: Job, now: float) -> None:
         claims.update(gang_backfill.places(cluster, job, now))
     elif (found := estimate(cluster, job, now)) is not None:
         claims[job.id] = Claim(found[1], found[0])
+    return mine in {owner(cluster, other) for other in claims}
 
 
 def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+EASY, CONSERVATIVE = "easy", "conservative"
+MOST_KEPT = 50  # places that conservative backfill keeps: each is looked at anew in every turn
+
 
 @dataclass(frozen=True, slots=True)
 class BrakePolicy:
@@ -58,9 +61,23 @@ class PreemptionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class BackfillPolicy:
-    """How many of the first jobs that fit nowhere have a place kept, from declared limits of time; 0: none."""
+    """How many of the first jobs that fit nowhere have a place kept, from declared limits of time; 0: none.
 
-    reservations: int = 1
+    With the mode "conservative" each has one of whom it is known when it could start, up to MOST_KEPT.
+    """
+
+    mode: str = EASY
+    reservations: int = 1  # with the mode "easy"
+
+    @property
+    def conservative(self) -> bool:
+        """Whether nobody may delay any job that waits and comes before."""
+        return self.mode == CONSERVATIVE
+
+    @property
+    def kept(self) -> int:
+        """So many jobs at most have a place kept."""
+        return MOST_KEPT if self.conservative else self.reservations
 
 
 @dataclass(frozen=True, slots=True)
