@@ -19,7 +19,7 @@ from gpupool.store.port import Created, Put, Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
 from ..codec.decode_jobs import job_of
-from ..core.explain import explain
+from ..core.explain import explaining
 from ..core.state.events import JobSubmitted
 from ..core.state.policy import Policy
 from ..core.state.skew import answers
@@ -34,6 +34,7 @@ from ..submitting.named_jobs import NamedJobs
 from ..submitting.submission import SUBMIT_BATCH, Submission, accepted, element_id, elements_of, job_id_of, many, packed
 from ..submitting.validate import faults, faults_of_texts
 from ..submitting.validate_gang import gang_faults
+from ..turns import in_pauses
 from .explained import explained
 from .intents import ApiError, change_intent
 from .job_wishes import JobWishes, held
@@ -279,7 +280,8 @@ class JobsApi:
         job = view.cluster.jobs.get(job_id)
         if job is None:  # finished
             return scheduler_pb2.Explanation(id=job_id, state=shown.status.state, summary=_in_words(shown.status))
-        shape = explained(explain(view.cluster, job, self._wall(), lambda: view.reserve))
+        found = await in_pauses(explaining(view.cluster, job, self._wall(), lambda: view.reserve))
+        shape = explained(found)
         shape.id, shape.state = job_id, shown.status.state
         if shown.status.state == job_pb2.JOB_STATE_PENDING:
             await self._known.refresh()
@@ -297,7 +299,7 @@ class JobsApi:
         for one in reversed(elements_of(whole) if spec.gang.count else [whole]):
             job = job_of(one.job_id, one.record, self._mirror.revision + 1)
             step(cluster, JobSubmitted(job), now)
-        shape = explained(explain(cluster, job, now))
+        shape = explained(await in_pauses(explaining(cluster, job, now)))
         shape.state = job_pb2.JOB_STATE_PENDING
         shape.impossible.extend(self._known.impossible(spec))
         return shape

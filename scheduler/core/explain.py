@@ -11,8 +11,9 @@ from .fitting.fit import Fit, fit
 from .fitting.nearest import Miss, nearest
 from .fitting.own import asked, barred, case
 from .gangs import explain as gang_explain
-from .queueing import backfill, claims
+from .queueing import claims, forecast
 from .queueing.deadlines import lost
+from .queueing.sets import Work, done
 from .queueing.wait import JobWait, ignored, wait
 from .reservation.admission import kept_out
 from .reservation.reserve import Reserve
@@ -21,6 +22,8 @@ from .state.cluster import Cluster
 from .state.jobs import Job
 from .state.reasons import Reason, Refusal
 from .state.tables import HostState, JobState
+
+_FITS = 5  # hosts that are asked in the time of a try
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +36,24 @@ class Explanation:
     verdicts: tuple[tuple[str, Refusal | None], ...]
     wait: JobWait | None = None  # what keeps the job itself
     nearest: Miss | None = None  # the host that lacks least; None: one fits, or there is none
-    start_s: float = 0.0  # by when some host has room, by declared limits of time; 0: nobody knows
+    start_s: float = 0.0  # when it may start, by declared limits of time (forecast.py); 0: nobody knows
 
 
-def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None = None) -> Explanation:
+def explain(
+    cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None = None, *, ahead: bool = True
+) -> Explanation:
     """Explain the job's state at `now`; hosts are judged only while it is pending.
 
     `reserve` gives the reservation of this very cluster, as it is now, where somebody has it; else it is computed.
+    `ahead`: reckon when it may start, those ahead of it counted, which may take half a second.
     """
+    return done(explaining(cluster, job, now, reserve, ahead=ahead))
+
+
+def explaining(
+    cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None = None, *, ahead: bool = True
+) -> Work[Explanation]:
+    """As `explain`, with pauses, in which nothing may change the cluster."""
     if job.state is not JobState.PENDING:
         left = limits.in_words(job, now, lost=lost(cluster, job))
         told = f"{job.message or 'nothing to add'}{left}{_lost(cluster, job, now)}"
@@ -51,31 +64,34 @@ def explain(cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserv
         judged = gang_explain.judge(cluster, job, now)
         verdicts, hosts, words = judged.verdicts, judged.hosts, judged.words
     else:
-        verdicts = _verdicts(cluster, job, now, reserve)
+        verdicts = yield from _verdicts(cluster, job, now, reserve)
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
     summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts, words)
     if waits and job.message and waits[0] is not JobWait.HELD:
         summary += f" ({job.message})"
-    start = None if waits else backfill.estimate(cluster, job, now)
+    start = None if waits or not ahead else (yield from forecast.forecast(cluster, job, now))
     summary += (
-        backfill.in_words(start, now)
+        forecast.in_words(start, now)
         + claims.in_words(cluster, job)
         + ignored(cluster, job)
         + limits.in_words(job, now)
     )
     position = cluster.pending.position(job.id, cluster.share)
     near = nearest([(hosts[name], refusal) for name, refusal in verdicts], request, cluster.policy.starts_at_once)
-    start_s = start[0] if start else 0.0
+    start_s = start.at_s if start else 0.0
     return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near, start_s)
 
 
 def _verdicts(
     cluster: Cluster, job: Job, now: float, reserve: Callable[[], Reserve] | None
-) -> list[tuple[str, Refusal | None]]:
+) -> Work[list[tuple[str, Refusal | None]]]:
     """Each host's answer to the job."""
     request, mine, at_once = asked(cluster, job), case(cluster, job), cluster.policy.starts_at_once
-    outcomes = [(name, fit(cluster.hosts[name], request, at_once)) for name in sorted(cluster.hosts)]
+    outcomes: list[tuple[str, Fit | Refusal]] = []
+    for number, name in enumerate(sorted(cluster.hosts)):
+        outcomes.append((name, fit(cluster.hosts[name], request, at_once)))
+        yield int(number % _FITS == 0)
     if mine is not None:
         outcomes = [
             (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes

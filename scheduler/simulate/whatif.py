@@ -138,7 +138,7 @@ class Life:
         key = (job.request, job.lane)
         found = self._explained.get(key) if case(self.cluster, job) is None else None
         if found is None:
-            found = explain(self.cluster, job, self.world.now, self._room)
+            found = explain(self.cluster, job, self.world.now, self._room, ahead=False)
             if case(self.cluster, job) is None:
                 self._explained[key] = found
         counted = ", ".join(f"{count} {reason.name}" for reason, count in found.counts)

@@ -5,9 +5,23 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 PLACE, BACKFILL = "scheduler/core/place.py", "scheduler/core/queueing/backfill.py"
+FORECAST = "scheduler/core/queueing/forecast.py"
 SCENARIO, UNIT = "golden/test_golden.py::test_scenario[backfill_conservative]", "unit/test_backfill.py"
 
 BACKFILLS = (
+    Mutant(
+        "nobody ahead",
+        "the estimated start counts nobody who is ahead",
+        [Edit(FORECAST, "            yield from play.start(other, EACH)\n", "            pass\n")],
+        tests("unit/test_forecast.py::test_where_all_keep_to_their_limits_it_comes_out_so"),
+    ),
+    Mutant(
+        "at least, unsaid",
+        "where not all who are ahead are counted, nothing is said of it",
+        [Edit(FORECAST, "    if found.counted < found.ahead:\n", "    if False:\n")],
+        tests("unit/test_forecast.py::test_who_is_far_behind_is_told_at_least"),
+        fast=True,
+    ),
     Mutant(
         "conservative in name",
         "with conservative backfill only the first job has a place kept",

@@ -258,7 +258,7 @@ def _restart(play: _Play, lost: Allocation, job: Job, *, restartable: bool) -> R
     first = [f"only once an operator confirms that {lost.host} is dead"] if lost.host in play.unproven else []
     first += [f"not while {play.held}"] if play.held else []
     if found is None:
-        last = explain(play.cluster, job, play.now).summary
+        last = explain(play.cluster, job, play.now, ahead=False).summary
         return Restart(job.id, job.name, lost.id, lost.host, "", (), "; ".join([*first, last]), 0.0, restartable)
     after_s = 0.0 if first else placed_s + play.start_s - play.died_s
     reason = "; ".join(first)

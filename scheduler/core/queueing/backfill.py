@@ -76,7 +76,7 @@ def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None
     for at_s, name in soonest[:HOSTS]:
         if at_s == _NEVER or (best is not None and at_s >= best[0]):
             break
-        found_s = _free_s(cluster, cluster.hosts[name], job, now)
+        found_s = free_s(cluster, cluster.hosts[name], job, now)
         if found_s is not None and (best is None or (found_s, name) < best):
             best = found_s, name
     return best
@@ -94,7 +94,7 @@ def _enough_gpus_s(cluster: Cluster, host: Host, job: Job, now: float) -> float:
     return _NEVER
 
 
-def _free_s(cluster: Cluster, host: Host, job: Job, now: float) -> float | None:
+def free_s(cluster: Cluster, host: Host, job: Job, now: float) -> float | None:
     """When it can take the job; None: not when all have left that are known to leave."""
     leave = ends(cluster, host, now)
     gone: list[Allocation] = []
@@ -107,10 +107,3 @@ def _free_s(cluster: Cluster, host: Host, job: Job, now: float) -> float | None:
         if fits_without(cluster, host, job, gone):
             return at_s
     return None
-
-
-def in_words(found: tuple[float, str] | None, now: float) -> str:
-    """What is said of an estimate; "": there is none."""
-    if found is None or found[0] <= now:
-        return ""
-    return f"; by declared limits of time there is room on {found[1]} in {found[0] - now:.0f} s at the latest"

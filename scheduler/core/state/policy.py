@@ -66,8 +66,8 @@ class BackfillPolicy:
     With the mode "conservative" each has one of whom it is known when it could start, up to MOST_KEPT.
     """
 
-    mode: str = EASY
     reservations: int = 1  # with the mode "easy"
+    mode: str = EASY
 
     @property
     def conservative(self) -> bool:
