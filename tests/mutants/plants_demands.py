@@ -52,7 +52,7 @@ DEMANDS = (
     Mutant(
         "one job's luck is all of its shape's",
         "a job that its own history keeps out stops all others of its shape",
-        [Edit(PLACE, "                elif mine is not None:  # others", "                elif False:  # others")],
+        [Edit(PLACE, "        elif mine is not None:  # others", "        elif False:  # others")],
         tests("unit/test_rules.py"),
     ),
     Mutant(
