@@ -168,10 +168,12 @@ def unless_gone(sysfs: Sysfs, address: str, note: Note, read: Callable[[Note], F
     return function
 
 
-def outline_of(sysfs: Sysfs, address: str, note: Note, *, allow: Collection[Ids]) -> Function:
+def outline_of(
+    sysfs: Sysfs, address: str, note: Note, *, allow: Collection[Ids], with_resets: bool = False
+) -> Function:
     """What it takes to tell which functions matter: class, place and IOMMU group; of a bridge also its buses.
 
-    The ids only where they matter too.
+    The ids only where they matter too, and reset methods only `with_resets`.
     """
     base = f"{DEVICES}/{address}"
     vendor_id, device_id = _ids(sysfs, address, note) if allow else (0, 0)
@@ -186,6 +188,7 @@ def outline_of(sysfs: Sysfs, address: str, note: Note, *, allow: Collection[Ids]
         iommu_group=_group(sysfs, base, address, note),
         buses=_buses(sysfs, base) if may_bridge else None,
         resets_buses=may_bridge and "reset_subordinate" in sysfs.list(base),
+        reset_methods=reset_methods_of(Attributes(sysfs, base, address, note)) if with_resets else (),
         path=path.bridges,
         root_bus=path.root_bus,
         allowed=(vendor_id, device_id) in allow,

@@ -9,12 +9,10 @@ sources are asked here too, the bus numbers in the addresses and the kernel's ow
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from functools import partial
 
 from ..ports import Sysfs
 from . import pci
-from .attributes import Attributes, Note
 from .pci import DEVICES, Function, Ids
 from .pcitree import PciTree
 
@@ -30,7 +28,7 @@ def read_reach(sysfs: Sysfs, addresses: Collection[str], *, allow: Collection[Id
 
     def read(address: str) -> Function | None:
         if address not in found and address in listed:
-            read_it = partial(_read, sysfs, address, addresses, allow)
+            read_it = partial(pci.outline_of, sysfs, address, allow=allow, with_resets=address in addresses)
             outline = pci.unless_gone(sysfs, address, _silent, read_it)
             if outline is not None:
                 found[address] = outline
@@ -44,14 +42,6 @@ def read_reach(sysfs: Sysfs, addresses: Collection[str], *, allow: Collection[Id
         for other in sorted(_beside(sysfs, function, bridge, listed)) if function is not None else ():
             read(other)
     return PciTree(found[address] for address in sorted(found))
-
-
-def _read(sysfs: Sysfs, address: str, ours: Collection[str], allow: Collection[Ids], note: Note) -> Function:
-    outline = pci.outline_of(sysfs, address, note, allow=allow)
-    if address not in ours:
-        return outline
-    found = Attributes(sysfs, f"{DEVICES}/{address}", address, note)
-    return replace(outline, reset_methods=pci.reset_methods_of(found))
 
 
 def _beside(sysfs: Sysfs, function: Function, bridge: Function | None, listed: Collection[str]) -> Iterator[str]:
