@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from .failover.power import told
 from .fitting.fit import Fit, fit
-from .fitting.nearest import Miss, nearest
+from .fitting.nearest import Miss, least, misses
 from .fitting.own import asked, barred, case
 from .gangs import explain as gang_explain
 from .queueing import claims, forecast
 from .queueing.deadlines import lost
-from .queueing.sets import Work, done
+from .queueing.sets import PAUSE, Work, done
 from .queueing.wait import JobWait, ignored, wait
 from .reservation.admission import kept_out
 from .reservation.reserve import Reserve
@@ -23,7 +23,7 @@ from .state.jobs import Job
 from .state.reasons import Reason, Refusal
 from .state.tables import HostState, JobState
 
-_FITS = 5  # hosts that are asked in the time of a try
+_FITS = 2  # hosts that are asked in the time of a try
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def explaining(
         verdicts, hosts, words = judged.verdicts, judged.hosts, judged.words
     else:
         verdicts = yield from _verdicts(cluster, job, now, reserve)
+    yield PAUSE
     counts = Counter(refusal.reason for _, refusal in verdicts if refusal is not None)
     ranked = tuple(sorted(counts.items(), key=lambda item: (-item[1], item[0].value)))
     summary = waits[1] if waits else _summary(cluster, job, ranked, verdicts, words)
@@ -78,9 +79,13 @@ def explaining(
         + limits.in_words(job, now)
     )
     position = cluster.pending.position(job.id, cluster.share)
-    near = nearest([(hosts[name], refusal) for name, refusal in verdicts], request, cluster.policy.starts_at_once)
+    yield PAUSE
+    near: list[Miss] = []
+    for miss in misses([(hosts[name], refusal) for name, refusal in verdicts], request, cluster.policy.starts_at_once):
+        near.append(miss)
+        yield 1
     start_s = start.at_s if start else 0.0
-    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, near, start_s)
+    return Explanation(summary, position, ranked, tuple(verdicts), waits[0] if waits else None, least(near), start_s)
 
 
 def _verdicts(
@@ -96,6 +101,7 @@ def _verdicts(
         outcomes = [
             (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes
         ]
+    yield PAUSE
     kept = kept_out(cluster, job, [(name, found) for name, found in outcomes if isinstance(found, Fit)], reserve)
     kept |= claims.told(cluster, job, [name for name, found in outcomes if isinstance(found, Fit)], now)
     return [(name, found if isinstance(found, Refusal) else kept.get(name)) for name, found in outcomes]

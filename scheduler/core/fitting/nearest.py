@@ -89,11 +89,20 @@ _HOPE = {
 
 def nearest(hosts: Iterable[tuple[Host, Refusal | None]], request: Request, starts_at_once: int = 0) -> Miss | None:
     """The host that lacks least; none if there is no host, or one lacks nothing. Ties go to the first name."""
+    return least(misses(hosts, request, starts_at_once))
+
+
+def misses(hosts: Iterable[tuple[Host, Refusal | None]], request: Request, starts_at_once: int = 0) -> Iterator[Miss]:
+    """What those lack that come into question, one at a time; nothing, if one lacks nothing."""
     verdicts = sorted(hosts, key=lambda item: (_hope(item[1]), item[0].name))
-    if any(refusal is None for _, refusal in verdicts):
-        return None
-    misses = [Miss(host.name, lacks(host, request, starts_at_once, why)) for host, why in verdicts[:LOOKED_AT]]
-    return min(misses, key=lambda miss: (*_rank(miss.lacks), miss.host), default=None)
+    if not any(refusal is None for _, refusal in verdicts):
+        for host, why in verdicts[:LOOKED_AT]:
+            yield Miss(host.name, lacks(host, request, starts_at_once, why))
+
+
+def least(found: Iterable[Miss]) -> Miss | None:
+    """That of the host which comes nearest."""
+    return min(found, key=lambda miss: (*_rank(miss.lacks), miss.host), default=None)
 
 
 def _hope(refusal: Refusal | None) -> Hope:

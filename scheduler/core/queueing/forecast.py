@@ -32,7 +32,7 @@ AHEAD = 100  # jobs or gangs that are counted
 TRIES = 2000  # hosts at some moment that are tried, for all of them
 EACH = 32  # for each member of those that are ahead
 MINE = 512  # for the job itself
-_HOSTS, _SUMS = 10, 1000  # hosts whose VMs' ends are looked up, and sums that are made, in the time of a try
+_HOSTS, _SUMS = 2, 1000  # hosts whose VMs' ends are looked up, and sums that are made, in the time of a try
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class _Forecast:
         """The hosts, those first that may have so many GPUs the soonest."""
         if gpus not in self._orders:
             self._orders[gpus] = sorted((line.soonest_s(gpus), name) for name, line in self.lines.items())
-            yield 1 + len(self.lines) // (5 * _HOSTS)
+            yield 1 + len(self.lines) // 50
         return self._orders[gpus]
 
 
