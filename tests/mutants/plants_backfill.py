@@ -42,6 +42,18 @@ BACKFILLS = (
         tests(f"{UNIT}::test_no_more_places_are_looked_for_in_a_turn_than_may_and_nobody_passes_meanwhile"),
     ),
     Mutant(
+        "all wait for who is looked at",
+        "jobs of which nobody knows when they could start keep all that come later from starting",
+        [
+            Edit(
+                BACKFILL,
+                "        turns.over = turns.left <= 0\n",
+                "        turns.over = min(turns.left, turns.looks) <= 0\n",
+            )
+        ],
+        tests(f"{UNIT}::test_of_whom_nothing_is_known_others_do_not_wait"),
+    ),
+    Mutant(
         "one of a shape",
         "with conservative backfill only the first job of a shape has a place kept",
         [
@@ -57,7 +69,7 @@ BACKFILLS = (
     Mutant(
         "as many places as there are jobs",
         "places are looked for in one turn for all that wait",
-        [Edit(BACKFILL, "        turns.left -= 1\n", "")],
+        [Edit(BACKFILL, "    turns.left -= kept\n", "")],
         tests(f"{UNIT}::test_no_more_places_are_looked_for_in_a_turn_than_may_and_nobody_passes_meanwhile"),
     ),
 )

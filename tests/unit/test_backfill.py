@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.queueing.backfill import LATER_S, NEW
+from scheduler.core.queueing.backfill import LATER_S, LOOKS, NEW
 from scheduler.core.state import limits
 from scheduler.core.state.policy import CONSERVATIVE, EASY, MOST_KEPT
 from scheduler.core.state.tables import JobState
@@ -114,3 +114,16 @@ def test_beyond_the_most_that_are_kept_jobs_may_pass() -> None:
         player.placer.place(player.cluster, player.now)
     assert len(player.cluster.books.claims) == MOST_KEPT
     assert player.cluster.jobs["passes"].state is JobState.STARTING
+
+
+def test_of_whom_nothing_is_known_others_do_not_wait() -> None:
+    """More shapes than are looked at in a turn, each too large for ever; something is set free before each turn."""
+    player = Player()
+    player.play("policy backfill.mode=conservative\nhost h1 4xa100\nhost h2 4xa100")
+    player.play("submit a gpus=3\nsubmit b gpus=3\nsubmit c limit=1000\nrun")
+    for n in range(2 * LOOKS):
+        player.play(f"submit big{n:02} gpus=4 cpus={n % 16 + 1} mib={64 + n}")
+    for n in range(3):
+        player.play(f"submit small{n} gpus=1 limit=10\nrun")
+        assert player.cluster.jobs[f"small{n}"].state is JobState.RUNNING
+        player.play(f"end small{n}")

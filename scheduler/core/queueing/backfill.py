@@ -8,14 +8,14 @@ With more `reservations` the first so many jobs have one each, on different host
 Conservative backfill (Mu'alem and Feitelson, "Utilization, Predictability, Workloads, and User Runtime Estimates in
 Scheduling the IBM SP2 with Backfilling", IEEE TPDS 12(6), 2001) gives one to all that wait, so that nobody delays
 anybody who comes before. Here: to the first MOST_KEPT of whom it is known when they could start, each on hosts of its
-own. No more than NEW are looked for in a turn; whoever comes after those waits for the next one.
+own. No more than NEW are kept anew in a turn; whoever comes after those waits for the next one.
 
 It keeps places (`claims.py`), and starts and stops nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..fitting.fit import closed
 from ..gangs import backfill as gang_backfill
@@ -25,7 +25,7 @@ from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
 from .claims import ends, fits_without, owner, turn
 
-NEW = 8  # places that are looked for in a turn, if all that wait are to have one
+NEW, LOOKS = 8, 16  # places that are kept anew in a turn, and looked for, if all that wait are to have one
 LATER_S = 1.0  # when to go on, if there are more
 HOSTS = 256  # that are looked at for one job, those first that may have GPUs enough the soonest
 _NEVER = float("inf")
@@ -33,10 +33,16 @@ _NEVER = float("inf")
 
 @dataclass(slots=True)
 class Round:
-    """One turn's: how many places may still be looked for, and whether somebody was refused that."""
+    """One turn's: how many places may still be kept anew, and looked for; and whether others are to wait for the next.
+
+    They wait only where places were found, of which there are so many at most: so nobody waits for ever. `known`: who
+    leaves a host when, by its name and version, as far as somebody has asked in this turn.
+    """
 
     left: int = NEW
+    looks: int = LOOKS
     over: bool = False
+    known: dict[tuple[str, int], list[tuple[float, Allocation]]] = field(default_factory=dict)
 
 
 def reserve(cluster: Cluster, job: Job, now: float, turns: Round) -> bool:
@@ -52,26 +58,29 @@ def reserve(cluster: Cluster, job: Job, now: float, turns: Round) -> bool:
         return False
     if cluster.policy.backfill.conservative:
         turns.over = turns.left <= 0
-        if turns.over:
+        if turns.over or turns.looks <= 0:
             return False
-        turns.left -= 1
+        turns.looks -= 1
     over = {owner(cluster, other) for other in waiting[allowed - 1 :]}  # it comes before these
     for other in [other for other in claims if owner(cluster, other) in over]:
         del claims[other]
     if job.terms.member is not None:
         claims.update(gang_backfill.places(cluster, job, now))
-    elif (found := estimate(cluster, job, now)) is not None:
+    elif (found := estimate(cluster, job, now, turns)) is not None:
         claims[job.id] = Claim(found[1], found[0])
-    return mine in {owner(cluster, other) for other in claims}
+    kept = mine in {owner(cluster, other) for other in claims}
+    turns.left -= kept
+    return kept
 
 
-def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None:
+def estimate(cluster: Cluster, job: Job, now: float, turns: Round | None = None) -> tuple[float, str] | None:
     """When a host can take the job at the latest, by declared limits, and which; None: nobody knows."""
+    turns = turns or Round()
     if job.terms.member is not None:
         return gang_backfill.estimate(cluster, job, now)
     taken = {claim.host for other, claim in cluster.books.claims.items() if other != job.id}
     hosts = [host for name, host in sorted(cluster.hosts.items()) if name not in taken and closed(host) is None]
-    soonest = sorted((_enough_gpus_s(cluster, host, job, now), host.name) for host in hosts)
+    soonest = sorted((_enough_gpus_s(cluster, host, job, now, turns), host.name) for host in hosts)
     best: tuple[float, str] | None = None
     for at_s, name in soonest[:HOSTS]:
         if at_s == _NEVER or (best is not None and at_s >= best[0]):
@@ -82,12 +91,15 @@ def estimate(cluster: Cluster, job: Job, now: float) -> tuple[float, str] | None
     return best
 
 
-def _enough_gpus_s(cluster: Cluster, host: Host, job: Job, now: float) -> float:
+def _enough_gpus_s(cluster: Cluster, host: Host, job: Job, now: float, turns: Round) -> float:
     """When it may have GPUs enough at the earliest, whatever else it lacks."""
     free = len(host.units.keys() - host.held.keys())
     if free >= job.request.gpus:
         return now
-    for at_s, allocation in ends(cluster, host, now):
+    key = host.name, host.version
+    if (leave := turns.known.get(key)) is None:
+        leave = turns.known[key] = ends(cluster, host, now)
+    for at_s, allocation in leave:
         free += len(allocation.units)
         if free >= job.request.gpus:
             return at_s
