@@ -27,6 +27,7 @@ from . import (
     start,
     store_commit,
     submit,
+    victims,
 )
 from .row import Row, as_json, print_table
 
@@ -44,6 +45,7 @@ BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "reservation": reservation.run,
     "packing": packing.run,
     "lifecycle": lifecycle.run,
+    "victims": victims.run,
 }
 
 

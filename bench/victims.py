@@ -1,6 +1,6 @@
 """How long the search for victims takes, and the longest that it keeps an event loop: the core alone, in CPU time.
 
-    python -m bench.victims [--hosts 10000]
+    python -m bench victims, or python -m bench.victims [--hosts 10000]
 
 A fleet of hosts with 8 GPUs, and some with 16, all full of jobs of one or two GPUs and of priority 0, and then one job
 or gang of a higher priority at a time: such as have victims, and such as must be told that nobody would do. The longest
