@@ -25,7 +25,7 @@ from gpupool.store.port import Change, Committed, Guard, KeyValue, LeaseNotFound
 __all__ = ["EtcdStore", "TlsFiles"]
 
 _LIST_TRIES = 5
-_LARGER, _PAGE_BYTES = 10, 2 * 1024 * 1024  # how much larger than the first a page may be; if its values are no more
+_LARGER, _PAGE_BYTES = 20, 4 * 1024 * 1024  # how much larger than the first a page may be; if its values are no more
 _DECODED = 1000  # keys between two looks at what else there is to do
 
 
@@ -34,7 +34,7 @@ class EtcdStore:
 
     `endpoints` are host:port of members, asked in turn when one fails. `timeout_s` bounds every call. `user` and
     `password` log in where etcd's auth is on; a certificate's common name needs neither. `max_ops` is the cluster's
-    --max-txn-ops, `page_keys` how many keys the first read of a list asks for (later ones: up to ten times as many). A
+    --max-txn-ops, `page_keys` how many keys the first read of a list asks for (later: up to 20 times as many). A
     watch hears from its peer within `silence_s` or moves to another connection. `probe_key` is any key that our role
     may read, present or not (see `renew`).
     """
