@@ -180,7 +180,7 @@ SCHEDULER = (
     ),
     Mutant(
         "one step leads on for all",
-        "a host that changed since it was asked is taken for one where only this job came",
+        "what changed on a host since it was asked is taken for what the job took",
         [
             Edit(ALIKE, "if state is None or version != host.version - 1:", "if state is None:"),
             Edit(ALIKE, "if found is None or found.fit is not given:", "if found is None:"),

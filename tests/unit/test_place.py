@@ -215,3 +215,19 @@ def test_a_placer_that_began_in_turns_decides_as_another() -> None:
                 step(cluster, event, now)
         assert clusters[0].allocations == clusters[1].allocations
     assert clusters[0].allocations
+
+
+def test_a_host_that_changed_since_it_was_asked_says_nothing_of_those_that_did_not() -> None:
+    """What it gave leads on to no state for the others, as more than that has changed on it."""
+    cluster, placer = fleet(), Placer()
+    for name, job in (("h1", "first-00"), ("h2", "first-04")):
+        host = cluster.hosts[name]
+        given = placer.alike.answer(host, SHAPES[0], placer.values).fit
+        assert given is not None
+        if name == "h1":
+            step(cluster, UnitReported(name, "u3", UnitReport(UnitState.DIRTY, host.session, "")), 2.0)
+        placer.bind(cluster, cluster.jobs[job], Choice(host, given), 2.0)
+    large = Request("img", 3, cpus=2)
+    for host in cluster.hosts.values():
+        found = fit(host, large)
+        assert placer.alike.answer(host, large, placer.values).fit == (found if isinstance(found, Fit) else None)
