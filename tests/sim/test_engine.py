@@ -137,10 +137,14 @@ def test_what_another_thread_logs_meanwhile_changes_no_bytes() -> None:
         logging.getLogger("agent.vms.calls").warning("a call that nobody waits for has ended")
         said_it.set()
 
+    def let_it_speak() -> None:
+        due.set()
+        said_it.wait()
+
     thread = threading.Thread(target=left_behind)
     thread.start()
     with World(2) as world:
-        world.at(5.0, lambda: (due.set(), said_it.wait()))
+        world.at(5.0, let_it_speak)
         toys.scenario(world)
         disturbed = world.digest()
     thread.join()
