@@ -37,8 +37,10 @@ def allocation_of(wire: records_pb2.Allocation) -> Allocation:
 
 def read_allocation(wire: brief_pb2.AllocationBrief, job: Job | None) -> Allocation:
     """An allocation as decided; its state starts at BOUND until a report says more. `job`: its own, where it is known,
-    whose spec is the one that is repeated here. Raises DecodeError.
+    whose spec is the one that is repeated here. Raises DecodeError, and ValueError if it contradicts itself.
     """
+    if len(wire.memory_mib_per_node) != len(wire.numa_nodes):
+        raise ValueError(f"memory of {len(wire.memory_mib_per_node)} nodes, and {len(wire.numa_nodes)} nodes")
     stops = wire.desired == records_pb2.DESIRED_STOP
     made = Allocation(
         wire.id,

@@ -76,6 +76,7 @@ def test_an_allocation_has_of_its_job_what_the_repeated_spec_says() -> None:
     spec.placement.apart["team"], spec.placement.whole_host = "*", True
     job = read_job("j1", records_pb2.JobRecord(spec=spec).SerializeToString(), 1)
     wire = records_pb2.Allocation(id="j1.1", job="j1", attempt=1, host="h1", session=3, spec=spec, numa_nodes=[0])
+    wire.memory_mib_per_node.append(64)
     wire.cores.add(threads=[0, 1])
     brief = brief_pb2.AllocationBrief.FromString(wire.SerializeToString())
     found = read_allocation(brief, job)

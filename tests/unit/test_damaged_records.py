@@ -18,10 +18,10 @@ from gpupool.cli.app import run
 from gpupool.errors import InvalidSpec
 from gpupool.store import keys
 from gpupool.store.port import KeyValue
-from gpupool.v1 import job_pb2
+from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core.invariants import violations
 from scheduler.core.state.cluster import Cluster
-from scheduler.load import load
+from scheduler.load import UnreadableDecisionError, load
 from scheduler.simulate.changes import Changes
 from scheduler.simulate.vms import Pace
 from scheduler.simulate.whatif import Question, answer
@@ -67,6 +67,17 @@ def damaged(items: dict[str, KeyValue], damage: Damage) -> list[KeyValue]:
     status = job_pb2.JobStatus.FromString(items[key].value)
     damage(status)
     return list((items | {key: KeyValue(key, status.SerializeToString(), 2, 2)}).values())
+
+
+def test_an_allocation_that_contradicts_itself_stops_the_leader_by_name() -> None:
+    """What is taken cannot be guessed; without it a unit would be given twice."""
+    items = records()
+    key = next(key for key in items if key.startswith(keys.ALLOCATIONS))
+    wire = records_pb2.Allocation.FromString(items[key].value)
+    wire.ClearField("memory_mib_per_node")
+    with pytest.raises(UnreadableDecisionError, match="memory of 0 nodes, and 2 nodes") as caught:
+        load(Cluster(), (items | {key: KeyValue(key, wire.SerializeToString(), 2, 2)}).values(), 2000.0)
+    assert key in str(caught.value)
 
 
 @pytest.mark.parametrize(("damage", "said"), DAMAGES)
@@ -126,7 +137,7 @@ def _mutated(value: Any, draw: st.DataObject) -> Any:
 BASE = json.loads("\n".join(dumpfile.lines(parts(list(records().values())))))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_dump_ends_in_anything_but_an_answer_or_a_refusal(tmp_path_factory: Any, data: st.DataObject) -> None:
     records_ = list(BASE["records"])
