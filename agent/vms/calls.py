@@ -1,8 +1,8 @@
-"""Blocking calls with a time limit, each in a thread that has no other.
+"""Blocking calls with a time limit, each in a thread of its own.
 
 A thread cannot be stopped, so a call that never answers keeps one. There is no pool that such calls could fill: only
-their number is limited, and beyond it new calls fail at once rather than add to the heap. A thread whose call has come
-back waits a while for another. The threads are daemons, so none keeps the agent from ending.
+their number is limited, and beyond it new calls fail at once rather than add to the heap. The threads are daemons, so
+none keeps the agent from ending.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from .errors import HypervisorError
 
 T = TypeVar("T")
 MAX_STUCK = 16
-IDLE_S = 10.0
 
 
 class Calls:
@@ -26,8 +24,6 @@ class Calls:
 
     def __init__(self, max_stuck: int = MAX_STUCK) -> None:
         self._max_stuck = max_stuck
-        self._lock = threading.Lock()
-        self._idle: list[SimpleQueue[Callable[[], None]]] = []  # of threads that wait for a call
         self.stuck = 0  # calls that were given up and have not returned
 
     async def run(
@@ -64,7 +60,7 @@ class Calls:
             with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle, result, error)
 
-        self._hand(work)
+        threading.Thread(target=work, name=f"gpupool-vm {what}", daemon=True).start()
         try:
             await asyncio.wait({future}, timeout=limit_s)
         finally:
@@ -74,26 +70,3 @@ class Calls:
         if given_up:
             raise HypervisorError(f"libvirt has not answered for {limit_s:g} s ({what})")
         return future.result()
-
-    def _hand(self, work: Callable[[], None]) -> None:
-        """To a thread that has nothing to do, else to a new one."""
-        with self._lock:
-            works = self._idle.pop() if self._idle else None
-        if works is None:
-            works = SimpleQueue()
-            threading.Thread(target=self._serve, args=(works,), name="gpupool-vm", daemon=True).start()
-        works.put(work)
-
-    def _serve(self, works: SimpleQueue[Callable[[], None]]) -> None:
-        while True:
-            try:
-                work = works.get(timeout=IDLE_S)
-            except Empty:
-                with self._lock:
-                    if works in self._idle:
-                        self._idle.remove(works)
-                        return
-                continue  # one is on its way
-            work()
-            with self._lock:
-                self._idle.append(works)

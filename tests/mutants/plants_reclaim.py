@@ -15,8 +15,8 @@ KEPT = (
 RECLAIM = (
     Mutant(
         "half a record counts",
-        "what the end of the agent's process cut short stays in the journal, before the next agent's first line",
-        [Edit("agent/work/journal.py", "        if self._torn:\n", "        if False:\n")],
+        "a record is written over the one before, so that half of it is what the next agent finds",
+        [Edit("agent/work/records.py", 'Path(f"{folder}/{name}.new")', 'Path(f"{folder}/{name}.json")')],
         tests("unit/test_records.py"),
     ),
     Mutant(

@@ -26,7 +26,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("this machine lets nobody mount a tmpfs")
     yield tmp_path
-    subprocess.run(["umount", "--lazy", tmp_path], check=True)  # the journal is open
+    subprocess.run(["umount", tmp_path], check=True)
 
 
 def fill(folder: Path) -> Path:
@@ -57,7 +57,7 @@ def test_ends_are_put_on_record_though_the_disk_is_full(small: Path) -> None:
 
 
 def test_other_errors_are_told(tmp_path: Path) -> None:
-    def broken(_: int, __: bytes) -> int:
+    def broken(_: Path, __: bytes) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     records = FileRecords(tmp_path, "b1", write=broken)

@@ -19,7 +19,7 @@ from ..fitting.own import failed_on
 from ..fitting.ranking import free_units
 from ..queueing.claims import owner
 from ..queueing.sets import Work, done
-from ..queueing.victims import Eligible, borrows, entitled, lower, on_host, within_loans
+from ..queueing.victims import Eligible, borrows, entitled, may_stop, on_host, within_loans
 from ..reservation.domains import ran_before
 from ..state.books import Claim
 from ..state.cluster import Cluster
@@ -51,8 +51,7 @@ def choose(cluster: Cluster, members: Sequence[Job]) -> Work[Rooms | None]:
         found = yield from _fewest(cluster, members, ask, hosts, lambda victim: borrows(cluster, job, victim, count))
         if found is not None:
             return found
-    both: Eligible = lambda v: lower(cluster, job, v) or borrows(cluster, job, v, count)  # noqa: E731
-    return (yield from _fewest(cluster, members, ask, hosts, both))
+    return (yield from _fewest(cluster, members, ask, hosts, lambda victim: may_stop(cluster, job, victim, count)))
 
 
 def made(cluster: Cluster, job: Job) -> int:

@@ -73,10 +73,9 @@ class _Line:
         host = without(self.host, [a for at_s, a in self.leave if at_s <= from_s])
         for began_s, ends_s, job, found in self.booked:
             if began_s < to_s and ends_s > from_s:
-                mib = (
-                    found.memory_mib if began_s <= from_s else tuple(0 for _ in found.memory_mib)
-                )  # others have it yet
-                join(host, replace(found, memory_mib=mib), job.id, job.request, job.labels)
+                late = began_s > from_s  # others have its memory yet
+                taken = replace(found, memory_mib=(0,) * len(found.memory_mib)) if late else found
+                join(host, taken, job.id, job.request, job.labels)
         return host
 
 

@@ -31,7 +31,7 @@ from .claims import fits_without, leaving, owner
 from .queue import Lane
 from .search import Found, search
 from .sets import Work, done
-from .victims import Eligible, Victims, borrows, entitled, lower, may_have_victims
+from .victims import Eligible, Victims, borrows, entitled, may_have_victims, may_stop
 
 HOSTS = 512  # where victims are looked for: those with the most free GPUs, where the fewest must leave
 HEADS = 4  # jobs that are looked at in one turn
@@ -142,8 +142,7 @@ def choose(cluster: Cluster, job: Job) -> Work[Found | None]:
         borrowed = yield from _fewest(cluster, job, free, lambda victim: borrows(cluster, job, victim))
         if borrowed is not None:
             return borrowed
-    both: Eligible = lambda victim: lower(cluster, job, victim) or borrows(cluster, job, victim)  # noqa: E731
-    return (yield from _fewest(cluster, job, free, both))
+    return (yield from _fewest(cluster, job, free, lambda victim: may_stop(cluster, job, victim)))
 
 
 def _fewest(cluster: Cluster, job: Job, hosts: Sequence[Host], eligible: Eligible) -> Work[Found | None]:

@@ -72,6 +72,11 @@ def borrows(cluster: Cluster, job: Job, victim: Job, count: int = 1) -> bool:
     return lent(cluster, victim.terms.queue, cluster.books.queues.used.get(victim.terms.queue, NOTHING))
 
 
+def may_stop(cluster: Cluster, job: Job, victim: Job, count: int = 1) -> bool:
+    """Whether the victim may be asked to stop for the job at all, by either rule."""
+    return lower(cluster, job, victim) or borrows(cluster, job, victim, count)
+
+
 def lent(cluster: Cluster, name: str, used: Amounts) -> bool:
     """Whether a queue that uses so much borrows; without a guarantee all that it has is borrowed."""
     queue = cluster.books.queues.known.get(name)
