@@ -38,7 +38,7 @@ run: $(READY)   ## the CLI from this tree: make run ARGS='jobs -o wide'
 
 test: setup     ## everything that CI runs
 	@$(MAKE) --no-print-directory lint types imports proto-check
-	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/pytest --durations=40
+	@GPUPOOL_SIM_SEEDS=$(SEEDS) $(BIN)/python tools/test_halves.py --durations=30
 	@$(MAKE) --no-print-directory wheel
 
 lint: $(READY)  ## ruff, and its formatter

@@ -1,6 +1,6 @@
-"""The many seeds: run beside the other tests, which mostly wait, on what these leave of the CPUs.
+"""The many seeds: run beside the other tests, on what these leave of the CPUs.
 
-GPUPOOL_SIM_SEEDS says how many (default 300). Whoever asks for the result waits at full speed: that test comes last.
+GPUPOOL_SIM_SEEDS says how many (default 300). The test that asks for the result comes last.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Seeds:
         self._process = subprocess.Popen(
             command, cwd=REPO, stdout=self._output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        self._be_nice(19)
+        with contextlib.suppress(OSError):  # no autogroup: it takes its share
+            Path(f"/proc/{self._process.pid}/autogroup").write_text("19")
 
     def result(self) -> tuple[int, str]:
         """Its exit code and what it printed, once it has ended."""
-        self._be_nice(0)
         code = self._process.wait()
         self._output.seek(0)
         return code, self._output.read()
@@ -45,10 +45,6 @@ class Seeds:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._output.close()
-
-    def _be_nice(self, value: int) -> None:
-        with contextlib.suppress(OSError):  # no autogroup: it takes its share
-            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(value))
 
 
 @pytest.hookimpl(trylast=True)
