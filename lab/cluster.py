@@ -96,15 +96,18 @@ class Cluster:
 
         Tried again where the emulator broke one. Raises HostError, or TimeoutError.
         """
-        chosen = names or tuple(self.hosts)
+        await asyncio.gather(*(self._rise(name) for name in names or self.hosts))
+
+    async def _rise(self, name: str) -> None:
         for attempt in range(BOOT_TRIES):
             try:
-                await self.boot(*chosen)
-                await asyncio.gather(*(self.start_agent(name) for name in chosen))
-                await self.ready(chosen)
+                await self.boot(name)
+                await self.start_agent(name)
+                await self.ready((name,))
             except (HostError, TimeoutError, ShellError):
-                if attempt == BOOT_TRIES - 1 or not self.broken():
+                if attempt == BOOT_TRIES - 1 or not self.hosts[name].broken:
                     raise
+                self._tell(f"lab: the emulator broke {name}; booting anew")
             else:
                 return
 
@@ -178,13 +181,18 @@ class Cluster:
         return (await self.hosts[name].run(f"cat {AGENT_LOG}", check=False)).text
 
     async def ready(self, names: Collection[str] = (), within_s: float = READY_S) -> None:
-        """Return when these hosts, or all, are READY and none of their units is left to prove. Raises TimeoutError."""
+        """Return when these hosts, or all, are READY and none of their units is left to prove.
+
+        Raises HostError if one ends or is broken by the emulator, or TimeoutError.
+        """
         began = time.monotonic()
         left = set(names or self.hosts)
         try:
             async with asyncio.timeout(within_s), self.client() as client:
                 while left:
                     self.check(left)
+                    if broken := sorted(left & self.broken().keys()):
+                        raise HostError(f"the emulator broke {', '.join(broken)}")
                     for found in await client.hosts():
                         if found.name in left and await self._settled(client, found):
                             left.remove(found.name)

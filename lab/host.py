@@ -111,6 +111,8 @@ class Host:
             async with asyncio.timeout(within_s):
                 while sum(word == "ready" for _, word in self._marks()) < boots:
                     self.check()
+                    if boots == 1 and self.broken:  # a later boot may follow on a kernel that a test made hang
+                        raise HostError(f"the emulator broke {self.name}: {self.broken}")
                     await asyncio.sleep(0.1)
         except TimeoutError:
             raise HostError(f"{self.name} is not ready after {within_s:g} s; {self._last_words()}") from None

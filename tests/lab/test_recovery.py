@@ -88,10 +88,7 @@ async def test_a_host_that_dies_and_an_operator_who_says_so(
     *_, lost, last = ended.status.attempts  # a guest that the emulator made too slow to start has been before
     assert (lost.host, lost.outcome, lost.evidence) == ("h2", job_pb2.OUTCOME_HOST_LOST, job_pb2.EVIDENCE_OPERATOR)
     assert last.host == "h1"
-    await unit_is(client, "h1", last.units[0], FREE)
-    await cluster.boot("h2")
-    await cluster.start_agent("h2")
-    await cluster.ready(["h2"])
+    await unit_is(client, "h1", last.units[0], FREE)  # h2 comes back before the next test, see Cluster.heal
 
 
 async def test_a_host_whose_kernel_hangs_is_reset_by_its_watchdog_and_its_vm_restarts_on_the_other_host(
