@@ -7,12 +7,14 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 from gpupool.store.keys import check_name
 
 from .inventory.pairing import Choice
 from .inventory.pci import canonical_address
+from .inventory.topology import MAX_CPU, cpu_list
 from .timing import Limits, Timing
 
 _IDS = re.compile(r"([0-9a-fA-F]{4}):([0-9a-fA-F]{4})")
@@ -64,6 +66,14 @@ class Config:
             raise ConfigError("--etcd: an endpoint is empty; write host:port,host:port")
         if not self.listen.rpartition(":")[2].isdecimal():
             raise ConfigError(f"--listen: {self.listen!r} is no host:port")
+        for option, value, least in (
+            ("--reset-timeout-s", self.reset_timeout_s, 1.0),
+            ("--scrub-timeout-s", self.scrub_timeout_s, 1.0),
+            ("--start-timeout-s", self.limits.start_timeout_s, 1.0),
+            ("--reserved-memory-mib", self.reserved_memory_mib, 0.0),
+        ):
+            if not least <= value < inf:  # nor nan
+                raise ConfigError(f"{option} {value:g}: {least:g} or more is wanted")
         if not self.images.is_dir():
             raise ConfigError(f"--images: {self.images} is no directory; build or fetch guest images into it")
         if self.volumes is not None and not self.volumes.is_dir():
@@ -135,14 +145,10 @@ def parse_labels(pairs: Iterable[str]) -> dict[str, str]:
 
 def parse_cpus(text: str) -> tuple[int, ...]:
     """Logical CPUs of "0-3,8". Raises ConfigError."""
-    cpus: set[int] = set()
-    try:
-        for part in filter(None, text.split(",")):
-            first, _, last = part.partition("-")
-            cpus.update(range(int(first), int(last or first) + 1))
-    except ValueError:
-        raise ConfigError(f"--reserved-cpus: {text!r} is no list like 0-3,8") from None
-    return tuple(sorted(cpus))
+    cpus = cpu_list(text)
+    if cpus is None:
+        raise ConfigError(f"--reserved-cpus: {text!r} is no list like 0-3,8 of CPUs from 0 to {MAX_CPU}")
+    return tuple(cpus)
 
 
 def parse_ids(texts: Iterable[str]) -> frozenset[tuple[int, int]]:

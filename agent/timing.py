@@ -34,7 +34,7 @@ class Timing:
     def __post_init__(self) -> None:
         if self.ttl_s < MIN_TTL_S:
             raise TimingError(f"ttl_s >= {MIN_TTL_S} is needed, as etcd grants no shorter leases: {self.ttl_s}")
-        if self.renew_s <= 0 or self.kill_margin_s < 1 or self.start_margin_s < 0:
+        if not (self.renew_s > 0 and self.kill_margin_s >= 1 and self.start_margin_s >= 0):  # nan is none of it
             raise TimingError(f"renew_s > 0, kill_margin_s >= 1 and start_margin_s >= 0 are needed: {self}")
         self._fit("2 * renew_s + kill_margin_s", 2 * self.renew_s, self.kill_margin_s)
         self._fit("renew_s + kill_margin_s + start_margin_s", self.renew_s, self.kill_margin_s, self.start_margin_s)

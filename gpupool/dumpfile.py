@@ -23,6 +23,7 @@ from gpupool.v1 import scheduler_pb2
 
 FORMAT, VERSION = "gpupool cluster dump", 1
 _LARGEST = 1 << 63
+_LATEST_S = 253_370_764_800  # the year 9999: beyond it there are no dates
 
 KINDS = TYPES.keys() - {Kind.FAILOVER, Kind.LEADER}
 
@@ -88,7 +89,7 @@ def read(path: Path) -> Dump:
             [f"{path}: version is {found.get('version')!r}, this gpupool reads {VERSION}; make the dump anew with it"]
         )
     faults: list[str] = []
-    at_s, revision = _number(found, "at_s", faults), _number(found, "revision", faults)
+    at_s, revision = _number(found, "at_s", faults, _LATEST_S), _number(found, "revision", faults)
     policy, powered, records = found.get("policy"), found.get("powered"), found.get("records")
     if not isinstance(policy, dict):
         faults.append("policy: a mapping is wanted")
@@ -105,11 +106,11 @@ def read(path: Path) -> Dump:
     return Dump(at_s, int(revision), json.dumps(policy), frozenset(powered or ()), machines, items)
 
 
-def _number(found: Mapping[str, Any], name: str, faults: list[str]) -> float:
+def _number(found: Mapping[str, Any], name: str, faults: list[str], largest: int = _LARGEST) -> float:
     value = found.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LARGEST:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < largest:
         return float(value)
-    faults.append(f"{name}: {value!r} is no number from 0")
+    faults.append(f"{name}: {value!r} is no number from 0 to {largest}")
     return 0.0
 
 

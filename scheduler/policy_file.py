@@ -62,7 +62,7 @@ def read_policy(text: str, path: Path) -> tuple[Policy, frozenset[str]]:
     """As `load_policy`, of a text that comes from `path`."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, RecursionError) as exc:
         raise PolicyFileError(path, [" " + " ".join(str(exc).split())]) from None
     reader = _Reader()
     policy = reader.policy(root)
@@ -125,8 +125,7 @@ class _Reader:
     def _value(self, path: str, default: Any, node: yaml.Node) -> dict[str, Any]:
         """The value under its own name, if it is one of the kind of `default`."""
         line = node.start_mark.line + 1
-        value = yaml.SafeLoader("").construct_object(node, deep=True) if isinstance(node, yaml.ScalarNode) else node
-        name, found = path.rpartition(".")[2], _converted(value, default)
+        name, found = path.rpartition(".")[2], _converted(node, default)
         if found is None:
             kind = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}[type(default)]
             self.faults.append((line, f"{path} is {_shown(node)}; {kind} is wanted"))
@@ -138,8 +137,15 @@ class _Reader:
         return {name: found}
 
 
-def _converted(value: Any, default: Any) -> Any:
-    """The value as the type of `default`, or None if it is of another kind."""
+def _converted(node: yaml.Node, default: Any) -> Any:
+    """The value as the type of `default`, or None if it is of another kind, or none that YAML can make."""
+    try:
+        return _typed(yaml.SafeLoader("").construct_object(node, deep=True), default)
+    except (yaml.YAMLError, ValueError, OverflowError):  # such as a date that is none, or a number of 400 digits
+        return None
+
+
+def _typed(value: Any, default: Any) -> Any:
     if isinstance(default, bool) or isinstance(value, bool):
         return value if isinstance(value, bool) and isinstance(default, bool) else None
     if isinstance(default, float):

@@ -16,6 +16,7 @@ from enum import StrEnum
 from gpupool.v1 import inventory_pb2
 
 from ..inventory.pci import VGA
+from ..inventory.sysfs import told
 from .nodes import PCI, Below, Disk, Root, below, last
 
 _RESOURCE = re.compile(r"/([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])/resource[0-9]")  # a BAR, mapped by a program
@@ -104,7 +105,7 @@ def members(root: Root, cgroup: str) -> frozenset[int]:
 
 def _brief(lines: list[str], most: int = 3) -> str:
     more = f" and {len(lines) - most} more" if len(lines) > most else ""
-    return "; ".join(lines[:most]) + more
+    return told("; ".join(lines[:most]) + more)
 
 
 # Processes

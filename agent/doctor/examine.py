@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from gpupool.v1 import inventory_pb2, scheduler_pb2
 
 from ..devices.blocking import in_own_thread
+from ..inventory.sysfs import told
 from . import bars, cpu, groups, host, iommu, memory, nics, store, units, vfio, virt
 from .facts import Context, Facts
 from .model import ANY, DEBIAN, OK, RHEL, UNKNOWN, Found, accepted, ok
@@ -93,7 +94,7 @@ def message(found: Found, facts: Facts) -> inventory_pb2.Finding:
     return inventory_pb2.Finding(
         check=found.check,
         level=found.level,
-        seen=found.seen,
+        seen=told(found.seen),
         risk=found.risk,
         fixes=_fixes(found),
         fixable=any(possible(remedy, facts.system, facts.root.read) for remedy in found.remedies),

@@ -69,6 +69,11 @@ class RealSysfs:
             os.close(file)
 
 
+def told(name: str) -> str:
+    """A name as it can be told: what `list` gives may have bytes that are no UTF-8, which no message takes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _read_up_to(file: int, limit: int, offset: int) -> bytes:
     """Read until the end or `limit`, a page at a time, as sysfs answers; less than a page is the end."""
     if offset:

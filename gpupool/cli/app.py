@@ -138,6 +138,9 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return 130
+    except UnicodeEncodeError as error:  # an argument that is no text has come as far as a message
+        click.echo(f"error: {error.object!r} is not text in UTF-8", err=True)
+        return 2
     except BrokenPipeError:  # `gpupool jobs | head`: nobody reads on, and Python must not flush at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

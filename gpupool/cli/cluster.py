@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,7 +23,11 @@ def cluster() -> None:
 
 @cluster.command(epilog=examples("gpupool cluster dump -o cluster.json", "gpupool simulate whatif cluster.json"))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write it to this file, not to stdout."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help='Write it to this file, not to stdout; "json", a format elsewhere, is no file.',
 )
 @connection_options
 def dump(output: Path | None) -> None:
@@ -32,7 +37,7 @@ def dump(output: Path | None) -> None:
     moment. Commands, environments, user data and what agents prove themselves with are left out.
     """
     with connect() as client:
-        if output is None:
+        if output is None or str(output) == "json":  # `./json` is a file
             for line in dumpfile.lines(client.dump()):
                 click.echo(line)
             sys.stdout.flush()
@@ -53,7 +58,8 @@ def _write(path: Path, parts: Iterable[scheduler_pb2.DumpPart]) -> int:
     except OSError as error:
         raise click.UsageError(f"-o {path}: {error.strerror}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return records
 
 

@@ -10,6 +10,7 @@ import click
 from gpupool.v1 import job_pb2
 
 from .jobs import parse_labels
+from .settings import COUNT
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 WITHIN = {
@@ -44,7 +45,7 @@ _OPTIONS = (
         help="Only GPUs of nvidia, amd, intel, or of a PCI vendor id such as 10de.",
     ),
     click.option(
-        "--gpu-memory-mib", type=click.IntRange(0), expose_value=False, callback=_keep,
+        "--gpu-memory-mib", type=COUNT, expose_value=False, callback=_keep,
         help="Only GPUs with at least this much memory.",
     ),
     click.option(
@@ -80,7 +81,7 @@ _OPTIONS = (
         help="No hosts with a VM whose job has this label, and none of these joins it later. Repeatable.",
     ),
     click.option(
-        "--max-failures-per-host", type=click.IntRange(0), metavar="N", expose_value=False, callback=_keep,
+        "--max-failures-per-host", type=COUNT, metavar="N", expose_value=False, callback=_keep,
         help="Do not use a host again where N attempts of this job failed; 0: use it last.",
     ),
 )  # fmt: skip

@@ -94,6 +94,8 @@ def doctor(host: str, show_all: bool, output: str, **options: object) -> int:
         with connect() as client:
             found = client.doctor(host)
     elif options["fix"]:
+        if output != "table":
+            raise click.UsageError(f"--fix prints a diff and commands, no {output}; leave -o out, or --fix")
         return subprocess.run(_command(options), check=False).returncode
     else:
         if wrong := [name for name in ("dry_run", "yes", "hugepages") if options[name]]:

@@ -10,7 +10,7 @@ from gpupool.v1 import records_pb2
 
 from . import failover_views as shown
 from .output import emit, examples, note, output_option, pairs, table
-from .settings import complete_host, connect, connection_options
+from .settings import COUNT, complete_host, connect, connection_options
 from .views import View
 
 LAST = 5
@@ -18,7 +18,7 @@ LAST = 5
 
 @click.command("report", epilog=examples("gpupool failover report gpu07", "gpupool failover report --last 0 -o json"))
 @click.argument("host", required=False, default="", shell_complete=complete_host)
-@click.option("--last", type=click.IntRange(min=0), default=LAST, show_default=True, help="So many; 0: all kept.")
+@click.option("--last", type=COUNT, default=LAST, show_default=True, help="So many; 0: all kept.")
 @output_option("table", "json", "yaml")
 @connection_options
 def report(host: str, last: int, output: str) -> None:

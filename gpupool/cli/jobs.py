@@ -21,10 +21,14 @@ STATES = tuple(name.removeprefix("JOB_STATE_").lower() for name in job_pb2.JobSt
 
 def parse_labels(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """`k=v`, several times, as a mapping."""
+    labels: dict[str, str] = {}
     for value in values:
-        if value.find("=") < 1:
+        name, equals, wanted = value.partition("=")
+        if not name or not equals:
             raise click.BadParameter(f"{value!r} is no label; write key=value")
-    return dict(value.split("=", 1) for value in values)
+        if labels.setdefault(name, wanted) != wanted:
+            raise click.BadParameter(f"{value!r}: {name}={labels[name]} stands there too, and no label has two values")
+    return labels
 
 
 @click.command(

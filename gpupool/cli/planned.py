@@ -14,11 +14,9 @@ from gpupool.errors import NotFound
 from gpupool.v1 import scheduler_pb2
 
 from . import host_views
-from .draining import Wish, begin, drain_all, goes_on, telling_what_goes_on
+from .draining import Watched, Wish, begin, drain_all, goes_on, telling_what_goes_on
 from .output import emit, examples, note, output_option, table
-from .settings import complete_host, connect, connect_async, connection_options, me
-
-COUNT = click.IntRange(min=0)
+from .settings import COUNT, Seconds, complete_host, connect, connect_async, connection_options, me
 
 
 @click.command(
@@ -38,7 +36,7 @@ COUNT = click.IntRange(min=0)
 @click.option("--wait-for-place", is_flag=True, help="Stop a VM only once another host could take its job now.")
 @click.option("--hosts-at-once", type=COUNT, default=0, metavar="K", help="Hosts drained at once (all).")
 @click.option("--no-wait", is_flag=True, help="Ask for it, and do not wait until it is done.")
-@click.option("--timeout-s", type=click.FloatRange(min=0, min_open=True), help="Wait at most so long (for ever).")
+@click.option("--timeout-s", type=Seconds(), help="Wait at most so long (for ever).")
 @output_option("table", "wide", "json", "yaml")
 @connection_options
 def drain(
@@ -72,8 +70,8 @@ def drain(
 async def _drain(hosts: tuple[str, ...], wish: Wish, hosts_at_once: int, deadline: Deadline, *, wait: bool) -> None:
     async with connect_async() as client:
         if not wait:
-            for name in dict.fromkeys(hosts):
-                await begin(client, name, wish)
+            for host in await Watched(client).all(hosts):  # a misspelt one drains none
+                await begin(client, host.name, wish)
             note(goes_on(hosts))
             return
         with telling_what_goes_on(hosts, note):

@@ -13,7 +13,7 @@ import click
 from gpupool.client import Client
 from gpupool.v1.job_pb2 import Dependency, JobSpec
 
-from .settings import complete_job, job_ids, user
+from .settings import COUNT, complete_job, job_ids, user
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -135,7 +135,7 @@ def queue_options(command: F) -> F:
         "--array", callback=parse_array, metavar="COUNT[%PARALLEL]", help="So many jobs of it, PARALLEL at once."
     )(with_terms)
     for name, metavar, words in _GANG:
-        kind = click.IntRange(min=0) if name == "gang" else None
+        kind = COUNT if name == "gang" else None
         with_terms = click.option(f"--{name}", metavar=metavar, type=kind, help=words)(with_terms)
     for time, words in _TIMES.items():
         with_terms = click.option(f"--{time}", type=Duration(), metavar="TIME", help=words)(with_terms)

@@ -17,6 +17,7 @@ from .settings import connect, connection_options, me
 F = TypeVar("F", bound=Callable[..., Any])
 GIB = 1024
 _NUMBER = click.IntRange(min=-1, max=2**31 - 1)
+_PRIORITY = click.IntRange(min=-(2**31), max=2**31 - 1)  # of which are allowed the scheduler says
 
 
 @click.group(epilog=examples("gpupool queue list", "gpupool queue create vision --guaranteed-gpus 8 --max-gpus 16"))
@@ -31,7 +32,7 @@ def settings_options(command: F) -> F:
     """Adds an option for each setting; -1 takes a limit away."""
     options: tuple[tuple[str, Any, str], ...] = (
         ("--tenant", str, "Whose it is: shares are fair between tenants (the queue's name)."),
-        ("--weight", click.IntRange(1), "Of its tenant's share (1)."),
+        ("--weight", click.IntRange(1, 2**31 - 1), "Of its tenant's share (1)."),
         ("--guaranteed-gpus", _NUMBER, "What others may use while it is idle, and must give back (0)."),
         ("--guaranteed-cpus", _NUMBER, "The same for CPUs."),
         ("--guaranteed-memory-gib", _NUMBER, "The same for memory."),
@@ -42,8 +43,8 @@ def settings_options(command: F) -> F:
         ("--user-cpus", _NUMBER, "The same for CPUs."),
         ("--user-memory-gib", _NUMBER, "The same for memory."),
         ("--user-jobs", _NUMBER, "How many jobs of one user may run at once (no limit)."),
-        ("--min-priority", int, "Lowest priority that a job may have."),
-        ("--max-priority", int, "Highest priority that a job may have."),
+        ("--min-priority", _PRIORITY, "Lowest priority that a job may have."),
+        ("--max-priority", _PRIORITY, "Highest priority that a job may have."),
     )
     for name, kind, words in reversed(options):
         command = click.option(name, type=kind, help=words)(command)

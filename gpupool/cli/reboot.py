@@ -12,10 +12,9 @@ import click
 from .draining import Wish
 from .output import examples, note
 from .rolling import Roll, Rolling
-from .settings import complete_host, connect_async, connection_options
+from .settings import COUNT, Seconds, complete_host, connect_async, connection_options
 
 BACK_WITHIN_S = 1800.0
-SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 def _moment(_: click.Context, __: click.Parameter, value: str | None) -> float:
@@ -24,7 +23,7 @@ def _moment(_: click.Context, __: click.Parameter, value: str | None) -> float:
         return float(int(time.time()))
     try:
         return datetime.fromisoformat(value).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise click.BadParameter(f"{value!r} is no time; write it like 2026-01-02T03:04:05Z") from None
 
 
@@ -39,11 +38,11 @@ def _moment(_: click.Context, __: click.Parameter, value: str | None) -> float:
 @click.option("--command", required=True, help="Reboots one host; {host} is its name. Run here, without a shell.")
 @click.option("--at-once", type=click.IntRange(min=1), default=1, show_default=True, metavar="K", help="So many hosts.")
 @click.option("--reason", default="", help="For whoever finds a host on its way.")
-@click.option("--grace-s", type=click.IntRange(min=0), default=0, metavar="N", help="For each VM to end in; see drain.")
+@click.option("--grace-s", type=COUNT, default=0, metavar="N", help="For each VM to end in; see drain.")
 @click.option("--wait-for-place", is_flag=True, help="Stop a VM only once another host could take its job now.")
-@click.option("--timeout-s", type=SECONDS, help="For a host's drain (for ever).")
+@click.option("--timeout-s", type=Seconds(), help="For a host's drain (for ever).")
 @click.option(
-    "--back-within-s", type=SECONDS, default=BACK_WITHIN_S, show_default=True, help="From command to healthy."
+    "--back-within-s", type=Seconds(), default=BACK_WITHIN_S, show_default=True, help="From command to healthy."
 )
 @click.option("--since", callback=_moment, metavar="TIME", help="Hosts that were booted later are done (now).")
 @connection_options

@@ -40,9 +40,12 @@ class Roll:
     def line(self, host: str) -> list[str]:
         """The command for one host. Raises InvalidSpec for one that cannot be."""
         try:
-            return [word.replace("{host}", host) for word in shlex.split(self.command)]
+            words = [word.replace("{host}", host) for word in shlex.split(self.command)]
         except ValueError as error:
             raise InvalidSpec([f"--command {self.command!r}: {error}"]) from None
+        if not words:
+            raise InvalidSpec([f"--command {self.command!r} is empty: say what reboots a host"])
+        return words
 
 
 class Rolling:

@@ -6,11 +6,12 @@ import time
 
 import click
 
-from gpupool.v1 import scheduler_pb2
+from gpupool.v1 import job_pb2, scheduler_pb2
 
 from . import planned_views as shown
 from .output import emit, examples, output_option, pairs
 from .settings import complete_job, connect, connection_options, job_ids, me
+from .wishes import wish
 
 
 @click.command(epilog=examples('gpupool disarm --reason "etcd moves to new disks"', "gpupool status", "gpupool arm"))
@@ -81,8 +82,9 @@ def release_job(job: str, reason: str, output: str) -> None:
 
     `gpupool show JOB` says why it is held. If it really kills hosts, it may kill the next one.
     """
+    found: list[job_pb2.Job] = []
     with connect() as client:
-        found = [client.release(each, reason, by=me()) for each in job_ids(client, job)]
+        wish(job_ids(client, job), lambda each: client.release(each, reason, by=me()), found)
     if output == "table":
         for each in found:
             click.echo(f"{each.id} is let go; `gpupool explain {each.id}` says what it waits for")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import math
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -21,8 +22,23 @@ DEFAULT_SERVER = "127.0.0.1:50151"
 UNREACHABLE_S = 2.0  # a person who mistyped an address should not wait for the whole timeout
 COMPLETION_S = 0.5
 SHOWN_CANDIDATES = 5
+COUNT, FROM_ONE = click.IntRange(0, 2**32 - 1), click.IntRange(1, 2**32 - 1)  # what the API's numbers hold
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Seconds(click.FloatRange):
+    """A time that is neither none nor endless; click's own ranges let nan pass."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True, max=100 * 365 * 86400)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds."""
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        return found
 
 
 @dataclass(slots=True)
@@ -81,7 +97,7 @@ def connection_options(command: F) -> F:
         help="Scheduler; several with commas are replicas.",
     )  # fmt: skip
     timeout = click.option(
-        "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", expose_value=False,
+        "--timeout", type=Seconds(), metavar="SECONDS", expose_value=False,
         callback=_store("timeout_s"), help="Time for one answer of the scheduler (10).",
     )  # fmt: skip
     return server(timeout(command))

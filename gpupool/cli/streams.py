@@ -11,7 +11,7 @@ from gpupool.v1 import scheduler_pb2
 from . import views
 from .output import emit, emit_line, examples, output_option, safe
 from .screen import screen
-from .settings import complete_job, connect, connection_options, job_id
+from .settings import FROM_ONE, complete_job, connect, connection_options, job_id
 
 
 @click.command(epilog=examples("gpupool watch 7f3a", "gpupool watch -o json | jq -r .id"))
@@ -37,8 +37,8 @@ def watch(ids: tuple[str, ...], output: str) -> None:
 @click.command(epilog=examples("gpupool logs -f 7f3a", "gpupool logs --tail 100 --attempt 1 7f3a"))
 @click.argument("job", shell_complete=complete_job)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the attempt ends.")
-@click.option("--tail", type=click.IntRange(min=1), metavar="N", help="Only the last N lines.")
-@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Of this attempt; default: the newest.")
+@click.option("--tail", type=FROM_ONE, metavar="N", help="Only the last N lines.")
+@click.option("--attempt", type=FROM_ONE, metavar="N", help="Of this attempt; default: the newest.")
 @click.option("-t", "--timestamps", is_flag=True, help="Put the time before each line.")
 @output_option("text", "json")
 @connection_options
@@ -61,7 +61,7 @@ def print_line(line: scheduler_pb2.LogLine, *, timestamps: bool = False) -> None
 
 @click.command(epilog=examples("gpupool events -f", "gpupool events --last 20 -o json"))
 @click.option("-f", "--follow", is_flag=True, help="Go on with what changes from now on.")
-@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N kept; default: all.")
+@click.option("--last", type=FROM_ONE, metavar="N", help="Only the last N kept; default: all.")
 @output_option("table", "json", "yaml")
 @connection_options
 def events(follow: bool, last: int | None, output: str) -> None:

@@ -112,7 +112,7 @@ def submit(
             job.spec.vm.user_data = seed
         constrain(job.spec)
     if dry_run:
-        raise click.exceptions.Exit(_explain_all(jobs, output, allow=allow_unavailable))
+        raise click.exceptions.Exit(_explain_all(jobs, terms, output, allow=allow_unavailable))
     with connect() as client:
         for job in jobs:
             terms.apply(client, job.spec)
@@ -188,12 +188,13 @@ def _submit_all(
     return answers, failure
 
 
-def _explain_all(jobs: list[Named], output: str, *, allow: bool) -> int:
+def _explain_all(jobs: list[Named], terms: Terms, output: str, *, allow: bool) -> int:
     """Say how each job would fare now; the exit code that submitting them would have."""
     found: list[scheduler_pb2.Explanation] = []
     failure = 0
     with connect() as client:
         for source, spec in jobs:
+            terms.apply(client, spec)
             try:
                 answer = client.explain_spec(spec)
             except InvalidSpec as error:

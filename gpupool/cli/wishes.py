@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import click
 
-from gpupool.errors import GpupoolError
+from gpupool.errors import Conflict, GpupoolError
 from gpupool.v1 import job_pb2
 
-from .output import emit, examples, output_option
+from .output import emit, examples, note, output_option
 from .settings import complete_job, connect, connection_options, job_ids, me
 
 
@@ -21,8 +23,8 @@ def hold(ids: tuple[str, ...], reason: str, output: str) -> None:
     done: list[job_pb2.Job] = []
     with connect() as client:
         try:
-            for full in [job for text in ids for job in job_ids(client, text)]:
-                done.append(client.hold(full, reason, by=me()))  # noqa: PERF401  (what was done is told below)
+            for named in [job_ids(client, text) for text in ids]:
+                wish(named, lambda job: client.hold(job, reason, by=me()), done)
         except GpupoolError:
             _tell(done, "is held", output)
             raise
@@ -43,12 +45,29 @@ def requeue(ids: tuple[str, ...], held: bool, reason: str, output: str) -> None:
     done: list[job_pb2.Job] = []
     with connect() as client:
         try:
-            for full in [job for text in ids for job in job_ids(client, text)]:
-                done.append(client.requeue(full, reason, hold=held, by=me()))  # noqa: PERF401  (told below)
+            for named in [job_ids(client, text) for text in ids]:
+                wish(named, lambda job: client.requeue(job, reason, hold=held, by=me()), done)
         except GpupoolError:
             _tell(done, "is asked to stop", output)
             raise
     _tell(done, "is asked to stop, and starts again" + (" once it is released" if held else ""), output)
+
+
+def wish(named: Sequence[str], ask: Callable[[str], job_pb2.Job], done: list[job_pb2.Job]) -> None:
+    """Ask it for each job; `done` gets the answers. Of many (an array, a gang) those are passed over that refuse.
+
+    Raises Conflict where it makes sense for none.
+    """
+    refused: list[Conflict] = []
+    for job in named:
+        try:
+            done.append(ask(job))
+        except Conflict as error:
+            refused.append(error)
+    if len(refused) == len(named):
+        raise refused[0]
+    if refused:
+        note(f"{len(refused)} of {len(named)} are passed over, such as: {refused[0]}")
 
 
 def _tell(done: list[job_pb2.Job], what: str, output: str) -> None:

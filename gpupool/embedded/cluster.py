@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gpupool.client import AsyncClient
@@ -134,19 +134,19 @@ class EmbeddedCluster:
             while told < hosts:
                 self.check()
                 for host in await client.hosts():
-                    if host.name in hosts - told and await self._settled(client, host):
+                    if host.name in hosts - told and (units := await self._settled(client, host)):
                         told.add(host.name)
-                        shape = self._shapes[host.name]
-                        tell(f"host {host.name} is READY: {shape}, {host.units_free} units proven clean")
+                        free = sum(unit.state == records_pb2.UNIT_STATE_FREE for unit in units)
+                        tell(f"host {host.name} is READY: {self._shapes[host.name]}, {free} units proven clean")
                 await asyncio.sleep(0.1)
 
-    async def _settled(self, client: AsyncClient, host: scheduler_pb2.Host) -> bool:
-        """Whether the host is READY, in a session of its present boot, with every unit proven or in use."""
+    async def _settled(self, client: AsyncClient, host: scheduler_pb2.Host) -> Sequence[scheduler_pb2.UnitView]:
+        """The host's units, if it is READY, in a session of its present boot, with every unit proven or in use."""
         if host.record.state != records_pb2.HOST_STATE_READY or host.record.boot_id != self.hosts[host.name].boot_id:
-            return False
+            return ()
         units = await client.units(host.name)
         done = (records_pb2.UNIT_STATE_FREE, records_pb2.UNIT_STATE_QUARANTINED, records_pb2.UNIT_STATE_HELD)
-        return bool(units) and all(unit.state in done and unit.current for unit in units)
+        return units if all(unit.state in done and unit.current for unit in units) else ()
 
     def check(self) -> None:
         """Raise DaemonError if a daemon that should run has ended."""

@@ -27,7 +27,7 @@ from ..core.step import step
 from ..mirror.mirror import FINAL, Arrival, Mirror
 from ..mirror.subscribe import Subscription
 from ..submitting import queue_rules
-from ..submitting.dependencies import unknown
+from ..submitting.dependencies import drop_ended, unknown
 from ..submitting.judged import Judged
 from ..submitting.known_hosts import KnownHosts
 from ..submitting.named_jobs import NamedJobs
@@ -201,13 +201,7 @@ class JobsApi:
         beside: Sequence[job_pb2.JobSpec],
     ) -> list[str]:
         """Warnings. Raises ApiError with all that is wrong."""
-        wrong = [
-            *faults(request.spec),
-            *unknown,
-            *queue_rules.faults(self._mirror, request.spec),
-            *gang_faults(request.spec, self._store.max_ops),
-            *self._named.faults(request.spec, beside),
-        ]
+        wrong = self._faults(request.spec, unknown, beside)
         missing = self._known.impossible(request.spec) if not wrong else self._known.missing(request.spec)
         missing += self._named.unknown(request.spec, beside)
         # What was accepted once, when other hosts were known, stays so.
@@ -217,6 +211,18 @@ class JobsApi:
         if wrong:
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
         return missing + queue_rules.warnings(self._mirror, request.spec)
+
+    def _faults(
+        self, spec: job_pb2.JobSpec, unknown: Sequence[str], beside: Sequence[job_pb2.JobSpec] = ()
+    ) -> list[str]:
+        """All that can never be right about the spec, whatever hosts there are."""
+        return [
+            *faults(spec),
+            *unknown,
+            *queue_rules.faults(self._mirror, spec),
+            *gang_faults(spec, self._store.max_ops),
+            *self._named.faults(spec, beside),
+        ]
 
     async def _same_as_stored(self, submission: Submission) -> int:
         """The revision of the spec that is stored under the same key. ApiError ALREADY_EXISTS if it is another."""
@@ -290,10 +296,12 @@ class JobsApi:
 
     async def explain_spec(self, spec: job_pb2.JobSpec) -> scheduler_pb2.Explanation:
         """How a job of this spec would fare if it were submitted now. ApiError INVALID_ARGUMENT for its faults."""
+        request = scheduler_pb2.SubmitRequest(spec=spec)
         await self._named.refresh(spec)
-        if wrong := [*faults(spec), *gang_faults(spec, self._store.max_ops), *self._named.faults(spec)]:
+        if wrong := self._faults(request.spec, await unknown(self._store, self._mirror, request)):
             raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, "\n".join(wrong))
         await self._known.refresh()
+        spec, never = request.spec, drop_ended(self._mirror, request.spec)
         cluster, now = await self._mirror.cluster_in_turns(self._policy), self._wall()
         whole = Submission(UNSUBMITTED, records_pb2.JobRecord(spec=spec, submitted_s=now))
         for one in reversed(elements_of(whole) if spec.gang.count else [whole]):
@@ -301,7 +309,8 @@ class JobsApi:
             step(cluster, JobSubmitted(job), now)
         shape = explained(await in_pauses(explaining(cluster, job, now)))
         shape.state = job_pb2.JOB_STATE_PENDING
-        shape.impossible.extend(self._known.impossible(spec))
+        shape.summary = never or shape.summary.replace(f"{UNSUBMITTED}-", "member ")
+        shape.impossible.extend([*self._known.impossible(spec), *self._named.unknown(spec)])
         return shape
 
     # Cancelling and releasing

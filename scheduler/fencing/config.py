@@ -65,7 +65,7 @@ def load_power(path: Path) -> dict[str, Configured]:
         raise PowerFileError(path, [f"cannot be read ({exc.strerror}); see --power"]) from None
     except UnicodeDecodeError:
         raise PowerFileError(path, ["is not text; YAML is wanted"]) from None
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: such as a date that is none
         raise PowerFileError(path, [" ".join(str(exc).split())]) from None
     reader = _Reader(path.resolve().parent)
     devices = reader.devices(data)

@@ -21,6 +21,7 @@ from ..core.state.policy import Policy
 from ..policy_file import PolicyFileError, load_policy
 
 FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
+MOST_WEIGHT = 1e9  # so that no sum of them is infinite
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]  # generic only in the newest click
@@ -59,8 +60,8 @@ class Shares(click.ParamType):  # type: ignore[type-arg]
                 name, share = self.convert_name(text), float(weight or 1)
             except ValueError as error:
                 self.fail(f"{part!r}: {self.what}, then ':' and its weight ({error})", param, ctx)
-            if not 0 <= share < math.inf or name in found:
-                self.fail(f"{part!r}: each name once, with a weight from 0", param, ctx)
+            if not 0 <= share <= MOST_WEIGHT or name in found:
+                self.fail(f"{part!r}: each name once, with a weight from 0 to {MOST_WEIGHT:g}", param, ctx)
             found[name] = share
         if not sum(found.values()):
             self.fail(f"{value!r}: no weight is above 0", param, ctx)
@@ -106,7 +107,7 @@ def queues_of(path: Path | None) -> dict[str, QueueIntent]:
         raise InvalidSpec([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise InvalidSpec([f"{path}: not UTF-8 text"]) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a date that is none
         raise InvalidSpec([f"{path}: {' '.join(str(error).split())}"]) from None
     if not isinstance(found, list):
         raise InvalidSpec([f"{path}: a list of queues is wanted, as `gpupool queue list -o json` prints it"])

@@ -6,6 +6,8 @@ A file that is not as it must be is refused with the number of the line; nothing
 from __future__ import annotations
 
 import csv
+import io
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,29 +64,39 @@ def task(path: Path, line: int, row: dict[str, str]) -> Shape:
 
 def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Each row with the number of the line that it ends on."""
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            try:
-                if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                    raise bad(path, 1, f"there is no column {missing[0]}")
-                for row in reader:
-                    if None in row or None in row.values():
-                        raise bad(path, reader.line_num, "it has not as many fields as line 1")
-                    yield reader.line_num, row
-            except csv.Error as error:
-                raise bad(path, reader.reader.line_num, str(error)) from None
+        named = Counter(reader.fieldnames or ())
+        for name in columns:
+            if named[name] != 1:
+                many = "there is no column" if not named[name] else f"{named[name]} columns are called"
+                raise bad(path, 1, f"{many} {name}; those wanted are {', '.join(columns)}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise bad(path, reader.line_num, "it has not as many fields as line 1")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise bad(path, reader.reader.line_num, str(error)) from None
+
+
+def _text(path: Path) -> str:
+    """The file's. Raises InvalidSpec."""
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise InvalidSpec([f"{path}: {error.strerror}"]) from None
-    except UnicodeDecodeError:
-        raise InvalidSpec([f"{path}: not UTF-8 text"]) from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise bad(path, line, f"not UTF-8 text: {error.object[error.start : error.end]!r}") from None
 
 
 def number(path: Path, line: int, row: dict[str, str], column: str) -> int:
     """The whole number in a column. Raises InvalidSpec."""
     text = row[column].strip()
     if not (text.isascii() and text.isdigit() and int(text[:20]) <= LARGEST and len(text) <= 20):
-        raise bad(path, line, f"{column} is {row[column]!r}, not a whole number from 0")
+        raise bad(path, line, f"{column} is {row[column]!r}, not a whole number from 0 to {LARGEST}")
     return int(text)
 
 

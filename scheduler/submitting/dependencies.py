@@ -10,7 +10,7 @@ from gpupool.store.keys import Kind
 from gpupool.store.port import Store
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 
-from ..mirror.mirror import Mirror
+from ..mirror.mirror import FINAL, Mirror
 from .submission import element_id, job_id_of, many
 
 
@@ -28,6 +28,22 @@ async def unknown(store: Store, mirror: Mirror, request: scheduler_pb2.SubmitReq
                 "submitted before it (so that none wait for each other) and are still kept; `gpupool jobs` lists them"
             )
     return faults
+
+
+def drop_ended(mirror: Mirror, spec: job_pb2.JobSpec) -> str:
+    """Leave the spec those dependencies that are still to be waited for; why it could never start, "": it could."""
+    never, left = "", list[job_pb2.Dependency]()
+    for dependency in spec.dependencies:
+        state = mirror.state_of(dependency.job)
+        good = (state == job_pb2.JOB_STATE_SUCCEEDED) == (dependency.when != job_pb2.Dependency.NOT_OK)
+        if state not in FINAL:
+            left.append(dependency)
+        elif not (good or dependency.when == job_pb2.Dependency.ANY or never):
+            ended = job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
+            never = f"would be CANCELLED at once, as it can never start: {dependency.job} is {ended}"
+    del spec.dependencies[:]
+    spec.dependencies.extend(left)
+    return never
 
 
 def _repeated(mirror: Mirror, key: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from tests.fakes.cli import Run
-from tests.fakes.server import FakeScheduler, job
+from tests.fakes.server import FakeScheduler, Status, job
 
 
 @pytest.fixture
@@ -34,6 +34,15 @@ def test_a_submission_that_waits(fake: FakeScheduler, gpupool: Run, file: str) -
         ("j1", job_pb2.Dependency.NOT_OK),
     ]
     assert spec.hold
+
+
+def test_a_dry_run_asks_for_the_same(fake: FakeScheduler, gpupool: Run, file: str) -> None:
+    words = ("submit", file, "--gang", "4", "--queue", "q", "--after-ok", "j1", "--time-limit", "2h")
+    gpupool(*words, "--dry-run")
+    asked = fake.asked[-1].spec
+    gpupool(*words)
+    assert asked == fake.asked[-1].spec
+    assert (asked.gang.count, asked.queue, asked.time_limit_s) == (4, "q", 7200)
 
 
 def test_a_submission_after_nobody(fake: FakeScheduler, gpupool: Run, file: str) -> None:
@@ -95,6 +104,11 @@ def test_an_array_is_one_line_and_takes_commands_as_one(fake: FakeScheduler, gpu
     assert "is the beginning of 3 job ids" in err
     code, out, _ = gpupool("hold", "a")
     assert (code, out.count("is held")) == (0, 3)
+    fake.fail("HoldJob", Status.FAILED_PRECONDITION, Status.FAILED_PRECONDITION, details="a-0 is RUNNING")
+    code, out, err = gpupool("hold", "a")
+    assert (code, out.count("is held"), err) == (0, 1, "2 of 3 are passed over, such as: a-0 is RUNNING\n")
+    fake.fail("ReleaseJob", *[Status.FAILED_PRECONDITION] * 3, details="a-0 is not held")
+    assert gpupool("release", "a") == (5, "", "error: a-0 is not held\n")
     assert "no such" not in gpupool("submit", file, "--array", "x")[2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 
 from agent.config import parse_nics
 from agent.devices.early import early_binding
-from agent.doctor.examine import ACCEPTABLE, HARDWARE_CHECKS, HOST_CHECKS, NAMES, examine, to_store
+from agent.doctor.examine import ACCEPTABLE, HARDWARE_CHECKS, HOST_CHECKS, NAMES, examine, message, to_store
 from agent.doctor.facts import Context, Facts, system_of
 from agent.doctor.fixes import OWED
-from agent.doctor.model import NOTE, OK, PROBLEM, UNKNOWN, WARNING, keep_out
+from agent.doctor.model import NOTE, OK, PROBLEM, UNKNOWN, WARNING, Found, keep_out
 from agent.doctor.store import etcd
 from agent.doctor.units import framebuffer_holders
 from agent.inventory.read import read_inventory
@@ -453,6 +454,13 @@ def test_driverctl_and_the_command_line_bind_early_too() -> None:
     assert list(worst("early-binding", host).units) == [UNITS[1]]
     host.files["proc/cmdline"] = "vfio-pci.ids=10DE:20B5:1234:5678"
     assert worst("early-binding", host).level == OK
+
+
+def test_a_name_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff")).mkdir()
+    (name,) = RealSysfs(tmp_path).list("")
+    found = message(Found(check="watchdog", level=OK, seen=f"{name}: iTCO_wdt"), Facts(Host().context()))
+    assert found.seen == r"\udcff: iTCO_wdt"
 
 
 def test_what_keeps_units_out() -> None:

@@ -311,6 +311,41 @@ async def test_a_dry_run_says_what_explain_would() -> None:
 
 
 @virtual_time
+async def test_a_dry_run_refuses_what_a_submission_would() -> None:
+    pool = Pool()
+    async with serving(pool) as replica:
+        await pool.join("h1")
+        nowhere, after, named = spec("a"), spec("b"), spec("c")
+        nowhere.queue = "vision"
+        after.dependencies.add(job="jnobody")
+        named.restart.after.append("nobody")
+        for wrong, why in ((nowhere, "queue 'vision': there is none"), (after, "'jnobody': no such job")):
+            for ask in (replica.api.explain_spec(wrong), replica.api.submit(Ask(spec=wrong))):
+                with pytest.raises(ApiError, match=why):
+                    await ask
+        assert (await replica.api.explain_spec(named)).impossible == [
+            "restart.after 'nobody': no job has this name; names at hand: none"
+        ]
+
+
+@virtual_time
+async def test_a_dry_run_waits_for_nobody_who_has_ended() -> None:
+    pool = Pool()
+    async with serving(pool) as replica:
+        await pool.join("h1")
+        await until(lambda: bool(replica.mirror.ids(keys.Kind.INVENTORY)))
+        other = (await replica.api.submit(Ask(spec=spec("first")))).id
+        wanted, never = spec("next"), spec("never")
+        wanted.dependencies.add(job=other)
+        never.dependencies.add(job=other, when=job_pb2.Dependency.NOT_OK)
+        assert (await replica.api.explain_spec(wanted)).wait == scheduler_pb2.JOB_WAIT_DEPENDENCY
+        await replica.status(other, job_pb2.JOB_STATE_SUCCEEDED)
+        assert not (await replica.api.explain_spec(wanted)).wait
+        said = f"would be CANCELLED at once, as it can never start: {other} is SUCCEEDED"
+        assert (await replica.api.explain_spec(never)).summary == said
+
+
+@virtual_time
 async def test_watch_tells_what_is_and_what_changes_and_ends() -> None:
     async with serving(Pool()) as replica:
         job = (await replica.api.submit(Ask(spec=spec("a")))).id

@@ -27,6 +27,8 @@ def test_timing_says_which_sum_does_not_come_out() -> None:
         Timing(ttl_s=10, renew_s=4, kill_margin_s=3)
     with pytest.raises(TimingError, match=r"start_margin_s <= ttl_s is needed, but 2 \+ 3 \+ 6 = 11 > 10"):
         Timing(ttl_s=10, renew_s=2, kill_margin_s=3, start_margin_s=6)
+    with pytest.raises(TimingError, match="renew_s > 0"):
+        Timing(renew_s=float("nan"))
     with pytest.raises(TimingError, match="kill_margin_s >= 1"):
         Timing(kill_margin_s=0.5)
 

@@ -307,7 +307,7 @@ def test_a_policy_survives_the_file() -> None:
 def test_dump_writes_a_file_or_stdout(fake: FakeScheduler, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     player = play(SCRIPT)
     told = parts(stored(player.cluster, player.reports))
-    fake.scripts["DumpCluster"] = [told, told]
+    fake.scripts["DumpCluster"] = [told, told, told]
     path = tmp_path / "now.json"
     assert run(["cluster", "dump", "-o", str(path)]) == 0
     out, err = capsys.readouterr()
@@ -315,8 +315,9 @@ def test_dump_writes_a_file_or_stdout(fake: FakeScheduler, tmp_path: Path, capsy
     assert (out, err) == ("", f"{path} has {len(found.items)} records\n")
     assert (found.at_s, found.revision) == (2000.0, 77)
     assert not list(tmp_path.glob("*.part"))
-    assert run(["cluster", "dump"]) == 0
-    assert capsys.readouterr().out == path.read_text()
+    for words in ([], ["-o", "json"]):
+        assert run(["cluster", "dump", *words]) == 0
+        assert capsys.readouterr().out == path.read_text()
     assert json.loads(path.read_text())["records"][0]["key"]
 
 
@@ -357,6 +358,7 @@ TOO_MUCH = {"spec": {"numa": 1e400}}
         ("[]", "no dump of a cluster; `gpupool cluster dump -o FILE` makes one"),
         (json.dumps(HEAD | {"version": 2}), "version is 2, this gpupool reads 1; make the dump anew with it"),
         (json.dumps(HEAD | {"at_s": "x"}), "at_s: 'x' is no number from 0"),
+        (json.dumps(HEAD | {"at_s": 1e15}), "at_s: 1000000000000000.0 is no number from 0 to 253370764800"),
         (json.dumps(HEAD | {"at_s": 1e400}), "at_s: inf is no number from 0"),
         (json.dumps(HEAD).replace('"revision": 1', f'"revision": {"1" * 5000}'), "now.json: Exceeds the limit"),
         (json.dumps(HEAD | {"records": {}}), "records: a list is wanted"),
