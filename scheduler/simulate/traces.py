@@ -70,7 +70,7 @@ def rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, 
         for name in columns:
             if named[name] != 1:
                 many = "there is no column" if not named[name] else f"{named[name]} columns are called"
-                raise bad(path, 1, f"{many} {name}; those wanted are {', '.join(columns)}")
+                raise bad(path, 1, f"{many} {name}; it has {', '.join(map(repr, named)) or 'none'}")
         for row in reader:
             if None in row or None in row.values():
                 raise bad(path, reader.line_num, "it has not as many fields as line 1")

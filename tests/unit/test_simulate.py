@@ -127,7 +127,7 @@ def test_arrivals_are_the_list_and_then_draws_from_it() -> None:
         (NODES.splitlines()[0], PODS, "nodes.csv: no host has a GPU"),
         (b"\xff\xfe\x00", PODS, "nodes.csv, line 1: not UTF-8 text: b'\\xff'"),
         (NODES.encode() + b"n\xe9,1,1,1,T4\n", PODS, "nodes.csv, line 5: not UTF-8 text: b'\\xe9'"),
-        (NODES.replace("model", "gpu"), PODS, "nodes.csv, line 1: 2 columns are called gpu; those wanted are sn, cpu_"),
+        (NODES.replace("model", "gpu"), PODS, "nodes.csv, line 1: 2 columns are called gpu; it has 'sn', 'cpu_milli'"),
         (NODES + "n4,1,1,1099511627777,T4\n", PODS, "'1099511627777', not a whole number from 0 to 1099511627776"),
         (NODES, PODS + "p,1,1,1,0,,\n", "pods.csv, line 17: gpu_milli is 0 for one GPU; it must be 1 to 1000"),
         (NODES, PODS + "p,1,1,1,1001,,\n", "pods.csv, line 17: gpu_milli is 1001 for one GPU; it must be 1 to 1000"),
