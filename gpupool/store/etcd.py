@@ -19,13 +19,13 @@ from gpupool.store import etcd_wire as wire
 from gpupool.store._check import check_commit, check_key
 from gpupool.store.etcd_link import Link, Member, TlsFiles
 from gpupool.store.etcd_members import Members
+from gpupool.store.etcd_pages import pages
 from gpupool.store.etcd_watch import watch
-from gpupool.store.port import Change, Committed, Guard, KeyValue, LeaseNotFound, Op, Poll, Snapshot, Unavailable
+from gpupool.store.port import Change, Committed, Each, Guard, KeyValue, LeaseNotFound, Op, Poll, Snapshot, Unavailable
 
 __all__ = ["EtcdStore", "TlsFiles"]
 
 _LIST_TRIES = 5
-_LARGER, _PAGE_BYTES = 20, 4 * 1024 * 1024  # how much larger than the first a page may be; if its values are no more
 _DECODED = 1000  # keys between two looks at what else there is to do
 
 
@@ -65,39 +65,29 @@ class EtcdStore:
         response = await self._range(rpc_pb2.RangeRequest(key=wire.encode_key(key)))
         return wire.decode_kv(response.kvs[0]) if response.kvs else None
 
-    async def list(self, prefix: str) -> Snapshot:
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
         """See Store.list. A compaction that overtakes the pages starts the list again, a few times."""
         for _ in range(_LIST_TRIES):
             try:
-                return await self._list_once(prefix)
+                return await self._list_once(prefix, each)
             except grpc.aio.AioRpcError as exc:  # Link.run lets only "compacted" through
                 last = exc
         raise Unavailable(f"compacted during {_LIST_TRIES} lists of {prefix!r} in a row: {wire.details(last)}")
 
-    async def _list_once(self, prefix: str) -> Snapshot:
-        first, end = wire.prefix_range(prefix)
+    async def _list_once(self, prefix: str, each: Each | None) -> Snapshot:
         items: list[KeyValue] = []
-        # The newest, linearizable; every later page is read as of the first one, and asked for while one is decoded.
-        limit = self._page_keys
-        page = await self._page(first, end, 0, limit)
-        revision = page.header.revision
-        while page.more:
-            limit = self._next_limit(page.kvs)
-            coming = asyncio.create_task(self._page(page.kvs[-1].key + b"\0", end, revision, limit))
-            try:
+        revision = 0
+        async with contextlib.aclosing(pages(self._page, prefix, self._page_keys)) as answers:
+            async for page in answers:
+                revision = revision or page.header.revision  # later headers say what etcd is at by then
+                before = len(items)
                 await _decode(page.kvs, items)
-                page = await coming
-            finally:
-                coming.cancel()
-        await _decode(page.kvs, items)
+                if each is not None:
+                    await each(before, items[before:])
         return Snapshot(revision, tuple(items))
 
-    def _next_limit(self, kvs: Sequence[Any]) -> int:
-        """Keys in the next page. For each, etcd visits all keys that are left: so a long list has few large ones."""
-        size = sum(len(kv.value) for kv in kvs)
-        return max(self._page_keys, min(_LARGER * self._page_keys, len(kvs) * _PAGE_BYTES // max(1, size)))
-
     async def _page(self, first: bytes, end: bytes, revision: int, limit: int) -> Any:
+        """`revision` 0: the newest, linearizable."""
         return await self._range(rpc_pb2.RangeRequest(key=first, range_end=end, limit=limit, revision=revision))
 
     async def _range(self, request: rpc_pb2.RangeRequest) -> rpc_pb2.RangeResponse:

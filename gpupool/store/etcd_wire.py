@@ -60,11 +60,14 @@ def decode_key(key: bytes) -> str:
     return key.decode("utf-8", "surrogateescape")
 
 
+NO_END = b"\0"  # as the end of a range: all keys that follow
+
+
 def prefix_range(prefix: str) -> tuple[bytes, bytes]:
-    """First key and end (exclusive) of the range of keys that begin with `prefix`; etcd writes "no end" as one NUL."""
+    """First key and end (exclusive) of the range of keys that begin with `prefix`."""
     first = encode_key(prefix)
     stem = first.rstrip(b"\xff")
-    return first or b"\0", stem[:-1] + bytes([stem[-1] + 1]) if stem else b"\0"
+    return first or b"\0", stem[:-1] + bytes([stem[-1] + 1]) if stem else NO_END
 
 
 def decode_kv(kv: kv_pb2.KeyValue) -> KeyValue:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import NoReturn
 
 from gpupool.store.backoff import Backoff
-from gpupool.store.port import Change, Compacted, Restored, Snapshot, Store, Unavailable
+from gpupool.store.port import Change, Compacted, Each, Restored, Snapshot, Store, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ async def follow(
     on_reset: Callable[[Snapshot], Awaitable[None] | None],
     on_changes: Callable[[Sequence[Change]], Awaitable[None] | None],
     on_restored: Callable[[], None] = lambda: None,
+    on_page: Each | None = None,
     backoff: Backoff | None = None,
 ) -> NoReturn:
     """Hand out the state under `prefix` and then its changes, in order, each exactly once; runs until cancelled.
@@ -28,9 +29,10 @@ async def follow(
     `on_reset` gets everything under the prefix and replaces what the caller knew: at the start, and again whenever the
     store has forgotten the changes in between. Both may be coroutine functions; the next call waits for them.
     `on_restored` comes before such a reset if the store's history went back, while the caller still has the old state.
+    `on_page` is told of what a reset will bring, as `Store.list` does.
     An unavailable store is asked again and again, with a pause. Raises what the callbacks raise, and Refused.
     """
-    async with aclosing(events(store, prefix, backoff=backoff, on_restored=on_restored)) as stream:
+    async with aclosing(events(store, prefix, backoff=backoff, on_restored=on_restored, on_page=on_page)) as stream:
         async for event in stream:
             result = on_reset(event) if isinstance(event, Snapshot) else on_changes(event)
             if inspect.isawaitable(result):
@@ -39,7 +41,12 @@ async def follow(
 
 
 async def events(
-    store: Store, prefix: str, *, backoff: Backoff | None = None, on_restored: Callable[[], None] = lambda: None
+    store: Store,
+    prefix: str,
+    *,
+    backoff: Backoff | None = None,
+    on_restored: Callable[[], None] = lambda: None,
+    on_page: Each | None = None,
 ) -> AsyncGenerator[Snapshot | Sequence[Change], None]:
     """As `follow`, as a stream: a Snapshot replaces what came before it, a sequence of changes adds to it."""
     backoff = backoff or Backoff()
@@ -47,7 +54,7 @@ async def events(
     while True:
         try:
             if revision is None:
-                snapshot = await store.list(prefix)
+                snapshot = await store.list(prefix, on_page)
                 revision = snapshot.revision
                 yield snapshot
             async with aclosing(store.watch(prefix, after_revision=revision)) as batches:

@@ -15,6 +15,7 @@ from gpupool.store.memory_backend import MemoryBackend
 from gpupool.store.port import (
     Change,
     Committed,
+    Each,
     Guard,
     KeyValue,
     Op,
@@ -50,10 +51,13 @@ class MemoryStore:
         check_key(key)
         return self._backend.get(key)
 
-    async def list(self, prefix: str) -> Snapshot:
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
         """See Store.list."""
         await self._turn()
-        return self._backend.list(prefix)
+        snapshot = self._backend.list(prefix)
+        if each is not None:
+            await each(0, snapshot.items)
+        return snapshot
 
     async def commit(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:
         """See Store.commit."""

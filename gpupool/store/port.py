@@ -7,7 +7,7 @@ Two implementations pass one contract suite (tests/contract/test_store.py): `gpu
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
@@ -113,6 +113,10 @@ class Snapshot:
     items: tuple[KeyValue, ...]
 
 
+Each = Callable[[int, Sequence[KeyValue]], Awaitable[None]]
+"""Told of a page of a list: how many keys came before it, and its own."""
+
+
 class Change(NamedTuple):
     """One change seen by a watch: `kv` is None when the key was deleted (or its lease ended)."""
 
@@ -148,8 +152,12 @@ class Store(Protocol):
         """The newest committed value of `key` (linearizable), or None."""
         ...
 
-    async def list(self, prefix: str) -> Snapshot:
-        """All keys under `prefix` at one revision, read in pages."""
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
+        """All keys under `prefix` at one revision, read in pages.
+
+        `each` is told of every page, in order, while the next is on its way. If no key came before it, the list begins,
+        perhaps once more: what was told before is void, as it is when the call fails.
+        """
         ...
 
     async def commit(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:

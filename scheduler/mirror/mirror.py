@@ -57,6 +57,7 @@ class Mirror:
         self._told = Told()
         self._moved = asyncio.Condition()
         self._whole = False  # not while everything is read, anew or for the first time
+        self._paged = 0  # keys that were told of, of a list that may not have come to its end
         self._feeds: list[Feed] = []
         self._view: View | None = None
         self._viewing = asyncio.Lock()
@@ -70,6 +71,7 @@ class Mirror:
             on_reset=self._reset,
             on_changes=self._changes,
             on_restored=self._restored,
+            on_page=self._page,
         )
 
     # Reading
@@ -258,17 +260,29 @@ class Mirror:
         await self._advance(snapshot.revision)
         self.synced.set()
 
-    async def _fill(self, snapshot: Snapshot) -> None:
-        """For the first time: what was there before is no news."""
-        arrived: dict[int, list[str]] = {}
-        for begin in range(0, len(snapshot.items), FILLED):
+    async def _page(self, before: int, items: Sequence[KeyValue]) -> None:
+        """A part of what there is, while the store makes the next: taken in at once, if nothing is known yet."""
+        if self.synced.is_set():
+            return
+        if not before:
+            self._records = Records()
+        self._paged = before + len(items)
+        for begin in range(0, len(items), FILLED):
             await asyncio.sleep(0)
-            minded = {Kind.JOB_SPEC, *(kind for kind, listeners in self._listeners.items() if listeners)}
-            for kind, ids, kv in self._records.fill(snapshot.items[begin : begin + FILLED], minded):
-                if kind is Kind.JOB_SPEC:
-                    arrived.setdefault(kv.create_revision, []).append(ids[0])
+            minded = [kind for kind, listeners in self._listeners.items() if listeners]
+            for kind, ids, _ in self._records.fill(items[begin : begin + FILLED], minded):
                 for listener in self._listeners[kind]:
                     listener(kind, ids)
+
+    async def _fill(self, snapshot: Snapshot) -> None:
+        """For the first time: what was there before is no news."""
+        if self._paged != len(snapshot.items):  # nobody told of the pages
+            await self._page(0, snapshot.items)
+        arrived: dict[int, list[str]] = {}
+        for number, (ids, kv) in enumerate(self._records.items(Kind.JOB_SPEC)):
+            if number % FILLED == 0:
+                await asyncio.sleep(0)
+            arrived.setdefault(kv.create_revision, []).append(ids[0])
         self._arrivals = []
         for number, revision in enumerate(sorted(arrived)):
             if number % TURN == 0:

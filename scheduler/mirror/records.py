@@ -137,6 +137,10 @@ class Records:
         """As it is stored."""
         return self._kvs[kind].get(ids)
 
+    def items(self, kind: Kind) -> Items:
+        """Every record of a kind as it is stored. Nothing may change while it is drawn from."""
+        return self._kvs[kind].items()
+
     def ids(self, kind: Kind) -> list[Ids]:
         """Of every record of a kind."""
         return list(self._kvs[kind])

@@ -16,6 +16,7 @@ from gpupool.store.port import (
     Compacted,
     Created,
     Delete,
+    Each,
     Guard,
     LeaseNotFound,
     Op,
@@ -376,8 +377,8 @@ class Forgetful:
     def __init__(self, world: World, times: int) -> None:
         self.inner, self.world, self.left, self.failures = world.client(), world, times, 1
 
-    async def list(self, prefix: str) -> Snapshot:
-        snapshot = await self.inner.list(prefix)
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
+        snapshot = await self.inner.list(prefix, each)
         if self.left:
             self.left -= 1
             for _ in range(3):

@@ -15,7 +15,7 @@ from agent.timing import Identity, Limits, Timing
 from agent.work.volumes import VolumeError
 from gpupool.store import keys
 from gpupool.store.memory import MemoryBackend, MemoryStore
-from gpupool.store.port import Committed, Delete, Guard, KeyValue, Op, Put, Snapshot, Unavailable
+from gpupool.store.port import Committed, Delete, Each, Guard, KeyValue, Op, Put, Snapshot, Unavailable
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 from tests.fakes.virtual_time import until
 from tests.fakes.vms import FakeClock, FakeGuard, FakeVms
@@ -146,9 +146,9 @@ class OutageStore(MemoryStore):
         self._check()
         return await super().get(key)
 
-    async def list(self, prefix: str) -> Snapshot:
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
         self._check()
-        return await super().list(prefix)
+        return await super().list(prefix, each)
 
     async def commit(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:
         self._check()

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from gpupool.store import keys
 from gpupool.store.memory import MemoryBackend, MemoryStore
-from gpupool.store.port import Change, Committed, Delete, Guard, KeyValue, Op, Poll, Put, Snapshot, Unavailable
+from gpupool.store.port import Change, Committed, Delete, Each, Guard, KeyValue, Op, Poll, Put, Snapshot, Unavailable
 from gpupool.v1 import inventory_pb2, job_pb2, records_pb2
 
 WALL = 1_700_000_000.0
@@ -121,8 +121,8 @@ class HookedStore:
     async def get(self, key: str) -> KeyValue | None:
         return await self._up().get(key)
 
-    async def list(self, prefix: str) -> Snapshot:
-        return await self._up().list(prefix)
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
+        return await self._up().list(prefix, each)
 
     async def commit(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:
         return await self.on_commit(ops, lambda: self._up().commit(guards, ops))

@@ -11,6 +11,7 @@ from gpupool.store.memory_backend import MemoryBackend
 from gpupool.store.port import (
     Change,
     Committed,
+    Each,
     Guard,
     KeyValue,
     Op,
@@ -103,9 +104,12 @@ class FaultyStore:
         """See Store.get."""
         return await self._call(lambda: self._inner.get(key))
 
-    async def list(self, prefix: str) -> Snapshot:
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
         """See Store.list."""
-        return await self._call(lambda: self._inner.list(prefix))
+        snapshot = await self._call(lambda: self._inner.list(prefix))
+        if each is not None:  # here, and not on the store's side, where it could come late
+            await each(0, snapshot.items)
+        return snapshot
 
     async def commit(self, guards: Sequence[Guard], ops: Sequence[Op]) -> Committed:
         """See Store.commit."""

@@ -10,8 +10,8 @@ import pytest
 
 from gpupool.store import keys
 from gpupool.store.keys import Kind
-from gpupool.store.memory import MemoryBackend
-from gpupool.store.port import Delete, Put
+from gpupool.store.memory import MemoryBackend, MemoryStore
+from gpupool.store.port import Delete, Each, Put, Snapshot
 from gpupool.v1 import job_pb2, records_pb2
 from scheduler.core.state.policy import Policy
 from scheduler.mirror.mirror import Mirror
@@ -205,3 +205,27 @@ async def test_the_cluster_leaves_out_what_is_finished() -> None:
         assert sorted(cluster.jobs) == ["j2"]
         assert sorted(cluster.hosts) == ["h1"]
         assert mirror.ids(Kind.JOB_STATUS) == [("j1",)]
+
+
+class Restless(MemoryStore):
+    """Its first list is overtaken in the middle, and begins anew without the first key."""
+
+    async def list(self, prefix: str, each: Each | None = None) -> Snapshot:
+        whole = await super().list(prefix)
+        assert each is not None
+        await each(0, whole.items[:2])
+        await self.commit([], [Delete(whole.items[0].key)])
+        return await super().list(prefix, each)
+
+
+@virtual_time
+async def test_a_list_that_begins_anew_leaves_nothing_of_what_it_told_before() -> None:
+    pool = Pool()
+    for name in ("j1", "j2", "j3"):
+        await pool.submit(name)
+    mirror = Mirror(Restless(pool.backend), wall)
+    task = asyncio.create_task(mirror.run())
+    await mirror.synced.wait()
+    assert mirror.jobs() == ["j2", "j3"]
+    assert not mirror.has(Kind.JOB_SPEC, "j1")
+    task.cancel()
