@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import islice
 
 from gpupool.store import keys
 from gpupool.store.port import Op, Put, Store
@@ -48,7 +49,7 @@ async def write(store: Store, hosts: int, jobs: int) -> int:
 
 async def _write(store: Store, ops: Iterator[Op]) -> int:
     written = 0
-    while batch := [op for op, _ in zip(ops, range(OPS), strict=False)]:  # shared: each worker takes the next
+    while batch := list(islice(ops, OPS)):  # shared: each worker takes the next
         assert (await store.commit([], batch)).succeeded
         written += len(batch)
     return written

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from os.path import commonprefix
 from typing import Any
 
 from gpupool.store import etcd_wire as wire
@@ -20,7 +19,7 @@ Ask = Callable[[bytes, bytes, int, int], Awaitable[Any]]  # first key, end, revi
 
 
 async def pages(ask: Ask, prefix: str, first_keys: int) -> AsyncGenerator[Any, None]:
-    """etcd's answers for all keys under the prefix, in order. The first one's header says of which revision all are.
+    """The answers for all keys under the prefix, in order. The first one's header says of which revision all are.
 
     Whoever may leave early wraps it in `contextlib.aclosing`.
     """
@@ -43,8 +42,9 @@ async def pages(ask: Ask, prefix: str, first_keys: int) -> AsyncGenerator[Any, N
 
 def _reach(kvs: Sequence[Any], begin: bytes, end: bytes) -> bytes:
     """Where the folder ends that all of these lie in; `end`, if that is not between here and there."""
-    folder = commonprefix([kvs[0].key, kvs[-1].key]).rpartition(b"/")[0] if kvs else b""
-    stop = folder + b"0"  # the first that may follow "folder/..."
+    first, last = (kvs[0].key, kvs[-1].key) if kvs else (b"", b"")
+    alike = next((n for n, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    stop = first[:alike].rpartition(b"/")[0] + b"0"  # the first that may follow "folder/..."
     return stop if begin < stop and (stop < end or end == wire.NO_END) else end
 
 

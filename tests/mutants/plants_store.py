@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 FOLLOW, WATCH, ETCD = "gpupool/store/follow.py", "gpupool/store/etcd_watch.py", "gpupool/store/etcd.py"
+PAGES = "gpupool/store/etcd_pages.py"
 
 STORE = (
     Mutant(
@@ -33,6 +34,36 @@ STORE = (
             )
         ],
         tests("unit/test_mirror.py", "contract"),
+    ),
+    Mutant(
+        "pages of several revisions",
+        "a later page of a list has what was written since the first",
+        [Edit(PAGES, "ask(begin, stop, revision, ", "ask(begin, stop, 0, ")],
+        tests("unit/test_etcd_pages.py", "contract/test_store.py"),
+    ),
+    Mutant(
+        "list ends with a folder",
+        "a list takes the end of the folder that a page asked for as the end of everything",
+        [Edit(PAGES, "while page.more or stop != end:", "while page.more:")],
+        tests("unit/test_etcd_pages.py"),
+    ),
+    Mutant(
+        "page left behind",
+        "who leaves a list in the middle leaves behind the task that asks for the next page",
+        [
+            Edit(
+                PAGES,
+                "            coming.cancel()\n            await asyncio.gather(coming, return_exceptions=True)\n",
+                "            pass\n",
+            )
+        ],
+        tests("unit/test_etcd_pages.py"),
+    ),
+    Mutant(
+        "list begun anew on top",
+        "a mirror keeps what it was told of a list that was overtaken, and began anew",
+        [Edit("scheduler/mirror/mirror.py", "            self._records = Records()\n", "            pass\n")],
+        tests("unit/test_mirror.py::test_a_list_that_begins_anew_leaves_nothing_of_what_it_told_before"),
     ),
     Mutant(
         "deposed leader believed",
