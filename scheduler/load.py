@@ -19,7 +19,7 @@ from gpupool.v1 import brief_pb2, job_pb2, records_pb2
 from .codec.decode import UNREADABLE, fact_of, failover_of, last_word, restore_cluster, restore_host, restore_shares
 from .codec.decode_hosts import read_allocation
 from .codec.decode_jobs import read_job, restore_status
-from .codec.sound import contradiction, newest
+from .codec.sound import contradiction, note_attempt
 from .core.failover.ahead import bring_back
 from .core.failover.brake import consider
 from .core.failover.fence import intent_noted, lost_unseen, unwatched
@@ -152,7 +152,7 @@ def _load_decisions(
             yield
     attempts: dict[str, int] = {}  # the last that an allocation is of, by job
     for number, (ids, _) in enumerate(stored.get(Kind.ALLOCATION, ())):
-        attempts.update([newest(attempts, ids[1])])
+        note_attempt(ids[1], attempts)
         if number % TURN == 0:
             yield
     for ids, kv in stored.pop(Kind.JOB_STATUS, ()):
@@ -219,7 +219,7 @@ def _load_allocation(cluster: Cluster, wire: brief_pb2.AllocationBrief) -> None:
     cluster.reserve(allocation)
     if allocation.preempted_for:
         cluster.books.claims[allocation.preempted_for] = Claim(allocation.host)
-    if job is None or job.allocation_id != allocation.id or job.cancel_reason is None:
+    if job is None or job.cancel_reason is None or job.allocation_id != allocation.id:
         return  # what stops it, if anything does, is not that the user wants its end
     if allocation.stop_reason:
         job.cancel_reason = allocation.stop_reason

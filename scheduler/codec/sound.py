@@ -6,15 +6,13 @@ can say whether it runs is neither started again nor given up, and its VM, if th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ..core.state.jobs import Job
 
 
 def contradiction(job: Job, allocated: int) -> str:
     """What cannot be, in words; "": it can. `allocated`: the last attempt that has an allocation on record; 0: none."""
     last, count = job.attempts[-1].number if job.attempts else 0, job.attempt_count
-    state = job.state.value if job.allocation_id is not None else ""  # it has a VM
+    state = job.state.value if job.live else ""  # it has a VM
     if state and not job.attempts:
         return f"it is {state} and has no attempt"
     if job.attempts and last != count:
@@ -26,7 +24,9 @@ def contradiction(job: Job, allocated: int) -> str:
     return ""
 
 
-def newest(allocations: Mapping[str, int], allocation: str) -> tuple[str, int]:
-    """The job of an allocation, by its name, and the last of its attempts that one is known of, this one included."""
+def note_attempt(allocation: str, known: dict[str, int]) -> None:
+    """Of an allocation, by its name: keep the last attempt of each job that one is known of."""
     job, _, number = allocation.rpartition(".")
-    return job, max(allocations.get(job, 0), int(number) if number.isdecimal() else 0)
+    attempt = int(number) if number.isdecimal() else 0
+    if attempt > known.get(job, 0):
+        known[job] = attempt

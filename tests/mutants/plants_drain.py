@@ -24,7 +24,7 @@ DRAIN = (
     Mutant(
         "a drain is a cancel to the next leader",
         "a new leader takes a VM that was asked to stop for a drain for one whose job is to end",
-        [Edit("scheduler/load.py", "or job.cancel_reason is None:", "or False:")],
+        [Edit("scheduler/load.py", "or job.cancel_reason is None or job.allocation", "or job.allocation")],
         scenario("drain_under_another_leader"),
         fast=True,
     ),

@@ -31,8 +31,12 @@ def _differs(brief: FieldDescriptor, whole: FieldDescriptor | None) -> str:
     """What is not alike; "": nothing."""
     if whole is None:
         return "there is no such number"
-    if (brief.name, brief.is_repeated) != (whole.name, whole.is_repeated):
+    if brief.name != whole.name:
         return f"that is {whole.name}"
+    if brief.type == _BYTES and not brief.is_repeated and whole.is_packed:
+        return ""
+    if brief.is_repeated != whole.is_repeated:
+        return "one of them is repeated"
     if (brief.type, whole.type) == (_BYTES, _MESSAGE):
         return ""
     if brief.type != whole.type:

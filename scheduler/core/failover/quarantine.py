@@ -31,6 +31,12 @@ def reason(units: Iterable[str]) -> str:
 
 def look(cluster: Cluster, host: Host) -> None:
     """Order the host's drain, or call it off, by what is known of it now. An operator's own drain comes before it."""
+    if cluster.policy.drain_on_quarantine or host.ordered is not None:
+        _order(cluster, host)
+    (cluster.draining.discard if host.drain is None else cluster.draining.add)(host.name)
+
+
+def _order(cluster: Cluster, host: Host) -> None:
     bad: list[str] = []
     if cluster.policy.drain_on_quarantine:  # whichever session said so: a quarantine outlives a reboot
         bad = [u for u in host.units if u in host.reports and host.reports[u].state is UnitState.QUARANTINED]
@@ -41,4 +47,3 @@ def look(cluster: Cluster, host: Host) -> None:
         host.ordered = wanted
         cluster.touch(host)
         cluster.log.append(Transition("host", host.name, *words, why))
-    (cluster.draining.discard if host.drain is None else cluster.draining.add)(host.name)

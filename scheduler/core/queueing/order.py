@@ -36,7 +36,7 @@ def _named(cluster: Cluster, job: Job) -> Iterator[Job]:
     """Unfinished jobs that do not run and that `job`, which waits for a restart, names."""
     if job.state is not JobState.PENDING or not job.attempts:
         return
-    ids = {job_id for name in job.after for job_id in cluster.named.get(name, ())} - {job.id}
+    ids = {job_id for name in job.after for job_id in cluster.named(name)} - {job.id}
     for job_id in sorted(ids):
         if cluster.jobs[job_id].state is not JobState.RUNNING:
             yield cluster.jobs[job_id]

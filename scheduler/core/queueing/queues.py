@@ -120,4 +120,4 @@ class Queues:
 
 def asked_for(job: Job) -> Amounts:
     """What the job asks for."""
-    return Amounts(job.request.gpus, job.request.cpus, job.request.memory_mib)
+    return job.request.amounts

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import inf
 from typing import NamedTuple
 
+_new = tuple.__new__  # as the class's own does, without a call in Python
+
 
 class Amounts(NamedTuple):
     """GPUs, CPUs and MiB; also as a limit, where any may be infinite."""
@@ -15,11 +17,11 @@ class Amounts(NamedTuple):
 
     def plus(self, other: Amounts) -> Amounts:
         """Both together."""
-        return Amounts(self[0] + other[0], self[1] + other[1], self[2] + other[2])
+        return _new(Amounts, (self[0] + other[0], self[1] + other[1], self[2] + other[2]))
 
     def minus(self, other: Amounts) -> Amounts:
         """What is left."""
-        return Amounts(self[0] - other[0], self[1] - other[1], self[2] - other[2])
+        return _new(Amounts, (self[0] - other[0], self[1] - other[1], self[2] - other[2]))
 
     def times(self, count: int) -> Amounts:
         """So many times as much."""

@@ -75,7 +75,7 @@ class Books:
         self.timers.set(job.id, due_s)
         if terms.time_limit_s or terms.end_within_s:
             (self.limited.add if job.live else self.limited.discard)(job.id)
-        self._count(job)
+        self.count(job)
         if terms.preemptible:
             (self.preemptible.add if job.live else self.preemptible.discard)(job.id)
         if terms.element is not None:
@@ -87,7 +87,8 @@ class Books:
         if job.final:
             self.unjudged |= self.dependents.get(job.id, set())
 
-    def _count(self, job: Job) -> None:
+    def count(self, job: Job) -> None:
+        """As `note`, of a job of which nothing else matters: its terms are plain, and it is not over."""
         if (job.id in self._counted) == job.live:
             return
         if job.id in self._counted:

@@ -5,6 +5,7 @@ Mutable and indexed for speed; changed only by `step` and `place`. Sorted where 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -76,7 +77,6 @@ class Cluster:
     lately: set[str] = field(default_factory=set)  # hosts whose loss the brake may mind
     noted_s: float = 0.0  # `intent.at_s` as of which leaders have watched what sessions declare
     draining: set[str] = field(default_factory=set)  # hosts whose intent has a drain
-    named: dict[str, set[str]] = field(default_factory=dict)  # unfinished jobs by name
     ordered: set[str] = field(default_factory=set)  # jobs that wait to restart, and name others that go before them
     books: Books = field(default_factory=Books)
     company: Company = field(default_factory=Company)  # whoever has a VM, as far as it matters to others
@@ -87,6 +87,7 @@ class Cluster:
     stale_jobs: set[str] = field(default_factory=set)
     dirty: Dirty = field(default_factory=Dirty)
     log: list[Transition] = field(default_factory=list)
+    _named: dict[str, set[str]] | None = None  # unfinished jobs by name; None: nobody has asked yet, as mostly
 
     def host(self, name: str) -> Host:
         """The host of that name, made if it is new."""
@@ -119,7 +120,7 @@ class Cluster:
 
     def change_host(self, host: Host, event: HostEvent, now: float, reason: str) -> None:
         """Move `host` along its table."""
-        before, host.state = host.state, next_state(HOST, host.state, event, f"host {host.name}")
+        before, host.state = host.state, next_state(HOST, host.state, event, "host", host.name)
         host.since_s = now
         self.dirty.hosts.add(host.name)
         self.touch(host)
@@ -136,13 +137,13 @@ class Cluster:
     def change_allocation(self, allocation: Allocation, event: AllocationEvent, reason: str) -> None:
         """Move `allocation` along its table. Its state is the agent's report, so nothing is to be written."""
         before = allocation.state
-        allocation.state = next_state(ALLOCATION, before, event, f"allocation {allocation.id}")
+        allocation.state = next_state(ALLOCATION, before, event, "allocation", allocation.id)
         self.log.append(Transition("allocation", allocation.id, before.value, allocation.state.value, reason))
         self._note_starting(self.host(allocation.host), allocation)
 
     def change_job(self, job: Job, event: JobEvent, now: float, reason: str) -> None:
         """Move `job` along its table, and into or out of the queue."""
-        before, job.state = job.state, next_state(JOB, job.state, event, f"job {job.id}")
+        before, job.state = job.state, next_state(JOB, job.state, event, "job", job.id)
         job.message = reason
         if job.final:
             job.finished_s, job.hold = now, ""
@@ -153,8 +154,12 @@ class Cluster:
 
     def enqueue(self, job: Job) -> None:
         """Put a pending job into the queue, take any other out. What must not start now is in it, but not offered."""
-        self._index(job)
-        self.books.note(job, limits.due_s(job, self.policy))
+        if self._named is not None:
+            self._index(job, self._named)
+        if job.terms.plain and not job.final:
+            self.books.count(job)
+        else:
+            self.books.note(job, limits.due_s(job, self.policy))
         self.stale_jobs.add(job.id)
         if job.request.rules is not None:
             self.sought.update(job.request.rules.near)
@@ -210,18 +215,22 @@ class Cluster:
             if self.jobs[job_id].lost:
                 self.enqueue(self.jobs[job_id])
 
-    def _index(self, job: Job) -> None:
-        if not job.name:
-            return
-        if not job.final:
-            if (others := self.named.get(job.name)) is not None:
-                others.add(job.id)
-            else:
-                self.named[job.name] = {job.id}
-        elif job.name in self.named:
-            self.named[job.name].discard(job.id)
-            if not self.named[job.name]:
-                del self.named[job.name]
+    def named(self, name: str) -> Collection[str]:
+        """The unfinished jobs of that name."""
+        if self._named is None:
+            self._named = {}
+            for job in self.jobs.values():
+                self._index(job, self._named)
+        return self._named.get(name, ())
+
+    @staticmethod
+    def _index(job: Job, named: dict[str, set[str]]) -> None:
+        if job.name and not job.final:
+            named.setdefault(job.name, set()).add(job.id)
+        elif job.name in named:
+            named[job.name].discard(job.id)
+            if not named[job.name]:
+                del named[job.name]
 
     def _note_starting(self, host: Host, allocation: Allocation) -> None:
         """Keep count of what starts on the host; a start that is over may let the next one in."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..queueing.queue import Lane
+from .amounts import NOTHING, Amounts
 from .facts import (
     JobIntent,
 )
@@ -55,7 +56,12 @@ class Request:
     numa: NumaPolicy = NumaPolicy.PREFERRED
     hugepage_size_kib: int = 0  # 0: ordinary memory
     rules: Rules | None = None  # None: it demands nothing else
+    amounts: Amounts = field(default=NOTHING, init=False, compare=False, repr=False)
     _hash: int = field(default=0, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """What is asked for again and again is reckoned once for all jobs of the shape."""
+        object.__setattr__(self, "amounts", Amounts(self.gpus, self.cpus, self.memory_mib))
 
     def __hash__(self) -> int:
         """Of all that it says, reckoned once: each placement looks it up several times."""

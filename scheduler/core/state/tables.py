@@ -153,9 +153,9 @@ S = TypeVar("S", HostState, AllocationState, JobState)
 E = TypeVar("E", HostEvent, AllocationEvent, JobEvent)
 
 
-def next_state(table: dict[tuple[S, E], S], state: S, event: E, subject: str) -> S:
+def next_state(table: dict[tuple[S, E], S], state: S, event: E, *subject: str) -> S:
     """The state after `event`; raises IllegalTransitionError for a pair that the table does not have."""
     after = table.get((state, event))
     if after is None:
-        raise IllegalTransitionError(f"{subject}: {event.value!r} cannot happen in {state.value}")
+        raise IllegalTransitionError(f"{' '.join(subject)}: {event.value!r} cannot happen in {state.value}")
     return after

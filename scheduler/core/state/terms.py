@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 DEFAULT_QUEUE = "default"  # which always exists
@@ -67,3 +67,10 @@ class Terms:
     user: str = ""
     preemptible: bool = False  # stops for any job of a higher priority
     member: Member | None = None
+    plain: bool = field(default=True, init=False, compare=False, repr=False)  # nobody and no time minds, until it ends
+
+    def __post_init__(self) -> None:
+        """Of most jobs nothing is to be kept track of: found out once for all that are alike."""
+        minded = self.dependencies or self.preemptible or self.element or self.member
+        timed = self.time_limit_s or self.start_within_s or self.end_within_s
+        object.__setattr__(self, "plain", not (minded or timed))
