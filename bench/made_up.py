@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scheduler.core.packing import HostSize, Mix, Shape, packer
+from scheduler.core.packing.gpus import Pattern
 from scheduler.core.packing.sizes import WHOLE, Totals
 from scheduler.core.packing.worth import EVER, Worth
 from scheduler.simulate import openb, traces
@@ -34,9 +35,9 @@ class Fragmentation(Worth):
 class Nothing(Worth):
     """All hosts are alike, so the fullest that is first by name takes the task."""
 
-    def lost(self, *_: object) -> float:
+    def least(self, _kind: int, _cpu: int, _memory: int, able: tuple[Pattern, ...]) -> tuple[float, Pattern]:
         """Nothing."""
-        return 0.0
+        return 0.0, able[0]
 
     def whole_host(self, *_: object) -> float:
         """Nothing."""

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from scheduler.core.packing import HostSize, Mix, NodeSize, Packer, Shape, Taken
+from scheduler.core.packing import HostSize, Mix, NodeSize, Packer, Shape
+from scheduler.core.packing.sizes import WHOLE
 from scheduler.simulate import openb, traces
 
 from .row import Row
@@ -80,14 +81,14 @@ def _measured(hosts: int, seed: int) -> tuple[float, float]:
     packer = Packer(fleet(hosts), Mix(Counter(JOBS)))
     queue = [rng.choice(JOBS) for _ in range(hosts * 4)]
     begun = time.process_time()
-    placed = [taken for job in queue if (taken := packer.place(job)) is not None]
+    placed = [(taken, job.gpu_milli // WHOLE) for job in queue if (taken := packer.place(job)) is not None]
     filling = len(queue) / (time.process_time() - begun)
-    used = sum(map(_gpus, placed))
+    used = sum(gpus for _, gpus in placed)
     rng.shuffle(placed)
     while used > STEADY * hosts * 8:
-        taken = placed.pop()
-        used -= _gpus(taken)
-        packer.free(taken)
+        gone, gpus = placed.pop()
+        used -= gpus
+        packer.free(gone)
     arrivals = [rng.choice(JOBS) for _ in range(ROUNDS)]
     ends = [rng.random() for _ in range(ROUNDS)]
     begun = time.process_time()
@@ -95,13 +96,13 @@ def _measured(hosts: int, seed: int) -> tuple[float, float]:
         while used > STEADY * hosts * 8:
             place = int(end * len(placed))
             placed[place], placed[-1] = placed[-1], placed[place]
-            gone = placed.pop()
-            used -= _gpus(gone)
+            gone, gpus = placed.pop()
+            used -= gpus
             packer.free(gone)
-        taken_now = packer.place(job)
-        if taken_now is not None:
-            placed.append(taken_now)
-            used += _gpus(taken_now)
+        taken = packer.place(job)
+        if taken is not None:
+            placed.append((taken, job.gpu_milli // WHOLE))
+            used += job.gpu_milli // WHOLE
     return filling, ROUNDS / (time.process_time() - begun)
 
 
@@ -109,7 +110,3 @@ def fleet(hosts: int) -> list[HostSize]:
     """Hosts of 8 GPUs in two NUMA nodes of 64 logical CPUs and 512 GiB."""
     node = NodeSize(64_000, 512_000, 4)
     return [HostSize(f"h{n:05}", MODELS[n % len(MODELS)], (node, node)) for n in range(hosts)]
-
-
-def _gpus(taken: Taken) -> int:
-    return sum(len(share.gpus) for share in taken.shares)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from tests.mutants.model import Edit, Mutant, tests
 
-PACKER, STATES, WORTH = (f"scheduler/core/packing/{name}.py" for name in ("packer", "states", "worth"))
+INDEX, WORTH = (f"scheduler/core/packing/{name}.py" for name in ("index", "worth"))
 OPENB = "scheduler/simulate/openb.py"
 
 
 PACKING = (
     Mutant(
-        "a forgotten state comes back",
-        "two equal states both have hosts, so one of them is lost to the index, or the core stops with an error",
-        [Edit(PACKER, " or step.after.gone", "")],
+        "an answer that was dropped is thought to be there",
+        "hosts that are again in the state are found by nobody",
+        [Edit(INDEX, "heap.states.discard(heappop(answers)[2])", "heappop(answers)")],
+        tests("unit/test_packing.py::test_a_task_is_refused_only_if_no_host_has_room"),
+    ),
+    Mutant(
+        "answers that were swept out are thought to be there",
+        "hosts that are again in their states are found by nobody",
+        [Edit(INDEX, "    heap.states = {answer[2] for answer in heap.answers}\n", "")],
         tests("unit/test_packing.py::test_no_state_comes_back_beside_its_equal"),
     ),
     Mutant(
@@ -36,8 +42,7 @@ PACKING = (
     Mutant(
         "the worst part of a GPU",
         "a slice is taken of the GPU where it costs the most",
-        [Edit(STATES, "            if lost < least:\n                best, least = left, lost\n        return Step(",
-              "            if lost < EVER:\n                best, least = left, lost\n        return Step(")],
+        [Edit(WORTH, "            if lost < least:", "            if lost < EVER:")],
         tests("unit/test_packing_gap.py::test_on_average_near_the_best"),
     ),
     Mutant(

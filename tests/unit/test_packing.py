@@ -235,17 +235,17 @@ def test_many_shapes_and_a_long_life_do_not_fill_the_memory(monkeypatch: pytest.
     assert all(len(heap.answers) < 200 for heaps in index._shapes.values() for _, heap in heaps)
 
 
-@pytest.mark.parametrize("steps_kept", [2, 256])
-@pytest.mark.parametrize("seed", range(4))
-def test_no_state_comes_back_beside_its_equal(monkeypatch: pytest.MonkeyPatch, seed: int, steps_kept: int) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_no_state_comes_back_beside_its_equal(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Though all that are not in use are forgotten every few decisions."""
     monkeypatch.setattr("scheduler.core.packing.states.KEPT", 12)
-    monkeypatch.setattr("scheduler.core.packing.states.STEPS_KEPT", steps_kept)
+    monkeypatch.setattr("scheduler.core.packing.index.SLACK", 0)
     fleet, rng = Fleet(), Random(seed)
     for _ in range(300):
         fleet.do(("place", rng.choice(SHAPES)) if rng.random() < 0.55 else ("free", rng.randrange(40)))
         inside = [state for state in fleet.packer._state_of if state is not None]
-        assert all(fleet.packer._states._known.get(state.key) is state for state in inside)
+        known = fleet.packer._states._known
+        assert all(known.get((state.model, state.node_gpus, state.nodes)) is state for state in inside)
     check(fleet)
     rebuilt = fleet.rebuilt()
     assert [fleet.packer.place(shape) for shape in SHAPES] == [rebuilt.place(shape) for shape in SHAPES]

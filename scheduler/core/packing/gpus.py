@@ -8,7 +8,7 @@ from .sizes import WHOLE
 class Pattern:
     """What is free on each GPU, the most first."""
 
-    __slots__ = ("after", "free", "stranded", "top", "total", "whole")
+    __slots__ = ("after", "free", "top", "total", "whole")
 
     def __init__(self, free: tuple[int, ...]) -> None:
         self.free = free
@@ -16,7 +16,6 @@ class Pattern:
         self.whole = free.count(WHOLE)
         self.top = free[0] if free else 0
         self.after: dict[int, tuple[Pattern, ...]] = {}  # by thousandths taken
-        self.stranded: dict[int, float] = {}  # by cell; see worth.py
 
     def takes(self, gpu_milli: int) -> bool:
         """Whether a slice, or so many whole GPUs, are free."""

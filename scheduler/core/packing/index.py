@@ -13,12 +13,12 @@ from heapq import heapify, heappop, heappush
 from weakref import WeakValueDictionary
 
 from .sizes import WHOLE, Shape
-from .states import Key, State, States, Step
+from .states import Key, Node, State, States
 
 SHAPES_KEPT = 1024  # shapes; the oldest goes
 SLACK = 64  # answers of dead states that a heap may have beside twice as many as there are states
 
-Answer = tuple[float, Key, State, Step]
+Answer = tuple[float, Key, State, tuple[Node, ...]]  # how much more would be lost, where, and what would then be free
 
 
 class _Heap:
@@ -27,13 +27,14 @@ class _Heap:
     `models`: asks only states of these, if there are any; for who names some of a class of which the mix names all.
     """
 
-    __slots__ = ("__weakref__", "answers", "models", "need", "newest")
+    __slots__ = ("__weakref__", "answers", "models", "need", "newest", "states")
 
     def __init__(self, need: Shape, models: tuple[str, ...] = ()) -> None:
         self.need = need
         self.newest = -1
         self.models = models
         self.answers: list[Answer] = []
+        self.states: set[State] = set()  # those with an answer in it
 
 
 class Index:
@@ -44,7 +45,7 @@ class Index:
         self._shapes: dict[Shape, list[tuple[int, _Heap]]] = {}  # for each class that it may have
         self._needs: WeakValueDictionary[tuple[int, Shape], _Heap] = WeakValueDictionary()  # those without models
 
-    def best(self, shape: Shape, prices: list[float]) -> tuple[State, Step] | None:
+    def best(self, shape: Shape, prices: list[float]) -> tuple[State, tuple[Node, ...]] | None:
         """The state whose hosts lose least by the task, with what would then be free; None: it fits nowhere."""
         heaps = self._shapes.get(shape) or self._new_shape(shape)
         newest, gpu = self._states.newest, shape[0]
@@ -55,7 +56,7 @@ class Index:
                 self._catch_up(kind, heap)
             answers = heap.answers
             while answers and not answers[0][2].count:
-                heappop(answers)
+                heap.states.discard(heappop(answers)[2])
             if answers:
                 first = answers[0]
                 score = first[0] + gpu * prices[kind]
@@ -82,23 +83,25 @@ class Index:
         return heaps
 
     def _catch_up(self, kind: int, heap: _Heap) -> None:
-        """Ask the states that came up meanwhile."""
+        """Ask the states that came up meanwhile, but for those that came back before their answer was dropped."""
+        answers, states, judge, models, newest = heap.answers, heap.states, self._states.judge, heap.models, heap.newest
         gpu, cpu, memory, _ = need = heap.need
-        one_gpu = min(WHOLE, gpu)
-        answers, judge, models, newest = heap.answers, self._states.judge, heap.models, heap.newest
         for state in reversed(self._states.live[kind].values()):  # the last one first
             if state.number <= newest:
                 break
-            if state.top >= one_gpu and state.cpu_milli >= cpu and state.memory_mib >= memory:
-                step = state.steps[need] if need in state.steps else judge(state, need)
+            free = state.whole_milli if gpu >= WHOLE else state.top
+            if free >= gpu and state.cpu_milli >= cpu and state.memory_mib >= memory and state not in states:
+                step = judge(state, need)
                 if step is not None and (not models or state.model in models):
-                    heappush(answers, (step.more, state.key, state, step))
+                    heappush(answers, (step[0], state.key, state, step[1]))
+                    states.add(state)
         heap.newest = self._states.newest[kind]
         if len(answers) > 2 * len(self._states.live[kind]) + SLACK:
-            _sweep(answers)
+            _sweep(heap)
 
 
-def _sweep(answers: list[Answer]) -> None:
-    """Drop what is out of date, and all but one of what is there twice."""
-    answers[:] = {answer[1]: answer for answer in answers if answer[2].count}.values()
-    heapify(answers)
+def _sweep(heap: _Heap) -> None:
+    """Drop what is out of date."""
+    heap.answers = [answer for answer in heap.answers if answer[2].count]
+    heapify(heap.answers)
+    heap.states = {answer[2] for answer in heap.answers}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import compress
+from operator import ne
 
 from .index import Index
 from .mix import Mix
@@ -53,22 +55,18 @@ class Packer:
         found = self._index.best(shape, self._current_prices())
         if found is None:
             return None
-        state, step = found
+        state, nodes = found
         place = first_host(state, self._state_of)
         host = self._hosts[place]
         gpu_milli = shape.gpu_milli
         shares = [
-            _share(number, before, step.nodes[number], host.free[number], gpu_milli)
+            _share(number, before, nodes[number], host.free[number], gpu_milli)
             for number, before in enumerate(state.nodes)
-            if before is not step.nodes[number]
+            if before is not nodes[number]
         ]
         if gpu_milli:
             self._count(state.kind, -gpu_milli)
-        if step.after is None or step.after.gone:
-            step.after = self._states.of(state.model, state.node_gpus, step.nodes)
-        self._nodes_of[place] = step.nodes
-        self._states.leave(state)
-        self._enter(place, step.after)
+        self._move(place, nodes)
         return Taken(host.size.name, tuple(shares))
 
     def take(self, taken: Iterable[Taken]) -> None:
@@ -84,14 +82,14 @@ class Packer:
         place = self._place_of[taken.host]
         host = self._hosts[place]
         nodes = list(self._nodes_of[place])
-        for share in taken.shares:
-            cpu, memory, _ = nodes[share.node]
-            for gpu in share.gpus:
-                host.free[share.node][gpu] += sign * share.gpu_milli
-            pattern = self._states.patterns.of(host.free[share.node])
-            nodes[share.node] = cpu + sign * share.cpu_milli, memory + sign * share.memory_mib, pattern
+        for node, cpu_milli, memory_mib, gpus, gpu_milli in taken.shares:
+            cpu, memory, _ = nodes[node]
+            free = host.free[node]
+            for gpu in gpus:
+                free[gpu] += sign * gpu_milli
+            nodes[node] = cpu + sign * cpu_milli, memory + sign * memory_mib, self._states.patterns.of(free)
             if self._state_of[place] is not None:
-                self._count(self._class(host), sign * share.gpu_milli * len(share.gpus))
+                self._count(self._class(host), sign * gpu_milli * len(gpus))
         self._move(place, tuple(nodes))
 
     def close(self, name: str) -> None:
@@ -187,5 +185,4 @@ def _share(number: int, before: Node, after: Node, free: list[int], gpu_milli: i
 
 def _sliced(before: Node, after: Node) -> int:
     """What was free on the GPU that the slice is of: the patterns differ there alone, and the larger one is first."""
-    pairs = zip(before[2].free, after[2].free, strict=True)
-    return next(was for was, now in pairs if was != now)
+    return next(compress(before[2].free, map(ne, before[2].free, after[2].free)))

@@ -36,7 +36,7 @@ def _levels(demands: Mapping[tuple[int, ...], float], free: list[int]) -> list[f
 
 def _even_out(demand: float, parts: dict[int, float], loads: list[float], free: list[int]) -> None:
     """Spread one demand anew, to the emptiest first, all else left as it is."""
-    order = sorted((max(0.0, loads[i] - part) / free[i], i) for i, part in parts.items())
+    order = sorted([(load / free[i] if (load := loads[i] - part) > 0 else 0.0, i) for i, part in parts.items()])
     level = room = below = 0.0
     for place, (base, i) in enumerate(order):
         room += free[i]
@@ -45,6 +45,6 @@ def _even_out(demand: float, parts: dict[int, float], loads: list[float], free: 
         if place + 1 == len(order) or level <= order[place + 1][0]:
             break
     for base, i in order:
-        part = max(0.0, (level - base) * free[i])
+        part = (level - base) * free[i] if base < level else 0.0
         loads[i] += part - parts[i]
         parts[i] = part

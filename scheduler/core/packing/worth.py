@@ -24,16 +24,27 @@ PLENTY = 0.8  # of a fleet's cores or memory, in use when all GPUs are: up to he
 EVER = float(1 << 60)
 
 
+class _Cell:
+    """Nodes of one class into which the same tasks of the mix fit, GPUs aside."""
+
+    __slots__ = ("chances", "slices", "stranded")
+
+    def __init__(self, chances: list[float], kinds_of_slices: int) -> None:
+        self.chances = chances  # that one of these tasks is the next, by kind
+        self.slices = [0.0, *accumulate(chances[:kinds_of_slices])]  # by how many kinds of slices fit: of one of them
+        self.stranded: dict[Pattern, float] = {}
+
+
 class Worth:
     """What is lost, by node. Belongs to one mix and one fleet."""
 
     def __init__(self, mix: Mix, models: frozenset[str], fleet: Totals) -> None:
         self._mix = mix
+        self._cpus, self._memories = mix.cpus, mix.memories
         self.classes = mix.classes(models)
         self.class_of = {model: i for i, models in enumerate(self.classes) for model in models}
-        self._cells: dict[tuple[int, int, int], int] = {}
-        self._chances: list[list[float]] = []  # by cell
-        self._slices: list[list[float]] = []  # by cell, then by how many kinds of slices fit: the chance of one of them
+        self._cells: dict[tuple[int, int, int], _Cell] = {}  # by class and how many amounts of cores and memory fit in
+        self._with_chances: dict[tuple[float, ...], _Cell] = {}  # what differs in nothing that counts is one cell
         self._kinds_of_slices = bisect_left(mix.kinds, WHOLE)
         cpu, memory = mix.needs(all_tasks=False)
         cpu_scarcity, memory_scarcity = _scarcity(mix, fleet)
@@ -42,20 +53,27 @@ class Worth:
 
     def lost(self, kind: int, cpu_milli: int, memory_mib: int, pattern: Pattern) -> float:
         """Of one node with GPUs of this class of models."""
-        total = pattern.total
+        return self.least(kind, cpu_milli, memory_mib, (pattern,))[0]
+
+    def least(self, kind: int, cpu_milli: int, memory_mib: int, able: tuple[Pattern, ...]) -> tuple[float, Pattern]:
+        """Of the patterns that the node may be left with, all with as much free: the least that is lost, and where."""
+        least, best = EVER, able[0]
+        total = best.total
         if not total:
-            return 0.0
-        key = kind, bisect_right(self._mix.cpus, cpu_milli), bisect_right(self._mix.memories, memory_mib)
-        cell = self._cells.get(key)
-        if cell is None:
-            cell = self._new_cell(*key)
-        stranded = pattern.stranded.get(cell)
-        if stranded is None:
-            stranded = pattern.stranded[cell] = self._stranded(cell, pattern)
-        lasts = cpu_milli * self._a_core
-        by_memory = memory_mib * self._a_mib
+            return 0.0, best
+        key = kind, bisect_right(self._cpus, cpu_milli), bisect_right(self._memories, memory_mib)
+        cell = self._cells.get(key) or self._new_cell(key)
+        lasts, by_memory = cpu_milli * self._a_core, memory_mib * self._a_mib
         lasts = min(lasts, by_memory)
-        return stranded + total - lasts if lasts < total else stranded
+        for pattern in able:
+            lost = cell.stranded.get(pattern)
+            if lost is None:
+                lost = cell.stranded[pattern] = self._stranded(cell, pattern)
+            if lasts < total:
+                lost = lost + total - lasts
+            if lost < least:
+                least, best = lost, pattern
+        return least, best
 
     def whole_host(self, kind: int, nodes: tuple[tuple[int, int, Pattern], ...], node_gpus: int) -> float:
         """What is not lost, though its nodes say so, since tasks that no node can take would have the whole host."""
@@ -69,15 +87,15 @@ class Worth:
         chance = sum(chance for asked, chance in chances if node_gpus * WHOLE < asked <= whole * count)
         return chance * whole * count
 
-    def _new_cell(self, kind: int, cpus: int, memories: int) -> int:
-        cell = self._cells[kind, cpus, memories] = len(self._chances)
+    def _new_cell(self, key: tuple[int, int, int]) -> _Cell:
+        kind, cpus, memories = key
         chances = self._mix.chances(self.classes[kind], cpus, memories)
-        self._chances.append(chances)
-        self._slices.append([0.0, *accumulate(chances[: self._kinds_of_slices])])
+        cell = self._with_chances.get(tuple(chances)) or _Cell(chances, self._kinds_of_slices)
+        self._cells[key] = self._with_chances[tuple(chances)] = cell
         return cell
 
-    def _stranded(self, cell: int, pattern: Pattern) -> float:
-        slices, kinds = self._slices[cell], self._mix.kinds
+    def _stranded(self, cell: _Cell, pattern: Pattern) -> float:
+        slices, kinds = cell.slices, self._mix.kinds
         usable = 0.0
         for free in pattern.free:
             if not free:
@@ -87,7 +105,7 @@ class Worth:
         for place in range(self._kinds_of_slices, len(kinds)):
             if kinds[place] > whole:
                 break
-            usable += whole * self._chances[cell][place]
+            usable += whole * cell.chances[place]
         return pattern.total - usable
 
 
