@@ -13,13 +13,13 @@ PACKING = (
         "an answer that was dropped is thought to be there",
         "hosts that are again in the state are found by nobody",
         [Edit(INDEX, "heap.states.discard(heappop(answers)[2])", "heappop(answers)")],
-        tests("unit/test_packing.py::test_a_task_is_refused_only_if_no_host_has_room"),
+        tests("unit/test_packing.py::test_a_state_that_comes_back_is_found_again"),
     ),
     Mutant(
         "answers that were swept out are thought to be there",
         "hosts that are again in their states are found by nobody",
         [Edit(INDEX, "    heap.states = {answer[2] for answer in heap.answers}\n", "")],
-        tests("unit/test_packing.py::test_no_state_comes_back_beside_its_equal"),
+        tests("unit/test_packing.py::test_a_state_that_comes_back_is_found_again"),
     ),
     Mutant(
         "fragments do not count",

@@ -251,6 +251,18 @@ def test_no_state_comes_back_beside_its_equal(monkeypatch: pytest.MonkeyPatch, s
     assert [fleet.packer.place(shape) for shape in SHAPES] == [rebuilt.place(shape) for shape in SHAPES]
 
 
+@pytest.mark.parametrize("slack", [64, -9])
+def test_a_state_that_comes_back_is_found_again(monkeypatch: pytest.MonkeyPatch, slack: int) -> None:
+    """Though its answer was dropped meanwhile: at the top of its heap, or in a sweep."""
+    monkeypatch.setattr("scheduler.core.packing.index.SLACK", slack)
+    packer = Packer([HostSize("a", "G2", (NodeSize(96, 96, 1),))], Mix({Shape(1000, 1, 1): 1}))
+    for _ in range(3):
+        taken = packer.place(Shape(1000, 1, 1))
+        assert taken is not None
+        assert packer.place(Shape(1000, 1, 1)) is None
+        packer.free(taken)
+
+
 def test_prices_come_down_when_tasks_end() -> None:
     hosts = [HostSize("a", "T4", (NodeSize(96, 96, 4),)), HostSize("b", "G2", (NodeSize(96, 96, 4),))]
     packer = Packer(hosts, Mix({Shape(1000, 1, 1): 1, Shape(1000, 1, 1, ("T4",)): 1}))
