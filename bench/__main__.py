@@ -22,6 +22,7 @@ from . import (
     leader,
     lifecycle,
     packing,
+    places,
     replace,
     reservation,
     start,
@@ -44,6 +45,7 @@ BENCHES: dict[str, Callable[[Callable[[str], None]], Awaitable[list[Row]]]] = {
     "start": start.run,
     "reservation": reservation.run,
     "packing": packing.run,
+    "places": places.run,
     "lifecycle": lifecycle.run,
     "victims": victims.run,
 }

@@ -22,11 +22,11 @@ from scheduler.core.place import Placer
 from scheduler.core.queueing.preempt import Preempter
 from scheduler.core.queueing.sets import pauses
 from scheduler.core.state.cluster import Cluster
-from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported
+from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
 from scheduler.core.state.jobs import Job, NumaPolicy, Request
 from scheduler.core.state.policy import Policy, PreemptionPolicy
-from scheduler.core.state.tables import JobState
+from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.state.terms import Member, Terms
 from scheduler.core.step import step
 
@@ -69,8 +69,8 @@ async def run(tell: Callable[[str], None], hosts: int = HOSTS) -> list[Row]:
     return rows
 
 
-def full(hosts: int) -> tuple[Cluster, Placer]:
-    """A cluster without room."""
+def full(hosts: int, limited: float = 0.0) -> tuple[Cluster, Placer]:
+    """A cluster without room; so many of its VMs, as a share, have limits of time."""
     cluster = Cluster(policy=replace(Policy(), preemption=PreemptionPolicy(lower_priority=True), starts_at_once=0))
     nodes = tuple(
         (n, tuple((2 * c, 2 * c + 1) for c in range(n * NODE_CORES, (n + 1) * NODE_CORES)), NODE_MIB) for n in (0, 1)
@@ -88,7 +88,9 @@ def full(hosts: int) -> tuple[Cluster, Placer]:
     placer, rng, number = Placer(), random.Random(7), 0
     while (free := sum(len(h.units) - len(h.held) for h in cluster.hosts.values())) > 0:
         for _ in range(max(1, free // 2)):
-            step(cluster, JobSubmitted(Job(f"j{number:07}", rng.choice(LOW), number, 1.0)), 1.0)
+            request = rng.choice(LOW)
+            terms = Terms(time_limit_s=rng.randrange(3600, 90_000)) if limited and rng.random() < limited else Terms()
+            step(cluster, JobSubmitted(Job(f"j{number:07}", request, number, 1.0, terms=terms)), 1.0)
             number += 1
         placer.place(cluster, 2.0 + number / 1000, 1_000_000)
         for job_id in list(cluster.pending):
@@ -96,6 +98,8 @@ def full(hosts: int) -> tuple[Cluster, Placer]:
             del cluster.jobs[job_id]
         cluster.take_dirty()
         cluster.take_log()
+    for vm in list(cluster.allocations.values()) if limited else ():
+        step(cluster, VmReported(vm.host, vm.id, vm.session, AllocationState.RUNNING, started_s=vm.created_s), 100.0)
     return cluster, placer
 
 

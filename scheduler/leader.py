@@ -23,10 +23,9 @@ from .codec.decode import FACTS, fact_of
 from .core.failover.drain import drain
 from .core.failover.power import PowerOff, next_power_s
 from .core.gangs import together
-from .core.invariants import violations
+from .core.invariants import checking
 from .core.place import Placer, retract
 from .core.queueing.preempt import Preempter
-from .core.queueing.sets import pauses
 from .core.state.cluster import Cluster, Dirty
 from .core.state.hosts import Allocation
 from .core.state.policy import Policy
@@ -40,6 +39,7 @@ from .load import in_turns, load_in_turns
 from .mirror.feed import Feed
 from .mirror.mirror import Mirror
 from .mirror.records import News
+from .turns import in_pauses
 
 _log = logging.getLogger(__name__)
 
@@ -160,8 +160,7 @@ class Leader:
             await self._place(now)
             await asyncio.sleep(0)  # after much work the lease may be due; nothing else touches the cluster
             drain(self.cluster, self._placer, now)
-            for _ in pauses(self._preempter.preempting(self.cluster, now)):
-                await asyncio.sleep(0)  # as above
+            await in_pauses(self._preempter.preempting(self.cluster, now))
             together.look(self.cluster, now)
             self._log_transitions()
             await self._commit(now)
@@ -173,7 +172,7 @@ class Leader:
         """Up to PLACED jobs, a few at a time: others run in between, and nothing that they do reaches the cluster."""
         self._more = False
         for _ in range(PLACED // AT_ONCE):
-            if self._placer.place(self.cluster, now, AT_ONCE) < AT_ONCE:
+            if await in_pauses(self._placer.placing(self.cluster, now, AT_ONCE)) < AT_ONCE:
                 return
             await asyncio.sleep(0)
         self._more = True
@@ -263,7 +262,7 @@ class Leader:
         """Write what changed: jobs with their allocations, then hosts, so that a half-done fence is found again."""
         if not self.cluster.dirty:
             return
-        if len(self.cluster.jobs) <= CHECK_LIMIT and (broken := violations(self.cluster)):
+        if len(self.cluster.jobs) <= CHECK_LIMIT and (broken := await in_pauses(checking(self.cluster))):
             raise InvariantBrokenError("; ".join(broken))
         dirty = self.cluster.take_dirty()
         if self._more:  # who waits for the next turn only is written with what that decides

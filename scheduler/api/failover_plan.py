@@ -11,10 +11,11 @@ import grpc
 
 from gpupool.v1 import job_pb2, scheduler_pb2
 
-from ..core.failover.plan import Expected, Restart, plan
+from ..core.failover.plan import Expected, Restart, planning
 from ..core.reservation.reserve import Gap
 from ..core.state.cluster import Cluster
 from ..core.state.policy import Policy
+from ..turns import in_pauses
 from .intents import ApiError
 from .view import View
 
@@ -54,7 +55,7 @@ class FailoverPlans:
         cluster = await self._mirror.cluster_in_turns(self._policy)
         for name in request.hosts:
             cluster.host(name)  # one that no leader has seen yet has no VM either
-        found = plan(cluster, request.hosts, self._wall())
+        found = await in_pauses(planning(cluster, request.hosts, self._wall()))
         return scheduler_pb2.FailoverPlan(
             hosts=found.hosts,
             vms=[_restart(each) for each in found.restarts],

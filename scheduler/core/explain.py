@@ -23,8 +23,6 @@ from .state.jobs import Job
 from .state.reasons import Reason, Refusal
 from .state.tables import HostState, JobState
 
-_FITS = 2  # hosts that are asked in the time of a try
-
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -61,7 +59,7 @@ def explaining(
     waits = wait(cluster, job, now)
     request, hosts, words = asked(cluster, job), cluster.hosts, ""
     if job.terms.member is not None and cluster.books.gangs.lead(job):
-        judged = gang_explain.judge(cluster, job, now)
+        judged = yield from gang_explain.judging(cluster, job, now)
         verdicts, hosts, words = judged.verdicts, judged.hosts, judged.words
     else:
         verdicts = yield from _verdicts(cluster, job, now, reserve)
@@ -96,7 +94,7 @@ def _verdicts(
     outcomes: list[tuple[str, Fit | Refusal]] = []
     for number, name in enumerate(sorted(cluster.hosts)):
         outcomes.append((name, fit(cluster.hosts[name], request, at_once)))
-        yield int(number % _FITS == 0)
+        yield int(number % gang_explain.FITS == 0)
     if mine is not None:
         outcomes = [
             (name, (isinstance(found, Fit) and barred(cluster.hosts[name], mine)) or found) for name, found in outcomes

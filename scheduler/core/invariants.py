@@ -5,23 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from .queueing.sets import PAUSE, Work, done
 from .state.cluster import STARTING, Cluster
 from .state.hosts import Allocation, Host
 from .state.rules import means
 from .state.tables import JobState
 from .state.terms import OnLoss
 
+_HOSTS = 10  # that are looked at in the time of a try
+
 
 def violations(cluster: Cluster) -> list[str]:
     """Every broken invariant, in words with values, in a fixed order."""
-    return [
+    return done(checking(cluster))
+
+
+def checking(cluster: Cluster) -> Work[list[str]]:
+    """The same, with pauses in which nothing may change, as there may be 10,000 hosts."""
+    found = [
         *_allocations(cluster),
         *_jobs(cluster),
         *_quotas(cluster),
         *_held_up(cluster),
         *_gangs(cluster),
-        *_hosts(cluster),
     ]
+    yield PAUSE
+    for number, name in enumerate(sorted(cluster.hosts)):
+        found += _host(cluster, cluster.hosts[name])
+        yield int(number % _HOSTS == 0)
+    return found
 
 
 def _allocations(cluster: Cluster) -> Iterator[str]:
@@ -99,19 +111,15 @@ def _gangs(cluster: Cluster) -> Iterator[str]:
                 yield f"gang {gang}: {created[0]} is made now, and {job_id} {now}"
 
 
-def _hosts(cluster: Cluster) -> Iterator[str]:
-    for name in sorted(cluster.hosts):
-        host = cluster.hosts[name]
-        starting = {
-            a for a in host.allocations if a in cluster.allocations and cluster.allocations[a].state in STARTING
-        }
-        if starting != host.starting:
-            yield f"host {name}: counts {sorted(host.starting)} as starting, but {sorted(starting)} are"
-        for unit, allocation_id in sorted(host.held.items()):
-            if allocation_id not in cluster.allocations:
-                yield f"unit {name}/{unit}: held by {allocation_id}, which does not exist"
-        yield from _capacity(cluster, host)
-        yield from _neighbours(cluster, host)
+def _host(cluster: Cluster, host: Host) -> Iterator[str]:
+    starting = {a for a in host.allocations if a in cluster.allocations and cluster.allocations[a].state in STARTING}
+    if starting != host.starting:
+        yield f"host {host.name}: counts {sorted(host.starting)} as starting, but {sorted(starting)} are"
+    for unit, allocation_id in sorted(host.held.items()):
+        if allocation_id not in cluster.allocations:
+            yield f"unit {host.name}/{unit}: held by {allocation_id}, which does not exist"
+    yield from _capacity(cluster, host)
+    yield from _neighbours(cluster, host)
 
 
 def _neighbours(cluster: Cluster, host: Host) -> Iterator[str]:

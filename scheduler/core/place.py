@@ -26,13 +26,16 @@ from .gangs import make_room
 from .gangs import place as gang_place
 from .gangs.refusals import Refusals
 from .queueing import backfill, claims, hold, lent, order, upkeep
+from .queueing.leavers import Leavers
 from .queueing.queue import Lane
+from .queueing.sets import Work, done
 from .reservation.admission import TRIES, Admission, Choice
 from .state.cluster import Cluster
 from .state.hosts import Allocation, Host
 from .state.jobs import Attempt, Job, Outcome, Party, Request
 from .state.tables import JobEvent
 
+_ASKED = 10  # hosts that are asked in the time of a try
 ANSWERS_KEPT = 640_000  # of hosts to shapes; the ranking that was not asked for the longest goes
 
 
@@ -52,6 +55,7 @@ class Placer:
     free: FreeUnits = field(default_factory=FreeUnits)
     values: Valuation = field(default_factory=Valuation)
     alike: Alike = field(default_factory=Alike)
+    leavers: Leavers = field(default_factory=Leavers)
     due_s: float | None = None  # when to look for places for more of those that wait
     barred: set[str] = field(default_factory=set)  # hosts with a place that is kept from the job asked about last
 
@@ -62,26 +66,31 @@ class Placer:
 
     def place(self, cluster: Cluster, now: float, limit: int = 1000) -> int:
         """Place up to `limit` pending jobs; returns how many. The cluster then has their allocations, marked dirty."""
+        return done(self.placing(cluster, now, limit))
+
+    def placing(self, cluster: Cluster, now: float, limit: int = 1000) -> Work[int]:
+        """The same, with pauses in which nothing may change the cluster: wherever all hosts are looked at."""
         brake.look(cluster, now)
         upkeep.look(cluster, now)
         order.release(cluster)
         cluster.pending.due(now)
-        self.values.learn(cluster)
+        for number, _ in enumerate(self.values.begin(cluster)):
+            yield int(number % _ASKED == 0)
         if not cluster.policy.reservation.hosts:  # nobody looks
             cluster.stale_hosts.clear()
             cluster.stale_jobs.clear()
         if self.epoch < 0:
-            make_room.mend(cluster)
+            yield from make_room.mending(cluster)
         if self.epoch != cluster.capacity_epoch:
             self.epoch = cluster.capacity_epoch
             self.hopeless.clear()
         self.admission.begin()
         kept = len(cluster.books.claims)
-        first = [cluster.jobs[job_id] for job_id in claims.look(cluster, now)]
+        first = [cluster.jobs[job_id] for job_id in (yield from claims.looking(cluster, now))]
         if len(first) < kept:
             self.hopeless.clear()  # somebody else may have what was kept, or need it kept anew
         placed = sum(self._try(cluster, job, case(cluster, job), now) for job in first)
-        turns, self.due_s = backfill.Round(), None
+        turns, self.due_s = backfill.Round(self.leavers), None
         full: set[tuple[Request, Lane]] = set()  # shapes for which a queue, or one of its users, has no room left
         for job_id, request in cluster.pending.offers(self.hopeless, cluster.share, full):
             job = cluster.jobs[job_id]
@@ -91,10 +100,11 @@ class Placer:
             mine = case(cluster, job)
             if self.admission.out(cluster, job) or self.own.out(cluster, mine):
                 continue
-            done = self._try(cluster, job, mine, now, asked=True)
-            placed += done
-            if not done:
-                kept = backfill.reserve(cluster, job, now, turns)
+            yield from self._rank(cluster, job)
+            got = self._try(cluster, job, mine, now, asked=True)
+            placed += got
+            if not got:
+                kept = yield from backfill.reserving(cluster, job, now, turns)
                 if turns.over:  # nobody who comes later may take what this one is to have
                     self.due_s = now + backfill.LATER_S
                     break
@@ -180,15 +190,29 @@ class Placer:
         chosen = next(best, None)
         return Choice(cluster.hosts[chosen[0][-1]], chosen[1]) if chosen is not None else None
 
+    def _rank(self, cluster: Cluster, job: Job) -> Work[None]:
+        """Where all hosts are to be asked about the job's shape, do it with pauses."""
+        request = own.asked(cluster, job)
+        ranking = self.rankings.get(request)
+        if ranking is None or ranking.stale():
+            self.values.refresh(cluster)
+            ranking = self._kept(cluster, request)
+            for number, _ in enumerate(ranking.refreshing(cluster, request, self.free)):
+                yield int(number % _ASKED == 0)
+
     def _ranking(self, cluster: Cluster, request: Request) -> Ranking:
+        ranking = self._kept(cluster, request)
+        self.values.refresh(cluster)
+        ranking.refresh(cluster, request, self.free)
+        return ranking
+
+    def _kept(self, cluster: Cluster, request: Request) -> Ranking:
         ranking = self.rankings.pop(request, None)
         if ranking is None:
             ranking = Ranking(self.values, self.alike)
             if len(self.rankings) * len(cluster.hosts) >= ANSWERS_KEPT:
                 del self.rankings[next(iter(self.rankings))]
         self.rankings[request] = ranking  # the last, as the one that was asked for last
-        self.values.refresh(cluster)
-        ranking.refresh(cluster, request, self.free)
         return ranking
 
 

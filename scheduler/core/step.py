@@ -192,6 +192,7 @@ def _attempt_reported(cluster: Cluster, job: Job, event: VmReported, now: float,
     attempt = job.attempts[-1]
     if event.started_s and not attempt.started_s:  # dated by the agent's clock: between the decision and now, by ours
         attempt.started_s = min(max(event.started_s, attempt.created_s), now)
+        cluster.leaving.add(event.host)
     if event.state is AllocationState.RUNNING and job.state is JobState.STARTING:
         cluster.change_job(job, JobEvent.STARTED, now, f"runs on {event.host}")
     if event.state is AllocationState.ENDED:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from tests.mutants.model import Edit, Mutant, tests
 
 PLACE, BACKFILL = "scheduler/core/place.py", "scheduler/core/queueing/backfill.py"
+CLUSTER, LEAVERS = "scheduler/core/state/cluster.py", "scheduler/core/queueing/leavers.py"
 FORECAST = "scheduler/core/queueing/forecast.py"
+KEPT_UP = "unit/test_leavers.py::test_what_is_kept_up_is_what_looking_all_up_gives"
 SCENARIO, UNIT = "golden/test_golden.py::test_scenario[backfill_conservative]", "unit/test_backfill.py"
 
 BACKFILLS = (
@@ -71,5 +73,36 @@ BACKFILLS = (
         "places are looked for in one turn for all that wait",
         [Edit(BACKFILL, "    turns.left -= kept\n", "")],
         tests(f"{UNIT}::test_no_more_places_are_looked_for_in_a_turn_than_may_and_nobody_passes_meanwhile"),
+    ),
+    Mutant(
+        "asked to stop, and not known to leave",
+        "when somebody is asked to stop, what is known of who leaves when stays as it was",
+        [Edit(CLUSTER, "        self.leaving.add(allocation.host)\n", "")],
+        tests(KEPT_UP),
+    ),
+    Mutant(
+        "started, and not known to leave",
+        "when a job with a limit of time starts or ends, what is known of who leaves when stays as it was",
+        [Edit(CLUSTER, "            self.leaving.add(job.attempts[-1].host)\n", "            pass\n")],
+        tests(KEPT_UP),
+    ),
+    Mutant(
+        "a place in one go",
+        "nobody else runs while a place is looked for",
+        [
+            Edit(
+                PLACE,
+                "kept = yield from backfill.reserving(cluster, job, now, turns)\n",
+                "kept = done(backfill.reserving(cluster, job, now, turns))\n",
+            )
+        ],
+        tests("unit/test_leavers.py::test_others_run_while_a_place_is_looked_for"),
+        fast=True,
+    ),
+    Mutant(
+        "GPUs that will not do",
+        "a place is looked for where GPUs of other models are free",
+        [Edit(LEAVERS, "    return request.gpus, models or", "    return request.gpus, () and")],
+        tests("unit/test_leavers.py::test_a_place_is_found_beyond_hosts_of_other_models"),
     ),
 )

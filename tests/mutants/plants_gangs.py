@@ -250,7 +250,7 @@ GANGS = (
     Mutant(
         "a gang's places under another leader",
         "a new leader keeps for a gang only what somebody leaves for it, and not what was free for it already",
-        [Edit("scheduler/core/place.py", "            make_room.mend(cluster)\n", "            pass\n")],
+        [Edit("scheduler/core/place.py", "            yield from make_room.mending(cluster)\n", "            pass\n")],
         tests("unit/test_make_room.py::test_as_few_as_possible_for_all_or_nobody"),
     ),
     Mutant(

@@ -278,7 +278,7 @@ SCHEDULER = (
         "the scheduler forgets that a unit is held",
         [
             Edit(HOSTS, "        if unit in self.held:\n            return UnitState.HELD\n", ""),
-            Edit(LEADER, "(broken := violations(self.cluster))", "(broken := [])"),
+            Edit(LEADER, "(broken := await in_pauses(checking(self.cluster)))", "(broken := [])"),
         ],
         Sim("power-cut", "reserved for", seeds=40),
     ),

@@ -59,7 +59,7 @@ def dirty_units_offered(patch: pytest.MonkeyPatch) -> None:
 def unit_shared(patch: pytest.MonkeyPatch) -> None:
     """The scheduler forgets that a unit is held."""
     patch.setattr(Host, "unit_state", lambda *_: facts.UnitState.FREE)
-    patch.setattr(leader, "violations", lambda _: [])
+    patch.setattr(leader, "CHECK_LIMIT", -1)
 
 
 def job_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def job_forgotten(patch: pytest.MonkeyPatch) -> None:
         retry.end_attempt(cluster, job, outcome, now, **_)
 
     patch.setattr(fence, "end_attempt", end)
-    patch.setattr(leader, "violations", lambda _: [])
+    patch.setattr(leader, "CHECK_LIMIT", -1)
 
 
 def use_forgotten(patch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scheduler.core.explain import explain
 from scheduler.core.queueing import backfill
 from scheduler.core.queueing.forecast import AHEAD, EACH, MINE, TRIES, forecast
+from scheduler.core.queueing.leavers import Leavers
 from scheduler.core.queueing.sets import done
 from scheduler.core.state import limits
 from scheduler.core.state.tables import JobState
@@ -68,7 +69,8 @@ def test_it_is_no_sooner_than_if_nobody_were_ahead(hosts: list[int], submits: li
     cluster = player.cluster
     for job in cluster.jobs.values():
         if job.state is JobState.PENDING:
-            alone, start = backfill.estimate(cluster, job, player.now), done(forecast(cluster, job, player.now))
+            alone = done(backfill.estimating(cluster, job, player.now, Leavers()))
+            start = done(forecast(cluster, job, player.now))
             if start is not None:
                 assert alone is not None
                 assert alone[0] <= start.at_s

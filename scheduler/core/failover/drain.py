@@ -41,7 +41,7 @@ def drain(cluster: Cluster, placer: Placer, now: float) -> int:
                     continue
             allocation.stop_reason = f"drain: {wanted.reason}" if wanted.reason else f"drain of {host.name}"
             allocation.stop_requested_s, allocation.stop_grace_s = now, wanted.grace_s
-            cluster.dirty.allocations.add(allocation.id)
+            cluster.note_stop(allocation)
             asked += 1
             room -= 1
     return asked

@@ -2,7 +2,8 @@
 
 It decides nothing and foresees nothing of its own: on a copy of the cluster it tells the real `step` and `place` that
 the sessions end, lets time pass, and notes what they do. What an operator would have to do first is done on the copy
-too, so that the places are known, and is said. It must never be given the leader's own cluster.
+too, so that the places are known, and is said. It must never be given the leader's own cluster. At 10,000 hosts it
+takes seconds, so it may be done with pauses (`queueing/sets.py`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import median
 
-from ..explain import explain
+from ..explain import explaining
 from ..gangs import together
 from ..place import Placer
+from ..queueing.sets import Work, done
 from ..state.cluster import Cluster
 from ..state.events import (
     ClusterIntentChanged,
@@ -35,6 +37,7 @@ from .power import withheld
 
 POWER_OFF_S = 5.0  # from the decision until a fence device has seen the power off: a guess, as devices differ
 TURNS_MAX = 10_000
+_LOOKED, _NOTED = 10, 100  # hosts that are looked at, VMs that are noted, in the time of a try
 _STARTING = (AllocationState.BOUND, AllocationState.PREPARING)
 _UNPROVEN = (HostState.SUSPECT, HostState.FENCING)
 
@@ -90,12 +93,23 @@ class _Play:
     held: str = ""  # what keeps everything waiting until an operator or time ends it
     unproven: list[str] = field(default_factory=list)  # hosts that an operator must vouch for
 
-    def settle(self, jobs: Sequence[str]) -> None:
+    def begin(self) -> Work[None]:
+        """Look at all that is there: from then on, at what changes."""
+        for number, _ in enumerate(self.placer.begin(self.cluster)):
+            yield int(number % _LOOKED == 0)
+        for number, allocation in enumerate(list(self.cluster.allocations.values())):
+            self._note(allocation)
+            yield int(number % _NOTED == 0)
+
+    def settle(self, jobs: Sequence[str]) -> Work[None]:
         """Let time pass until each of these jobs has its place, or nothing more comes."""
         for _ in range(TURNS_MAX):
-            self.placer.place(self.cluster, self.now)
-            self._note()
-            self.cluster.take_dirty()  # as if it were committed
+            yield from self.placer.placing(self.cluster, self.now)
+            yield 1
+            for allocation_id in sorted(self.cluster.take_dirty().allocations):  # as if it were committed
+                if (changed := self.cluster.allocations.get(allocation_id)) is not None:
+                    self._note(changed)
+            self._note_placed()
             waits = any(self.cluster.jobs[j].state is JobState.PENDING for j in jobs)
             dues = (
                 self.cluster.pending.next_due_s() or inf,
@@ -126,15 +140,16 @@ class _Play:
             session = self.cluster.hosts[name].session
             step(self.cluster, PowerFenced(name, session, "its fence device", self.now, off=True), self.now)
 
-    def _note(self) -> None:
-        for allocation_id in sorted(self.cluster.allocations):
-            asked = self.cluster.allocations[allocation_id]
-            leaves = asked.preempted_for or asked.stop_reason.startswith(together.AGAIN)
-            if leaves and asked.state is not AllocationState.ENDED and allocation_id not in self.leaving:
-                grace_s = asked.stop_grace_s or self.cluster.jobs[asked.job].terms.stop_grace_s
-                self.leaving[allocation_id] = self.now + grace_s
-            if self.cluster.allocations[allocation_id].state in _STARTING and allocation_id not in self.started:
-                self.started[allocation_id] = self.now + self.start_s
+    def _note(self, one: Allocation) -> None:
+        """It is to start, or to leave, some time."""
+        leaves = one.preempted_for or one.stop_reason.startswith(together.AGAIN)
+        if leaves and one.state is not AllocationState.ENDED and one.id not in self.leaving:
+            grace_s = one.stop_grace_s or self.cluster.jobs[one.job].terms.stop_grace_s
+            self.leaving[one.id] = self.now + grace_s
+        if one.state in _STARTING and one.id not in self.started:
+            self.started[one.id] = self.now + self.start_s
+
+    def _note_placed(self) -> None:
         for change in self.cluster.take_log():  # in the order of placement
             job = self.cluster.jobs.get(change.subject) if change.kind == "job" else None
             found = self.cluster.allocations.get(job.allocation_id or "") if job is not None else None
@@ -165,28 +180,36 @@ class _Play:
 
 def plan(cluster: Cluster, hosts: Sequence[str], now: float) -> Plan:
     """See the module docstring. Uses `cluster` up."""
+    return done(planning(cluster, hosts, now))
+
+
+def planning(cluster: Cluster, hosts: Sequence[str], now: float) -> Work[Plan]:
+    """The same, with pauses."""
     names = sorted(set(hosts))
     lost = [(a, j, cluster.hosts[n]) for n in names for a, j in _running(cluster, cluster.hosts[n])]
     can_restart = {job.id: job.max_restarts > job.restarts and job.cancel_reason is None for _, job, _ in lost}
-    play = _Play(cluster, now, now, _start_s(cluster))
+    play = _Play(cluster, now, now, (yield from _start_s(cluster)))
     cluster.take_dirty()
     cluster.log.clear()
     _die(play, names)
     brake = cluster.brake.reason if cluster.brake is not None else ""
+    yield from play.begin()
     play.held = withheld(cluster)
     waiting = [job.id for _, job, _ in lost]
     play.switch_off(names)
-    play.settle(waiting if not play.held else ())
+    yield from play.settle(waiting if not play.held else ())
     expected = {name: found for name in names if (found := _proof(play, name)) is not None}
     if play.held:
         _let_go(play)
         play.switch_off(names)
-    play.settle(waiting)
+    yield from play.settle(waiting)
     expected |= {name: _late_proof(play, name) for name in names if name not in expected}
     for name in play.unproven:
         _vouch(play, cluster.hosts[name])
-    play.settle(waiting)
-    restarts = [_restart(play, a, job, restartable=can_restart[job.id]) for a, job, _ in lost]
+    yield from play.settle(waiting)
+    restarts = []
+    for lost_with, job, _ in lost:
+        restarts.append((yield from _restart(play, lost_with, job, restartable=can_restart[job.id])))
     turn = {job: n for n, job in enumerate(play.placed)}
     restarts.sort(key=lambda r: (not r.to, turn.get(r.job, 0), r.job))
     return Plan(tuple(names), tuple(restarts), tuple(expected[name] for name in names), brake)
@@ -199,8 +222,11 @@ def _running(cluster: Cluster, host: Host) -> list[tuple[Allocation, Job]]:
     ]
 
 
-def _start_s(cluster: Cluster) -> float:
-    took = [a.started_s - a.created_s for job in cluster.jobs.values() for a in job.attempts if a.started_s > 0]
+def _start_s(cluster: Cluster) -> Work[float]:
+    took: list[float] = []
+    for number, job in enumerate(cluster.jobs.values()):
+        took += [a.started_s - a.created_s for a in job.attempts if a.started_s > 0]
+        yield int(number % _NOTED == 0)
     return max(0.0, median(took)) if took else 0.0
 
 
@@ -253,12 +279,12 @@ def _vouch(play: _Play, host: Host) -> None:
     _let_go(play)
 
 
-def _restart(play: _Play, lost: Allocation, job: Job, *, restartable: bool) -> Restart:
+def _restart(play: _Play, lost: Allocation, job: Job, *, restartable: bool) -> Work[Restart]:
     found, placed_s = play.placed.get(job.id, (None, 0.0))
     first = [f"only once an operator confirms that {lost.host} is dead"] if lost.host in play.unproven else []
     first += [f"not while {play.held}"] if play.held else []
     if found is None:
-        last = explain(play.cluster, job, play.now, ahead=False).summary
+        last = (yield from explaining(play.cluster, job, play.now, ahead=False)).summary
         return Restart(job.id, job.name, lost.id, lost.host, "", (), "; ".join([*first, last]), 0.0, restartable)
     after_s = 0.0 if first else placed_s + play.start_s - play.died_s
     reason = "; ".join(first)

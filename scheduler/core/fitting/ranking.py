@@ -79,22 +79,32 @@ class Ranking:
 
     def refresh(self, cluster: Cluster, request: Request, free: FreeUnits) -> None:
         """Ask those hosts that have changed since the last time."""
+        for _ in self.refreshing(cluster, request, free):
+            pass
+
+    def refreshing(self, cluster: Cluster, request: Request, free: FreeUnits) -> Iterator[None]:
+        """The same; at first, and if the values are others, all hosts one at a time. Nothing may change then."""
         moved = cluster.movers.since(self._position) if self._position >= 0 else None
         if moved is None:
             free.refresh(cluster)
-            self._from_scratch(cluster, request, free.at_least(request.gpus))
+            yield from self._from_scratch(cluster, request, list(free.at_least(request.gpus)))
         else:
             for name in moved:
                 self._ask(cluster, request, name)
             if self._epoch != self.values.epoch:
-                self._revalue(cluster, request)
+                yield from self._revalue(cluster, request)
         self._position, self._epoch, self._gpus = cluster.movers.end, self.values.epoch, request.gpus
 
-    def _revalue(self, cluster: Cluster, request: Request) -> None:
+    def stale(self) -> bool:
+        """Whether all hosts are to be looked at."""
+        return self._position < 0 or self._epoch != self.values.epoch
+
+    def _revalue(self, cluster: Cluster, request: Request) -> Iterator[None]:
         """What fits is as it was, but costs something else."""
         for name, (rank, found) in self.fits.items():
             cost = self._cost(cluster.hosts[name], found, request)
             self.fits[name] = (*cost, rank[2], rank[3], rank[4], name), found
+            yield
         self._order(cluster)
 
     def _cost(self, host: Host, found: Fit, request: Request) -> Cost:
@@ -102,11 +112,12 @@ class Ranking:
             return self.values.cost(host, found, request)
         return self.alike.answer(host, request, self.values).cost
 
-    def _from_scratch(self, cluster: Cluster, request: Request, names: Iterable[str]) -> None:
+    def _from_scratch(self, cluster: Cluster, request: Request, names: Iterable[str]) -> Iterator[None]:
         self.fits.clear()
         for name in names:
             if (found := self._answer(cluster, cluster.hosts[name], request)) is not None:
                 self.fits[name] = found
+            yield
         self._order(cluster)
 
     def _ask(self, cluster: Cluster, request: Request, name: str) -> None:

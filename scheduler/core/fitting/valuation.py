@@ -89,9 +89,9 @@ class Valuation:
         self._follow_prices()
 
     def begin(self, cluster: Cluster) -> Iterator[None]:
-        """Learn the mix, and look at all hosts, one at a time, before the first refresh; nothing may change then."""
+        """Learn the mix; if it is another, look at all hosts, one at a time. Nothing may change then."""
         self.learn(cluster)
-        if self._worth is None:
+        if self._worth is None or self._position >= 0:
             return
         for name in list(cluster.hosts):
             self._note(cluster.hosts[name])

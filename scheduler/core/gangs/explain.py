@@ -1,6 +1,7 @@
 """Why a gang waits: how many of its members have room, and what each host lacks for the next.
 
-Hosts are judged as they would be once those members had their seats that have room, on copies. It decides nothing.
+Hosts are judged as they would be once those members had their seats that have room, on copies. It decides nothing. Like
+a search for victims it says what it costs (`queueing/sets.py`), as nobody need wait for 10,000 verdicts in one go.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from ..fitting.fit import Fit, fit
 from ..fitting.own import failed_on
 from ..fitting.scratch import join, without
 from ..queueing import claims
+from ..queueing.sets import Work
 from ..reservation.domains import ran_before
 from ..state.cluster import Cluster
 from ..state.hosts import Host
@@ -19,6 +21,9 @@ from ..state.reasons import Reason, Refusal
 from .arrange import PCIE_ROOT, Ask, Seat, cell_of, hosts_of, seats, shuns
 from .ask import ask_of
 from .place import find
+
+FITS = 2  # hosts that are asked in the time of a try
+_GLANCES = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +36,20 @@ class Judged:
     missing: str = ""
 
 
-def judge(cluster: Cluster, job: Job, now: float) -> Judged:
+def judging(cluster: Cluster, job: Job, now: float) -> Work[Judged]:
     """The gang of a job that could start now, if there were room."""
     members = [cluster.jobs[job_id] for job_id in cluster.books.gangs.party(job)]
     ask, at_once = ask_of(cluster, members), cluster.policy.starts_at_once
-    found = {name: fit(host, ask.request, at_once) for name, host in sorted(cluster.hosts.items())}
+    found: dict[str, Fit | Refusal] = {}
+    for number, (name, host) in enumerate(sorted(cluster.hosts.items())):
+        found[name] = fit(host, ask.request, at_once)
+        yield int(number % FITS == 0)
     firsts = {name: fits for name, fits in found.items() if isinstance(fits, Fit)}
     kept = claims.told(cluster, job, firsts, now)
+    yield 1 + len(found) // _GLANCES
     order = sorted(firsts.keys() - kept.keys(), key=lambda name: (*firsts[name].order, name))
     taken = find(cluster, members, ask, [(name, firsts[name]) for name in order])
+    yield 1 + len(order) // FITS
     missing = next((member for member in members if member.id not in taken), None)
     if missing is None:
         verdicts = [(n, f if isinstance(f, Refusal) else kept.get(n)) for n, f in found.items()]
@@ -48,7 +58,10 @@ def judge(cluster: Cluster, job: Job, now: float) -> Judged:
         words += ", if that leaves the room that is kept for restarts" if leave else ""
         return Judged(cluster.hosts, verdicts, words)
     hosts = _seated(cluster, ask, taken)
-    verdicts = [(name, kept.get(name) or _verdict(hosts[name], ask, taken, missing, at_once)) for name in sorted(hosts)]
+    verdicts = []
+    for number, name in enumerate(sorted(hosts)):
+        verdicts.append((name, kept.get(name) or _verdict(hosts[name], ask, taken, missing, at_once)))
+        yield int(number % FITS == 0)
     room = f"{len(taken)} have room ({_where(taken)})" if taken else "none has room"
     words = f"its gang starts together: of {len(members)} members {room}, {missing.id} " if len(members) > 1 else ""
     return Judged(hosts, verdicts, words, missing.id)

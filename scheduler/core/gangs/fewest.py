@@ -34,7 +34,7 @@ TRIES = 600  # copies of hosts, and members on them, for one gang: some 50 ms
 
 Rooms = dict[str, tuple[int, Victims]]  # by host: for how many members there is room once these have left
 _NEVER = 1_000_000
-_GLANCES = 50  # hosts that are glanced at in the time of a try
+_GLANCES, _LOOKED = 50, 10  # hosts that are glanced at in the time of a try, and looked through
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Search:
         groups = list(self._groups(hosts))
         yield 1 + len(hosts) // _GLANCES
         for group in groups:
-            near = self._nearest(group)
+            near = yield from self._nearest(group)
             yield 1 + len(group) // _GLANCES
             cells = yield from self._cells(near)
             found = yield from spread_out(self.count, cells)
@@ -96,9 +96,12 @@ class Search:
     def _free(self, host: Host) -> int:
         return free_units(host) + sum(len(a.units) for a in self.leaving(host))
 
-    def _nearest(self, hosts: Sequence[Host]) -> list[Host]:
+    def _nearest(self, hosts: Sequence[Host]) -> Work[list[Host]]:
         """Those where the fewest must leave for one member, by GPUs."""
-        gpus, need = self.ask.request.gpus, {host.name: self._needs(host) for host in hosts}
+        gpus, need = self.ask.request.gpus, dict[str, int]()
+        for number, host in enumerate(hosts):
+            need[host.name] = self._needs(host)
+            yield int(number % _LOOKED == 0)
         able = [host for host in hosts if need[host.name] < _NEVER]
         most = max((len(host.units) for host in able), default=0)
         each = 1 if self.ask.spread not in ("", PCIE_ROOT) or not gpus else max(1, most // gpus)

@@ -18,7 +18,7 @@ from ..fitting.fit import Fit, closed, fit
 from ..fitting.own import failed_on
 from ..fitting.ranking import free_units
 from ..queueing.claims import owner
-from ..queueing.sets import Work, done
+from ..queueing.sets import Work
 from ..queueing.victims import Eligible, borrows, entitled, may_stop, on_host, within_loans
 from ..reservation.domains import ran_before
 from ..state.books import Claim
@@ -75,7 +75,7 @@ def keep(cluster: Cluster, members: Sequence[Job], rooms: Rooms) -> None:
         left = left[count:]
 
 
-def mend(cluster: Cluster) -> None:
+def mending(cluster: Cluster) -> Work[None]:
     """As a new leader begins: all that allocations say is who leaves for whom. Keep what else each gang needs."""
     jobs = [cluster.jobs[job_id] for job_id in sorted(cluster.books.claims) if job_id in cluster.jobs]
     leads = {job.terms.member.gang: job for job in reversed(jobs) if job.terms.member is not None}
@@ -84,7 +84,7 @@ def mend(cluster: Cluster) -> None:
         if not cluster.books.gangs.lead(job) or made(cluster, job) >= len(members):
             continue
         search = Search(cluster, ask_of(cluster, members), len(members))
-        rooms = done(search.fewest(done(_hosts(cluster, members))))
+        rooms = yield from search.fewest((yield from _hosts(cluster, members)))
         if rooms is not None:
             keep(cluster, members, rooms)
 

@@ -27,11 +27,6 @@ def look(cluster: Cluster, now: float) -> int:
     Call it before anything is placed, and after all that asks VMs to stop.
     """
     gangs = cluster.books.gangs
-    for allocation_id in cluster.dirty.allocations:
-        allocation = cluster.allocations.get(allocation_id)
-        job = cluster.jobs.get(allocation.job) if allocation is not None else None
-        if job is not None and job.terms.member is not None:
-            gangs.touched.add(job.terms.member.gang)
     names, gangs.touched = sorted(gangs.touched), set()
     asked = 0
     for name in names:
@@ -96,5 +91,5 @@ def _restart(cluster: Cluster, name: str, now: float) -> int:
     for allocation in left:
         allocation.stop_reason = why if why.startswith(AGAIN) else f"{AGAIN}{first}: {why}"
         allocation.stop_requested_s = now
-        cluster.dirty.allocations.add(allocation.id)
+        cluster.note_stop(allocation)
     return len(left)

@@ -10,42 +10,43 @@ Scheduling the IBM SP2 with Backfilling", IEEE TPDS 12(6), 2001) gives one to al
 anybody who comes before. Here: to the first MOST_KEPT of whom it is known when they could start, each on hosts of its
 own. No more than NEW are kept anew in a turn; whoever comes after those waits for the next one.
 
-It keeps places (`claims.py`), and starts and stops nothing.
+It keeps places (`claims.py`), and starts and stops nothing. To look for one among 10,000 hosts takes milliseconds, at
+first a large part of a second: so it is done with pauses, in which nothing may change (`sets.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..fitting.fit import closed
+from ..fitting.ranking import free_units
 from ..gangs import backfill as gang_backfill
 from ..state.books import Claim
 from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
 from .claims import ends, fits_without, owner, turn
+from .leavers import Leavers
+from .sets import Work
 
 NEW, LOOKS = 8, 16  # places that are kept anew in a turn, and looked for, if all that wait are to have one
 LATER_S = 1.0  # when to go on, if there are more
 HOSTS = 256  # that are looked at for one job, those first that may have GPUs enough the soonest
-_NEVER = float("inf")
 
 
 @dataclass(slots=True)
 class Round:
     """One turn's: how many places may still be kept anew, and looked for; and whether others are to wait for the next.
 
-    They wait only where places were found, of which there are so many at most: so nobody waits for ever. `known`: who
-    leaves a host when, by its name and version, as far as somebody has asked in this turn.
+    They wait only where places were found, of which there are so many at most: so nobody waits for ever.
     """
 
+    leavers: Leavers
     left: int = NEW
     looks: int = LOOKS
     over: bool = False
-    known: dict[tuple[str, int], list[tuple[float, Allocation]]] = field(default_factory=dict)
 
 
-def reserve(cluster: Cluster, job: Job, now: float, turns: Round) -> bool:
+def reserving(cluster: Cluster, job: Job, now: float, turns: Round) -> Work[bool]:
     """The job, or its gang, fits nowhere now: keep it a place, if it is among the first. Returns whether it has one."""
     allowed, claims = cluster.policy.backfill.kept, cluster.books.claims
     mine, owners = owner(cluster, job.id), {owner(cluster, other): other for other in sorted(claims)}
@@ -65,45 +66,29 @@ def reserve(cluster: Cluster, job: Job, now: float, turns: Round) -> bool:
     for other in [other for other in claims if owner(cluster, other) in over]:
         del claims[other]
     if job.terms.member is not None:
-        claims.update(gang_backfill.places(cluster, job, now))
-    elif (found := estimate(cluster, job, now, turns)) is not None:
+        claims.update((yield from gang_backfill.places(cluster, job, now, turns.leavers)))
+    elif (found := (yield from estimating(cluster, job, now, turns.leavers))) is not None:
         claims[job.id] = Claim(found[1], found[0])
     kept = mine in {owner(cluster, other) for other in claims}
     turns.left -= kept
     return kept
 
 
-def estimate(cluster: Cluster, job: Job, now: float, turns: Round | None = None) -> tuple[float, str] | None:
+def estimating(cluster: Cluster, job: Job, now: float, leavers: Leavers) -> Work[tuple[float, str] | None]:
     """When a host can take the job at the latest, by declared limits, and which; None: nobody knows."""
-    turns = turns or Round()
     if job.terms.member is not None:
-        return gang_backfill.estimate(cluster, job, now)
+        return (yield from gang_backfill.estimating(cluster, job, now, leavers))
     taken = {claim.host for other, claim in cluster.books.claims.items() if other != job.id}
-    hosts = [host for name, host in sorted(cluster.hosts.items()) if name not in taken and closed(host) is None]
-    soonest = sorted((_enough_gpus_s(cluster, host, job, now, turns), host.name) for host in hosts)
     best: tuple[float, str] | None = None
-    for at_s, name in soonest[:HOSTS]:
-        if at_s == _NEVER or (best is not None and at_s >= best[0]):
+    for at_s, name in (yield from leavers.soonest(cluster, job, now, HOSTS, taken)):
+        if best is not None and at_s >= best[0]:
             break
-        found_s = free_s(cluster, cluster.hosts[name], job, now)
+        host = cluster.hosts[name]
+        found_s = free_s(cluster, host, job, now)
         if found_s is not None and (best is None or (found_s, name) < best):
             best = found_s, name
+        yield 1 + len(host.allocations)
     return best
-
-
-def _enough_gpus_s(cluster: Cluster, host: Host, job: Job, now: float, turns: Round) -> float:
-    """When it may have GPUs enough at the earliest, whatever else it lacks."""
-    free = len(host.units.keys() - host.held.keys())
-    if free >= job.request.gpus:
-        return now
-    key = host.name, host.version
-    if (leave := turns.known.get(key)) is None:
-        leave = turns.known[key] = ends(cluster, host, now)
-    for at_s, allocation in leave:
-        free += len(allocation.units)
-        if free >= job.request.gpus:
-            return at_s
-    return _NEVER
 
 
 def free_s(cluster: Cluster, host: Host, job: Job, now: float) -> float | None:
@@ -112,10 +97,12 @@ def free_s(cluster: Cluster, host: Host, job: Job, now: float) -> float | None:
     gone: list[Allocation] = []
     if not fits_without(cluster, host, job, [allocation for _, allocation in leave]):
         return None
-    if fits_without(cluster, host, job, ()):
+    free, gpus = free_units(host), job.request.gpus  # with too few GPUs nothing need be tried
+    if free >= gpus and fits_without(cluster, host, job, ()):
         return now
     for at_s, allocation in leave:
         gone.append(allocation)
-        if fits_without(cluster, host, job, gone):
+        free += len(allocation.units)
+        if free >= gpus and fits_without(cluster, host, job, gone):
             return at_s
     return None

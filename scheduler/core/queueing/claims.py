@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from math import inf
+from typing import TYPE_CHECKING
 
 from ..fitting import own
 from ..fitting.fit import Fit, closed, fit
@@ -28,10 +29,14 @@ from ..state.jobs import Job
 from ..state.reasons import Reason, Refusal
 from ..state.tables import AllocationState, JobState
 
+if TYPE_CHECKING:
+    from .sets import Work
+
+_LOOK = 3  # what a look at a claim costs, in tries (`sets.py`)
 _OVER = (AllocationState.ENDED, AllocationState.LOST)
 
 
-def look(cluster: Cluster, now: float) -> list[str]:
+def looking(cluster: Cluster, now: float) -> Work[list[str]]:
     """Give up the claims that mean nothing any more; returns who has one, in the order of the queue: of a gang one."""
     held, lost = cluster.books.claims, set()
     leads: dict[str, str] = {}
@@ -43,6 +48,7 @@ def look(cluster: Cluster, now: float) -> list[str]:
         if not waits or job is None or host is None or not _holds(cluster, host, job, claim, now):
             lost.add(owner(cluster, job_id))
         leads[job_id] = lead
+        yield _LOOK
     for job_id in [job_id for job_id in held if owner(cluster, job_id) in lost]:
         del held[job_id]
     return sorted({leads[job_id] for job_id in held}, key=lambda lead: turn(cluster, cluster.jobs[lead]))

@@ -39,4 +39,4 @@ def _ask(cluster: Cluster, job: Job, now: float) -> None:
     cluster.capacity_epoch += 1
     allocation = cluster.allocations[job.allocation_id or ""]
     allocation.stop_requested_s = allocation.stop_requested_s or now  # a drain may have asked before
-    cluster.dirty.allocations.add(allocation.id)
+    cluster.note_stop(allocation)

@@ -26,6 +26,7 @@ from ..state.jobs import Job
 from ..state.rules import HOST
 from . import backfill
 from .claims import ends, owner, takes
+from .leavers import Leavers
 from .sets import Work
 
 AHEAD = 100  # jobs or gangs that are counted
@@ -168,7 +169,7 @@ def forecast(cluster: Cluster, job: Job, now: float) -> Work[Start | None]:
     lead = cluster.books.gangs.lead(job) or job.id
     count = max(0, cluster.pending.position(lead, cluster.share) - 1)
     if job.terms.member is not None and (kept or not count):  # this minds where its members may be together
-        found = gang_backfill.estimate(cluster, job, now)
+        found = yield from gang_backfill.estimating(cluster, job, now, Leavers())
         return None if found is None else Start(*found, kept=bool(kept))
     ahead: list[Job] = []
     for other_id, _ in cluster.pending.offers(set(), cluster.share):

@@ -43,7 +43,7 @@ def _requeue(cluster: Cluster, job: Job, now: float) -> None:
         return
     allocation.stop_reason = f"requeued {_who(job.intent.requeue_by, job.intent.requeue_reason)}"
     allocation.stop_requested_s = now
-    cluster.dirty.allocations.add(allocation.id)
+    cluster.note_stop(allocation)
 
 
 def _who(by: str, reason: str) -> str:

@@ -96,7 +96,7 @@ def _call_in(cluster: Cluster, job: Job, take: Take, now: float) -> int:
         victim.stop_reason = f"its room is kept for restarts, and {job.id} restarts"
         victim.stop_requested_s, victim.preempted_for = now, job.id
         victim.stop_grace_s = GRACE_S if grace_s > GRACE_S else 0
-        cluster.dirty.allocations.add(victim.id)
+        cluster.note_stop(victim)
     return len(victims)
 
 

@@ -105,7 +105,7 @@ def _ask(cluster: Cluster, job: Job, victims: Victims, now: float) -> int:
     for victim in victims:
         victim.stop_reason = f"preempted by {who} of priority {job.priority}"
         victim.stop_requested_s, victim.preempted_for = now, kept[victim.host]
-        cluster.dirty.allocations.add(victim.id)
+        cluster.note_stop(victim)
     return len(victims)
 
 

@@ -83,6 +83,7 @@ class Cluster:
     sought: set[Label] = field(default_factory=set)  # patterns of labels that jobs wanted to be near, ever
     capacity_epoch: int = 0
     movers: Movers = field(default_factory=Movers)
+    leaving: Movers = field(default_factory=Movers)  # hosts that somebody may leave at another time than was known
     stale_hosts: set[str] = field(default_factory=set)  # changed since the reservation last looked (reserve.py)
     stale_jobs: set[str] = field(default_factory=set)
     dirty: Dirty = field(default_factory=Dirty)
@@ -161,6 +162,8 @@ class Cluster:
         else:
             self.books.note(job, limits.due_s(job, self.policy))
         self.stale_jobs.add(job.id)
+        if job.attempts and (job.terms.time_limit_s or job.terms.end_within_s):
+            self.leaving.add(job.attempts[-1].host)
         if job.request.rules is not None:
             self.sought.update(job.request.rules.near)
         if job.terms.member is not None:
@@ -241,6 +244,14 @@ class Cluster:
             host.starting.discard(allocation.id)
             if enough:
                 self.touch(host)
+
+    def note_stop(self, allocation: Allocation) -> None:
+        """It was asked to stop: that is to be put on record, it may leave sooner, and its gang may have to follow."""
+        self.dirty.allocations.add(allocation.id)
+        self.leaving.add(allocation.host)
+        job = self.jobs.get(allocation.job)
+        if job is not None and job.terms.member is not None:
+            self.books.gangs.touched.add(job.terms.member.gang)
 
     def reserve(self, allocation: Allocation) -> None:
         """Take an allocation's resources."""

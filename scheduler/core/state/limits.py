@@ -63,6 +63,8 @@ def run_out_s(job: Job) -> float | None:
 
 def gone_by_s(job: Job) -> float | None:
     """When the present attempt's VM is gone at the latest, if that is known: a stop, and its grace."""
+    if not (job.terms.time_limit_s or job.terms.end_within_s):
+        return None  # as most have none
     stop_s = _first(run_out_s(job) or _if_started_now(job), last_stop_s(job))
     return None if stop_s is None else stop_s + job.terms.stop_grace_s
 
