@@ -53,20 +53,23 @@ def load_policy(path: Path) -> tuple[Policy, frozenset[str]]:
 
 
 def as_document(policy: Policy) -> dict[str, Any]:
-    """The policy under the names of the file, so that `read_policy` gives the same again; `powered` is not in it."""
+    """The whole policy under the names of the file, as `read_policy` takes it; `powered` is not in it."""
     sections = {name: asdict(getattr(policy, of)) for name, of in SECTIONS.items()}
     return {**{name: getattr(policy, name) for name in PLAIN}, **sections}
 
 
-def read_policy(text: str, path: Path) -> tuple[Policy, frozenset[str]]:
-    """As `load_policy`, of a text that comes from `path`."""
+def read_policy(text: str, path: Path, *, whole: bool = False) -> tuple[Policy, frozenset[str]]:
+    """As `load_policy`, of a text that comes from `path`.
+
+    `whole`: nobody chose which values it says, as with `as_document`, so none is refused for meaning nothing.
+    """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as exc:
         raise PolicyFileError(path, [" " + " ".join(str(exc).split())]) from None
     reader = _Reader()
     policy = reader.policy(root)
-    faults = reader.faults or [*_contradictions(policy, reader.given)]
+    faults = reader.faults or ([] if whole else [*_contradictions(policy, reader.given)])
     if faults:
         raise PolicyFileError(path, [f"{line}: {fault}" for line, fault in sorted(faults)])
     return policy, frozenset(reader.given)

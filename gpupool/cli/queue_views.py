@@ -51,7 +51,7 @@ def job_facts(job: job_pb2.Job) -> list[tuple[str, str]]:
     return [
         ("gang", f"{gang.id}, member {gang.index} of {gang.count}{_gang(gang)}" if gang.id else ""),
         ("array", f"{array.id}, element {array.index} of {array.count}" if array.id else ""),
-        ("queue", spec.queue + (f", for {spec.user}" if spec.user else "")),
+        ("queue", f"{spec.queue or 'default'}, for {spec.user}" if spec.user else spec.queue),
         ("preemptible", "yes" if spec.preemptible else ""),
         ("depends on", ", ".join(f"{d.job} ({_when(d)})" for d in spec.dependencies)),
         *((what, f"{seconds} s" if seconds else "") for what, seconds in times),

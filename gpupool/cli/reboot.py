@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import shutil
 import time
 from datetime import UTC, datetime
 
 import click
+
+from gpupool.errors import InvalidSpec
 
 from .draining import Wish
 from .output import examples, note
@@ -83,8 +86,10 @@ def reboot(
 
 
 async def _reboot(hosts: tuple[str, ...], roll: Roll) -> None:
-    for name in hosts:
-        roll.line(name)
+    for name in hosts:  # before anybody is drained for it
+        program = roll.line(name)[0]
+        if shutil.which(program) is None:
+            raise InvalidSpec([f"--command: cannot run {program!r}: there is no such program here"])
     note(f"if this is interrupted, {roll.resume}")
     async with connect_async() as client:
         await Rolling(client, roll, note).run(hosts)

@@ -205,7 +205,7 @@ class Life:
 def _loaded(dump: Dump, path: Path, policy: Policy | None) -> tuple[Cluster, dict[str, str]]:
     if policy is None:
         try:
-            policy = read_policy(dump.policy, path)[0]
+            policy = read_policy(dump.policy, path, whole=True)[0]
         except PolicyFileError as error:
             raise InvalidSpec([f"{path}: policy: {fault.partition(': ')[2]}" for fault in error.violations]) from None
     powered = {name: Device(machine=dump.machines.get(name, "")) for name in sorted(dump.powered)}

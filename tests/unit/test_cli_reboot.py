@@ -187,5 +187,6 @@ def test_a_command_that_fails_may_still_have_rebooted(site: Site, capsys: pytest
 def test_a_command_that_does_not_exist_reboots_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["reboot", "h1", "--command", "no-such-program {host}"]) == 2
     assert "cannot run 'no-such-program'" in capsys.readouterr().err
+    assert not asked(site), "nobody was drained for it"
     assert run(["reboot", "h1", "--command", "ssh 'h1"]) == 2
     assert run(["reboot", "h1", "--command", "true", "--since", "yesterday"]) == 2

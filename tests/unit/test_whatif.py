@@ -18,7 +18,7 @@ from gpupool.store import keys
 from gpupool.store.port import KeyValue
 from gpupool.v1 import job_pb2, records_pb2, scheduler_pb2
 from scheduler.api.cluster_dump import ClusterDump
-from scheduler.core.state.policy import BackfillPolicy, BrakePolicy, Device, Policy
+from scheduler.core.state.policy import BackfillPolicy, BrakePolicy, Device, FlapPolicy, Policy
 from scheduler.policy_file import as_document, read_policy
 from scheduler.simulate.vms import Pace
 from scheduler.simulate.whatif import Life
@@ -300,8 +300,9 @@ def test_a_large_dump_comes_in_parts() -> None:
 
 def test_a_policy_survives_the_file() -> None:
     policy = Policy(starts_at_once=3, brake=BrakePolicy(hosts=5, window_s=30.0), backfill=BackfillPolicy(4))
-    assert read_policy(json.dumps(as_document(policy)), Path("x"))[0] == policy
-    assert read_policy(json.dumps(as_document(Policy())), Path("x"))[0] == Policy()
+    switched_off = Policy(brake=BrakePolicy(share=0.0), flap=FlapPolicy(losses=0))  # as `gpupool up` has it
+    for each in (policy, Policy(), switched_off):
+        assert read_policy(json.dumps(as_document(each)), Path("x"), whole=True)[0] == each
 
 
 def test_dump_writes_a_file_or_stdout(fake: FakeScheduler, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
