@@ -10,7 +10,7 @@ from dataclasses import replace
 from agent.ports import VmPaused
 from agent.timing import Limits
 from gpupool.store import keys
-from gpupool.store.port import Committed, Guard, Op, Put, Snapshot
+from gpupool.store.port import Committed, Each, Guard, Op, Put, Snapshot
 from gpupool.v1 import job_pb2, records_pb2
 from tests.fakes.agent_rig import HOST, OTHER, UNIT, Rig
 from tests.fakes.virtual_time import until, virtual_time
@@ -517,9 +517,9 @@ async def test_nothing_is_concluded_before_the_allocations_are_read() -> None:
         await rig.kill_agent()
         read = rig.store.list
 
-        async def slow(prefix: str) -> Snapshot:
+        async def slow(prefix: str, each: Each | None = None) -> Snapshot:
             await asyncio.sleep(5 if prefix == keys.allocation_prefix(HOST) else 0)
-            return await read(prefix)
+            return await read(prefix, each)
 
         rig.store.list = slow  # type: ignore[method-assign]
         await rig.boot()
