@@ -21,6 +21,7 @@ from .draining import Say, Watched, Wish, begin, drained
 from .settings import me
 from .views import age, enum_name, unit_state
 
+NO_REASON = "no reason given"
 _ON_ITS_WAY = (records_pb2.UNIT_STATE_DIRTY, records_pb2.UNIT_STATE_RESETTING, records_pb2.UNIT_STATE_HELD)
 
 
@@ -82,12 +83,12 @@ class Rolling:
         """Nobody else's work may be on the host, and it must be well before."""
         intent = host.intent
         if intent.maintenance and intent.maintenance_reason != self._roll.mark:
-            why = f"{intent.maintenance_reason} ({intent.maintenance_by})"
+            why = f"{intent.maintenance_reason or NO_REASON} ({intent.maintenance_by})"
             raise Conflict(
                 f"{host.name} is in maintenance: {why}; leave it out, or gpupool maintenance off {host.name}"
             )
         if intent.HasField("drain") and intent.drain.reason != self._roll.mark:
-            why = f"{intent.drain.reason} ({intent.drain.by})"
+            why = f"{intent.drain.reason or NO_REASON} ({intent.drain.by})"
             raise Conflict(f"{host.name} is being drained: {why}; leave it out, or gpupool undrain {host.name}")
         if host.record.state != records_pb2.HOST_STATE_READY and not intent.maintenance:
             state = enum_name(records_pb2.HostState, host.record.state)

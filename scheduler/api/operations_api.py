@@ -61,7 +61,8 @@ class OperationsApi:
     def cluster(self) -> scheduler_pb2.Cluster:
         """A summary."""
         units = self.units("")
-        hosts = self._mirror.all(Kind.HOST, records_pb2.HostRecord).values()
+        hosts = self._mirror.all(Kind.HOST, records_pb2.HostRecord)
+        ready = {ids[0] for ids, host in hosts.items() if host.state == records_pb2.HOST_STATE_READY}
         states = Counter(map(self._mirror.state_of, self._mirror.jobs()))
         leader = self._mirror.get(Kind.LEADER, records_pb2.Leader)
         return scheduler_pb2.Cluster(
@@ -69,9 +70,9 @@ class OperationsApi:
             replica=self._replica,
             version=self._version,
             hosts=len(hosts),
-            hosts_ready=sum(h.state == records_pb2.HOST_STATE_READY for h in hosts),
+            hosts_ready=len(ready),
             units=len(units),
-            units_free=sum(u.state == records_pb2.UNIT_STATE_FREE for u in units),
+            units_free=sum(u.state == records_pb2.UNIT_STATE_FREE and u.host in ready for u in units),
             jobs=dict(sorted((_state_name(state), count) for state, count in states.items())),
             revision=self._mirror.revision,
             record=self._mirror.get(Kind.CLUSTER, records_pb2.ClusterRecord),

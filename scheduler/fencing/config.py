@@ -65,8 +65,10 @@ def load_power(path: Path) -> dict[str, Configured]:
         raise PowerFileError(path, [f"cannot be read ({exc.strerror}); see --power"]) from None
     except UnicodeDecodeError:
         raise PowerFileError(path, ["is not text; YAML is wanted"]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # ValueError: such as a date that is none
+    except (yaml.YAMLError, RecursionError) as exc:
         raise PowerFileError(path, [" ".join(str(exc).split())]) from None
+    except ValueError as exc:  # what looks like a date and is none
+        raise PowerFileError(path, [f"a value cannot be read ({exc}); text belongs in quotes"]) from None
     reader = _Reader(path.resolve().parent)
     devices = reader.devices(data)
     if reader.violations:

@@ -107,8 +107,10 @@ def queues_of(path: Path | None) -> dict[str, QueueIntent]:
         raise InvalidSpec([f"{path}: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise InvalidSpec([f"{path}: not UTF-8 text"]) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: such as a date that is none
+    except (yaml.YAMLError, RecursionError) as error:
         raise InvalidSpec([f"{path}: {' '.join(str(error).split())}"]) from None
+    except ValueError as error:  # what looks like a date and is none
+        raise InvalidSpec([f"{path}: a value cannot be read ({error}); text belongs in quotes"]) from None
     if not isinstance(found, list):
         raise InvalidSpec([f"{path}: a list of queues is wanted, as `gpupool queue list -o json` prints it"])
     queues: dict[str, QueueIntent] = {}

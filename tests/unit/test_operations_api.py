@@ -104,6 +104,9 @@ async def test_a_summary_counts() -> None:
         (host,) = api.hosts()
         assert (host.units_total, host.units_free, host.vms) == (3, 2, 1)
         assert [u.allocation for u in api.units("h1")] == ["j1.1", "", ""]
+    await record(pool, records_pb2.HOST_STATE_FENCED, session)
+    async with serving(pool) as (api, _):
+        assert (api.cluster().hosts_ready, api.cluster().units_free) == (0, 0), "nobody gets those of a lost host"
 
 
 @virtual_time
