@@ -37,7 +37,7 @@ def room(cluster: scheduler_pb2.Cluster) -> str:
 def unproven(cluster: scheduler_pb2.Cluster) -> str:
     """Hosts whose loss nobody could prove, and what to do about it; "" where each could be."""
     found = cluster.unprovable
-    if not found:
+    if not found or cluster.intent.disarmed:  # disarmed, no host has a guard, and that is meant
         return ""
     shown = ", ".join(f"{each.host} ({each.why})" for each in found[:5]) + (", ..." if len(found) > 5 else "")
     many = f"{len(found)} hosts whose" if len(found) > 1 else "1 host whose"

@@ -142,6 +142,8 @@ def test_what_holds_failures_up(shows: Callable[[str], None]) -> None:
     ending = scheduler_pb2.Cluster(record=records_pb2.ClusterRecord(brake=brake), intent=released)
     weak = [scheduler_pb2.Unprovable(host=f"h{n}", why="a soft guard only, and no fence device") for n in range(1, 8)]
     unproven = scheduler_pb2.Cluster(unprovable=weak, powered_unknown=["gpu-17"])
+    meant = scheduler_pb2.Cluster(unprovable=weak, intent=disarmed)
+    assert not planned_views.unproven(meant), "disarmed, no host has a guard"
     for each in (calm, settled, on, manual, ending, unproven, scheduler_pb2.Cluster(unprovable=weak[:1])):
         pairs(planned_views.safety(each, NOW))
     held = job("j1", hold="3 hosts in a row died with it", held_s=NOW - 60)
