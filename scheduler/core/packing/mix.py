@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from .sizes import Shape
 
@@ -19,6 +20,7 @@ class Mix:
     cpus: list[int] = field(init=False)  # what tasks with GPUs ask for, ascending
     memories: list[int] = field(init=False)
     _by_cpu: list[list[tuple[Shape, float]]] = field(init=False)
+    _enough: list[int] = field(init=False)  # by how many amounts of cores fit in: more of memory are of no use there
     _chances: dict[tuple[frozenset[str], int, int], list[float]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -30,6 +32,8 @@ class Mix:
         self.cpus = sorted({shape.cpu_milli for shape, _ in with_gpus})
         self.memories = sorted({shape.memory_mib for shape, _ in with_gpus})
         self._by_cpu = [[(s, share) for s, share in with_gpus if s.cpu_milli == cpu] for cpu in self.cpus]
+        most = accumulate((max(shape.memory_mib for shape, _ in some) for some in self._by_cpu), max, initial=-1)
+        self._enough = [bisect_right(self.memories, memory_mib) for memory_mib in most]
 
     def needs(self, *, all_tasks: bool) -> tuple[float, float]:
         """Thousandths of a core and MiB for each thousandth of GPU; of tasks that take GPUs, or of all tasks."""
@@ -46,6 +50,7 @@ class Mix:
 
         There so many of the amounts in `cpus` and in `memories` fit in.
         """
+        memories = min(memories, self._enough[cpus])
         known = cpus
         while known and (models, known, memories) not in self._chances:
             known -= 1

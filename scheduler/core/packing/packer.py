@@ -80,7 +80,7 @@ class Packer:
 
     def _change(self, taken: Taken, sign: int) -> None:
         place = self._place_of[taken.host]
-        host = self._hosts[place]
+        state, host = self._state_of[place], self._hosts[place]
         nodes = list(self._nodes_of[place])
         for node, cpu_milli, memory_mib, gpus, gpu_milli in taken.shares:
             cpu, memory, _ = nodes[node]
@@ -88,8 +88,8 @@ class Packer:
             for gpu in gpus:
                 free[gpu] += sign * gpu_milli
             nodes[node] = cpu + sign * cpu_milli, memory + sign * memory_mib, self._states.patterns.of(free)
-            if self._state_of[place] is not None:
-                self._count(self._class(host), sign * gpu_milli * len(gpus))
+            if state is not None:
+                self._count(state.kind, sign * gpu_milli * len(gpus))
         self._move(place, tuple(nodes))
 
     def close(self, name: str) -> None:
@@ -121,8 +121,9 @@ class Packer:
         return sum(pattern.total for _, _, pattern in self._nodes_of[place])
 
     def _open(self, place: int) -> None:
-        self._count(self._class(self._hosts[place]), self._free_gpu(place))
-        self._enter(place, self._state_with(place))
+        host = self._hosts[place]
+        self._count(self._class(host), self._free_gpu(place))
+        self._enter(place, self._states.of(host.size.model, host.node_gpus, self._nodes_of[place]))
 
     def _move(self, place: int, nodes: tuple[Node, ...]) -> None:
         """The host has this free now."""
@@ -130,15 +131,11 @@ class Packer:
         state = self._state_of[place]
         if state is not None:
             self._states.leave(state)
-            self._enter(place, self._state_with(place))
+            self._enter(place, self._states.of(state.model, state.node_gpus, nodes))
 
     def _enter(self, place: int, state: State) -> None:
         self._state_of[place] = state
         self._states.enter(state, place)
-
-    def _state_with(self, place: int) -> State:
-        host = self._hosts[place]
-        return self._states.of(host.size.model, host.node_gpus, self._nodes_of[place])
 
     def _count(self, kind: int, gpu_milli: int) -> None:
         """So much more of a class is free. Prices follow in steps, so that they are seldom computed."""
