@@ -24,7 +24,7 @@ from scheduler.core.queueing.ends import cancel
 from scheduler.core.queueing.sets import PAUSE, Work
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import JobSubmitted
-from scheduler.core.state.jobs import Job
+from scheduler.core.state.jobs import Job, Request
 from scheduler.core.state.policy import CONSERVATIVE, EASY, BackfillPolicy
 from scheduler.core.state.terms import Member, Terms
 from scheduler.core.step import step
@@ -67,6 +67,8 @@ def _fleet(note: Note, hosts: int, share: float, words: str) -> None:
     note(f"a turn after something was set free, {words}", placer.placing(cluster, NOW_S))
     cancel(cluster, jobs[0], "bench", NOW_S)
     note(f"the next place, when that job is gone, {words}", placer.placing(cluster, NOW_S))
+    step(cluster, JobSubmitted(Job("small", Request("img", memory_mib=64), 0, 1.0, priority=9)), NOW_S)
+    note(f"the first job of a shape that fits everywhere, {words}", placer.placing(cluster, NOW_S))
     if share == 1.0:
         _mode(cluster, placer, CONSERVATIVE)
         for number in range(1, TURNS + 1):

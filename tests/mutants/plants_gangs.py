@@ -87,6 +87,18 @@ GANGS = (
         scenario("gang_restarts_as_one"),
     ),
     Mutant(
+        "asked to stop, and its gang goes on",
+        "when a member is asked to stop, the others of its gang are not looked at",
+        [
+            Edit(
+                "scheduler/core/state/cluster.py",
+                "            self.books.gangs.touched.add(job.terms.member.gang)\n",
+                "            pass\n",
+            )
+        ],
+        scenario("gang_drained"),
+    ),
+    Mutant(
         "others go on under another leader",
         "a new leader looks only at what it sees change",
         [Edit("scheduler/core/gangs/members.py", "        self.touched.add(member.gang)\n", "        pass\n")],
