@@ -1,8 +1,9 @@
 """Decisions a second of the packing core: openb lists, and whole GPUs on hosts with two NUMA nodes, 1,000 and 10,000.
 
 No store, no network: the core alone, on one CPU, in CPU time: it waits for nothing, and what else the machine does is
-not its own. openb's files are not ours to ship: GPUPOOL_OPENB names the folder that has them
-(openb_node_list_gpu_node.csv, openb_pod_list_*.csv); without it those rows are left out.
+not its own. The garbage collector is set as in the daemon (`scheduler/heap.py`). openb's files are not ours to ship:
+GPUPOOL_OPENB names the folder that has them (openb_node_list_gpu_node.csv, openb_pod_list_*.csv); without it those rows
+are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from scheduler import heap
 from scheduler.core.packing import HostSize, Mix, NodeSize, Packer, Shape
 from scheduler.core.packing.sizes import WHOLE
 from scheduler.simulate import openb, traces
@@ -34,6 +36,7 @@ JOBS = [Shape(1000 * n, 1000 * cpus, mib, models) for n, cpus, mib in SIZES for 
 
 async def run(tell: Callable[[str], None]) -> list[Row]:
     """See the module docstring."""
+    heap.begin()
     return [*_openb(tell), *_numa(tell)]
 
 
