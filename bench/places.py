@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,16 +20,16 @@ from scheduler.core.explain import explaining
 from scheduler.core.failover.plan import planning
 from scheduler.core.place import Placer
 from scheduler.core.queueing.ends import cancel
-from scheduler.core.queueing.sets import PAUSE, Work
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import JobSubmitted
 from scheduler.core.state.jobs import Job, Request
 from scheduler.core.state.policy import CONSERVATIVE, EASY, BackfillPolicy
 from scheduler.core.state.terms import Member, Terms
 from scheduler.core.step import step
+from scheduler.core.work import Work
 
 from .row import Row
-from .victims import HOSTS, ONE, full
+from .victims import HOSTS, ONE, full, timed
 
 SHAPES, GANG, TURNS = 50, 8, 8
 NOW_S = 200.0  # after all that the fleet has placed
@@ -98,20 +97,6 @@ def _mode(cluster: Cluster, placer: Placer, mode: str) -> None:
     cluster.policy = replace(cluster.policy, backfill=BackfillPolicy(mode=mode))
     cluster.books.claims.clear()
     placer.hopeless.clear()
-
-
-def timed(work: Work[object]) -> list[float]:
-    """The CPU time between any two pauses, as the leader makes them."""
-    parts: list[float] = []
-    begun, cost = time.process_time(), 0
-    for more in work:
-        cost += more
-        if cost >= PAUSE:
-            cost = 0
-            parts.append(time.process_time() - begun)
-            begun = time.process_time()
-    parts.append(time.process_time() - begun)
-    return parts
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from dataclasses import replace
 from scheduler import heap
 from scheduler.core.place import Placer
 from scheduler.core.queueing.preempt import Preempter
-from scheduler.core.queueing.sets import pauses
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import InventoryChanged, JobSubmitted, SessionChanged, UnitReported, VmReported
 from scheduler.core.state.facts import GuardKind, InventoryFact, SessionFact, UnitFact, UnitReport, UnitState
@@ -29,6 +28,7 @@ from scheduler.core.state.policy import Policy, PreemptionPolicy
 from scheduler.core.state.tables import AllocationState, JobState
 from scheduler.core.state.terms import Member, Terms
 from scheduler.core.step import step
+from scheduler.core.work import Work, pauses
 
 from .row import Row
 
@@ -117,7 +117,8 @@ def look(cluster: Cluster, placer: Placer, wanted: Wanted) -> tuple[int, list[fl
         step(cluster, JobSubmitted(job), 3.0)
     placer.place(cluster, 1e6)
     assert all(job.state is JobState.PENDING for job in jobs)
-    parts, asked = _timed(Preempter(), cluster)
+    parts = timed(Preempter().preempting(cluster, 1e6))
+    asked = sum(bool(vm.preempted_for) for vm in cluster.allocations.values())
     for allocation in cluster.allocations.values():
         if allocation.preempted_for:
             allocation.stop_reason = allocation.preempted_for = ""
@@ -129,15 +130,15 @@ def look(cluster: Cluster, placer: Placer, wanted: Wanted) -> tuple[int, list[fl
     return asked, parts
 
 
-def _timed(preempter: Preempter, cluster: Cluster) -> tuple[list[float], int]:
-    """The CPU time between any two pauses, as the leader makes them; and how many were asked."""
+def timed(work: Work[object]) -> list[float]:
+    """The CPU time between any two pauses, as the leader makes them."""
     parts: list[float] = []
     begun = time.process_time()
-    for _ in pauses(preempter.preempting(cluster, 1e6)):
+    for _ in pauses(work):
         parts.append(time.process_time() - begun)
         begun = time.process_time()
     parts.append(time.process_time() - begun)
-    return parts, sum(bool(a.preempted_for) for a in cluster.allocations.values())
+    return parts
 
 
 def main() -> None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
-from .core.queueing.sets import PAUSE, Work
+from .core.work import Work, pauses
 
 _T = TypeVar("_T")
 
 
 async def in_pauses(work: Work[_T]) -> _T:
     """What it comes to."""
-    cost = 0
+    parts = pauses(work)
     while True:
         try:
-            cost += next(work)
+            next(parts)
         except StopIteration as end:
             found: _T = end.value
             return found
-        if cost >= PAUSE:
-            cost = 0
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,7 +52,6 @@ class FileRecords:
         boots = directory / "boots"
         self._root = boots / boot_id
         self._root.mkdir(parents=True, exist_ok=True)
-        self._made: dict[str, str] = {}
         for other in boots.iterdir():
             if other != self._root:
                 shutil.rmtree(other, ignore_errors=True)
@@ -67,9 +65,9 @@ class FileRecords:
 
     def save(self, kind: str, name: str, record: Mapping[str, Any]) -> None:
         """See Records."""
-        folder = self._folder(kind)
-        # Names of devices have dots and colons; a Path for each write would cost as much as the write.
-        file, fresh = f"{folder}/{name}.json", Path(f"{folder}/{name}.new")
+        folder = self._root / kind
+        folder.mkdir(exist_ok=True)
+        fresh = folder / f"{name}.new"
         data = json.dumps(record, sort_keys=True).encode()
         try:
             self._write(fresh, data)
@@ -78,14 +76,7 @@ class FileRecords:
                 raise
             self._ballast.unlink(missing_ok=True)
             self._write(fresh, data)
-        os.replace(fresh, file)  # noqa: PTH105 - as above
-
-    def _folder(self, kind: str) -> str:
-        """Where records of a kind lie; made once."""
-        if kind not in self._made:
-            (self._root / kind).mkdir(exist_ok=True)
-            self._made[kind] = str(self._root / kind)
-        return self._made[kind]
+        fresh.replace(folder / f"{name}.json")
 
     def remove(self, kind: str, name: str) -> None:
         """See Records."""

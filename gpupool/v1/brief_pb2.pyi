@@ -168,22 +168,22 @@ class AllocationBrief(_message.Message):
     attempt: _builtins.int
     host: _builtins.str
     session: _builtins.int
-    numa_nodes: _builtins.bytes
-    """as they stand in the record: packed"""
     spec: _builtins.bytes
     desired: _records_pb2.Desired.ValueType
     stop_reason: _builtins.str
     created_s: _builtins.float
     stop_requested_s: _builtins.float
-    memory_mib_per_node: _builtins.bytes
-    """as above"""
     session_nonce: _builtins.str
     stop_grace_s: _builtins.int
     preempted_for: _builtins.str
     @_builtins.property
     def units(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
+    def numa_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
     def cores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def memory_mib_per_node(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def unit_identities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -195,14 +195,14 @@ class AllocationBrief(_message.Message):
         host: _builtins.str = ...,
         session: _builtins.int = ...,
         units: _abc.Iterable[_builtins.str] | None = ...,
-        numa_nodes: _builtins.bytes = ...,
+        numa_nodes: _abc.Iterable[_builtins.int] | None = ...,
         cores: _abc.Iterable[_builtins.bytes] | None = ...,
         spec: _builtins.bytes = ...,
         desired: _records_pb2.Desired.ValueType = ...,
         stop_reason: _builtins.str = ...,
         created_s: _builtins.float = ...,
         stop_requested_s: _builtins.float = ...,
-        memory_mib_per_node: _builtins.bytes = ...,
+        memory_mib_per_node: _abc.Iterable[_builtins.int] | None = ...,
         unit_identities: _abc.Iterable[_builtins.str] | None = ...,
         session_nonce: _builtins.str = ...,
         stop_grace_s: _builtins.int = ...,

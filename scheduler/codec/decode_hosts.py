@@ -39,7 +39,8 @@ def read_allocation(wire: brief_pb2.AllocationBrief, job: Job | None) -> Allocat
     """An allocation as decided; its state starts at BOUND until a report says more. `job`: its own, where it is known,
     whose spec is the one that is repeated here. Raises DecodeError, and ValueError if it contradicts itself.
     """
-    nodes, cores, memory_mib = _taken(wire.numa_nodes, tuple(wire.cores), wire.memory_mib_per_node)
+    if len(wire.memory_mib_per_node) != len(wire.numa_nodes):
+        raise ValueError(f"memory of {len(wire.memory_mib_per_node)} nodes, and {len(wire.numa_nodes)} nodes")
     stops = wire.desired == records_pb2.DESIRED_STOP
     made = Allocation(
         wire.id,
@@ -48,9 +49,9 @@ def read_allocation(wire: brief_pb2.AllocationBrief, job: Job | None) -> Allocat
         same(wire.host),
         wire.session,
         same(tuple(wire.units)),
-        nodes,
-        cores,
-        memory_mib,
+        same(tuple(wire.numa_nodes)),
+        _cores(tuple(wire.cores)),
+        same(tuple(wire.memory_mib_per_node)),
         wire.created_s,
         unit_identities=tuple(wire.unit_identities),
         stop_reason=(wire.stop_reason or "stop") if stops else "",
@@ -76,28 +77,9 @@ def _wanted(value: bytes) -> tuple[int, Labels, Labels, bool]:
 
 
 @lru_cache(KEPT)
-def _taken(
-    nodes: bytes, cores: tuple[bytes, ...], memory_mib: bytes
-) -> tuple[tuple[int, ...], tuple[Thread, ...], tuple[int, ...]]:
-    """What it has of which nodes: these, physical cores in the order given, memory of each node."""
-    there, memory = _unpacked(nodes), _unpacked(memory_mib)
-    if len(memory) != len(there):
-        raise ValueError(f"memory of {len(memory)} nodes, and {len(there)} nodes")
-    return there, same(tuple(same(tuple(inventory_pb2.CpuCore.FromString(core).threads)) for core in cores)), memory
-
-
-def _unpacked(packed: bytes) -> tuple[int, ...]:
-    """Numbers of no sign, as a list of them is stored."""
-    found, number, bits = [], 0, 0
-    for byte in packed:
-        number |= (byte & 0x7F) << bits
-        bits += 7
-        if byte < 0x80:  # the last of this one
-            found.append(number)
-            number = bits = 0
-    if bits:
-        raise ValueError("a list of numbers ends in the middle of one")
-    return same(tuple(found))
+def _cores(values: tuple[bytes, ...]) -> tuple[Thread, ...]:
+    """Physical cores, in the order given."""
+    return same(tuple(same(tuple(inventory_pb2.CpuCore.FromString(value).threads)) for value in values))
 
 
 # Inventories

@@ -13,7 +13,6 @@ from .fitting.own import asked, barred, case
 from .gangs import explain as gang_explain
 from .queueing import claims, forecast
 from .queueing.deadlines import lost
-from .queueing.sets import PAUSE, Work, done
 from .queueing.wait import JobWait, ignored, wait
 from .reservation.admission import kept_out
 from .reservation.reserve import Reserve
@@ -22,6 +21,7 @@ from .state.cluster import Cluster
 from .state.jobs import Job
 from .state.reasons import Reason, Refusal
 from .state.tables import HostState, JobState
+from .work import PAUSE, Work, done
 
 
 @dataclass(frozen=True, slots=True)

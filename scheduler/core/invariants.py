@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from .queueing.sets import PAUSE, Work, done
 from .state.cluster import STARTING, Cluster
 from .state.hosts import Allocation, Host
 from .state.rules import means
 from .state.tables import JobState
 from .state.terms import OnLoss
+from .work import PAUSE, Work, done
 
 _HOSTS = 10  # that are looked at in the time of a try
 

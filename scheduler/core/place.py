@@ -28,12 +28,12 @@ from .gangs.refusals import Refusals
 from .queueing import backfill, claims, hold, lent, order, upkeep
 from .queueing.leavers import Leavers
 from .queueing.queue import Lane
-from .queueing.sets import Work, done
 from .reservation.admission import TRIES, Admission, Choice
 from .state.cluster import Cluster
 from .state.hosts import Allocation, Host
 from .state.jobs import Attempt, Job, Outcome, Party, Request
 from .state.tables import JobEvent
+from .work import Work, done
 
 _ASKED = 10  # hosts that are asked in the time of a try
 ANSWERS_KEPT = 640_000  # of hosts to shapes; the ranking that was not asked for the longest goes

@@ -57,7 +57,6 @@ class Mirror:
         self._told = Told()
         self._moved = asyncio.Condition()
         self._whole = False  # not while everything is read, anew or for the first time
-        self._paged = 0  # keys that were told of, of a list that may not have come to its end
         self._feeds: list[Feed] = []
         self._view: View | None = None
         self._viewing = asyncio.Lock()
@@ -255,7 +254,7 @@ class Mirror:
             feed.end()
         self._whole, self._view = False, None
         with heap.still():
-            await (self._renew if self.synced.is_set() else self._fill)(snapshot)
+            await (self._renew(snapshot) if self.synced.is_set() else self._arrive())
         self._whole = True
         await self._advance(snapshot.revision)
         self.synced.set()
@@ -266,7 +265,6 @@ class Mirror:
             return
         if not before:
             self._records = Records()
-        self._paged = before + len(items)
         for begin in range(0, len(items), FILLED):
             await asyncio.sleep(0)
             minded = [kind for kind, listeners in self._listeners.items() if listeners]
@@ -274,10 +272,8 @@ class Mirror:
                 for listener in self._listeners[kind]:
                     listener(kind, ids)
 
-    async def _fill(self, snapshot: Snapshot) -> None:
-        """For the first time: what was there before is no news."""
-        if self._paged != len(snapshot.items):  # nobody told of the pages
-            await self._page(0, snapshot.items)
+    async def _arrive(self) -> None:
+        """For the first time, when all pages were told of: in which order jobs came. What was there is no news."""
         arrived: dict[int, list[str]] = {}
         for number, (ids, kv) in enumerate(self._records.items(Kind.JOB_SPEC)):
             if number % FILLED == 0:

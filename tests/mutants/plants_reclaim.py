@@ -16,7 +16,7 @@ RECLAIM = (
     Mutant(
         "half a record counts",
         "a record is written over the one before, so that half of it is what the next agent finds",
-        [Edit("agent/work/records.py", 'Path(f"{folder}/{name}.new")', 'Path(f"{folder}/{name}.json")')],
+        [Edit("agent/work/records.py", 'folder / f"{name}.new"', 'folder / f"{name}.json"')],
         tests("unit/test_records.py"),
     ),
     Mutant(

@@ -7,6 +7,7 @@ from tests.mutants.model import Edit, Mutant, tests
 SETS, SEARCH, FEWEST = (
     "scheduler/core/queueing/sets.py", "scheduler/core/queueing/search.py", "scheduler/core/gangs/fewest.py",
 )  # fmt: skip
+WORK = "scheduler/core/work.py"
 MANY = "unit/test_many_victims.py"
 
 VICTIMS = (
@@ -57,7 +58,7 @@ VICTIMS = (
     Mutant(
         "all in one go",
         "nobody else runs while victims are sought",
-        [Edit(SETS, "        if cost >= PAUSE:\n", "        if False:\n")],
+        [Edit(WORK, "        if cost >= PAUSE:\n", "        if False:\n")],
         tests(f"{MANY}::test_others_run_while_victims_are_sought"),
         fast=True,
     ),

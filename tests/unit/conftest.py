@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,11 @@ def gpupool(capsys: pytest.CaptureFixture[str]) -> Run:
         return Done(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """A small job, to submit."""
+    path = tmp_path / "job.yaml"
+    path.write_text("{image: img, command: [x], cpus: 1, memory_mib: 1024}")
+    return str(path)

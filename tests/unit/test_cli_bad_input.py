@@ -24,13 +24,6 @@ def fake(fake: FakeScheduler) -> FakeScheduler:
     return fake
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> str:
-    path = tmp_path / "job.yaml"
-    path.write_text("{image: img, command: [x], cpus: 1, memory_mib: 1024}")
-    return str(path)
-
-
 @pytest.mark.parametrize(
     "words",
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +15,6 @@ from tests.fakes.server import FakeScheduler, Status, job
 def fake(fake: FakeScheduler) -> FakeScheduler:
     fake.jobs["j1"] = job("j1")
     return fake
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> str:
-    path = tmp_path / "job.yaml"
-    path.write_text("{image: img, command: [x], cpus: 1, memory_mib: 1024}")
-    return str(path)
 
 
 def test_a_submission_that_waits(fake: FakeScheduler, gpupool: Run, file: str) -> None:

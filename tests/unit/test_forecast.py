@@ -9,9 +9,9 @@ from scheduler.core.explain import explain
 from scheduler.core.queueing import backfill
 from scheduler.core.queueing.forecast import AHEAD, EACH, MINE, TRIES, forecast
 from scheduler.core.queueing.leavers import Leavers
-from scheduler.core.queueing.sets import done
 from scheduler.core.state import limits
 from scheduler.core.state.tables import JobState
+from scheduler.core.work import done
 from tests.golden.runner import Player
 
 GRACE_S = 5

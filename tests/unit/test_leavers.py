@@ -14,11 +14,11 @@ from scheduler.core.fitting.fit import closed
 from scheduler.core.invariants import checking
 from scheduler.core.queueing.claims import ends
 from scheduler.core.queueing.leavers import Leavers
-from scheduler.core.queueing.sets import PAUSE, Work, done
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.events import VmReported
 from scheduler.core.state.jobs import Job, Request
 from scheduler.core.state.tables import AllocationState
+from scheduler.core.work import PAUSE, Work, done
 from tests.golden.runner import Player
 
 KINDS = ((1, ""), (2, ""), (4, ""), (1, "h100"), (3, "a100"))

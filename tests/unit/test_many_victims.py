@@ -14,12 +14,13 @@ from scheduler.core.gangs.fewest import Search
 from scheduler.core.queueing.claims import fits_without
 from scheduler.core.queueing.preempt import Preempter
 from scheduler.core.queueing.search import MOST
-from scheduler.core.queueing.sets import PAUSE, done, greedy, kinds, needed, pauses, sets_of
+from scheduler.core.queueing.sets import greedy, kinds, needed, sets_of
 from scheduler.core.queueing.victims import Victims, ages
 from scheduler.core.state.cluster import Cluster
 from scheduler.core.state.hosts import Allocation
 from scheduler.core.state.jobs import Job
 from scheduler.core.state.tables import JobState
+from scheduler.core.work import PAUSE, done, pauses
 from tests.golden.runner import Player
 from tests.unit.test_gangs import arranged
 

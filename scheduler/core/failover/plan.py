@@ -3,7 +3,7 @@
 It decides nothing and foresees nothing of its own: on a copy of the cluster it tells the real `step` and `place` that
 the sessions end, lets time pass, and notes what they do. What an operator would have to do first is done on the copy
 too, so that the places are known, and is said. It must never be given the leader's own cluster. At 10,000 hosts it
-takes seconds, so it may be done with pauses (`queueing/sets.py`).
+takes seconds, so it may be done with pauses (`core/work.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from statistics import median
 from ..explain import explaining
 from ..gangs import together
 from ..place import Placer
-from ..queueing.sets import Work, done
 from ..state.cluster import Cluster
 from ..state.events import (
     ClusterIntentChanged,
@@ -32,6 +31,7 @@ from ..state.jobs import Job, Outcome
 from ..state.losses import Evidence
 from ..state.tables import AllocationState, HostState, JobState
 from ..step import step
+from ..work import Work, done
 from .devices import not_its_own
 from .power import withheld
 

@@ -2,7 +2,7 @@
 
 The more have left, the more room there is, so the first moment at which all members have seats is found by bisection
 over the moments at which somebody is gone. It looks at copies of hosts and changes nothing, with pauses as a search for
-victims (`queueing/sets.py`).
+victims (`core/work.py`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ..fitting.own import failed_on
 from ..fitting.scratch import without
 from ..queueing.claims import ends, owner
 from ..queueing.leavers import Leavers
-from ..queueing.sets import Work
 from ..state.books import Claim
 from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
+from ..work import Work
 from .arrange import Hosts, Seat, arrange, hosts_of, shuns
 from .ask import ask_of
 

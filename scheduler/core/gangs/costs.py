@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..queueing.sets import Work
 from ..queueing.victims import Victims, ages
+from ..work import Work
 
 _COSTS = 4  # that are added up in the time of a try
 

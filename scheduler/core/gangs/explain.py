@@ -1,7 +1,7 @@
 """Why a gang waits: how many of its members have room, and what each host lacks for the next.
 
 Hosts are judged as they would be once those members had their seats that have room, on copies. It decides nothing. Like
-a search for victims it says what it costs (`queueing/sets.py`), as nobody need wait for 10,000 verdicts in one go.
+a search for victims it says what it costs (`core/work.py`), as nobody need wait for 10,000 verdicts in one go.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ..fitting.fit import Fit, fit
 from ..fitting.own import failed_on
 from ..fitting.scratch import join, without
 from ..queueing import claims
-from ..queueing.sets import Work
 from ..reservation.domains import ran_before
 from ..state.cluster import Cluster
 from ..state.hosts import Host
 from ..state.jobs import Job
 from ..state.reasons import Reason, Refusal
+from ..work import Work
 from .arrange import PCIE_ROOT, Ask, Seat, cell_of, hosts_of, seats, shuns
 from .ask import ask_of
 from .place import find

@@ -19,11 +19,12 @@ from operator import itemgetter
 from ..fitting.ranking import free_units
 from ..fitting.scratch import without
 from ..queueing.claims import leaving
-from ..queueing.sets import Work, kinds, largest_first, needed, sets_of, youngest_first
+from ..queueing.sets import kinds, largest_first, needed, sets_of, youngest_first
 from ..queueing.victims import Victims
 from ..state.books import Claim
 from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
+from ..work import Work
 from .arrange import PCIE_ROOT, Ask, cell_of, seats, shuns
 from .costs import Cost, Option, spread_out
 

@@ -18,7 +18,6 @@ from ..fitting.fit import Fit, closed, fit
 from ..fitting.own import failed_on
 from ..fitting.ranking import free_units
 from ..queueing.claims import owner
-from ..queueing.sets import Work
 from ..queueing.victims import Eligible, borrows, entitled, may_stop, on_host, within_loans
 from ..reservation.domains import ran_before
 from ..state.books import Claim
@@ -26,6 +25,7 @@ from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
 from ..state.rules import HOST
+from ..work import Work
 from .arrange import Ask, Hosts, arranged, shuns
 from .ask import ask_of
 from .fewest import Rooms, Search

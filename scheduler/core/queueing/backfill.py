@@ -11,7 +11,7 @@ anybody who comes before. Here: to the first MOST_KEPT of whom it is known when 
 own. No more than NEW are kept anew in a turn; whoever comes after those waits for the next one.
 
 It keeps places (`claims.py`), and starts and stops nothing. To look for one among 10,000 hosts takes milliseconds, at
-first a large part of a second: so it is done with pauses, in which nothing may change (`sets.py`).
+first a large part of a second: so it is done with pauses, in which nothing may change (`core/work.py`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ..state.books import Claim
 from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
+from ..work import Work
 from .claims import ends, fits_without, owner, turn
 from .leavers import Leavers
-from .sets import Work
 
 NEW, LOOKS = 8, 16  # places that are kept anew in a turn, and looked for, if all that wait are to have one
 LATER_S = 1.0  # when to go on, if there are more

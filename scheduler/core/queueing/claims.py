@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from math import inf
-from typing import TYPE_CHECKING
 
 from ..fitting import own
 from ..fitting.fit import Fit, closed, fit
@@ -28,11 +27,9 @@ from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
 from ..state.reasons import Reason, Refusal
 from ..state.tables import AllocationState, JobState
+from ..work import Work
 
-if TYPE_CHECKING:
-    from .sets import Work
-
-_LOOK = 3  # what a look at a claim costs, in tries (`sets.py`)
+_LOOK = 3  # what a look at a claim costs, in tries (`core/work.py`)
 _OVER = (AllocationState.ENDED, AllocationState.LOST)
 
 

@@ -2,7 +2,7 @@
 
 Those are put, one after the other, where by limits they have room the soonest, each for as long as it declares or for
 ever; then the job itself, beside them. It looks at copies of hosts and changes nothing; like a search for victims it
-says what it costs (`sets.py`), as nobody need wait for an answer in one go.
+says what it costs (`core/work.py`), as nobody need wait for an answer in one go.
 
 An estimate: VMs end before their limits, jobs come and go, shares change, and placement may choose other hosts. Of a
 gang that is ahead all members have places, not all at once. Who is kept from starting by a quota takes no place. No
@@ -24,10 +24,10 @@ from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
 from ..state.rules import HOST
+from ..work import Work
 from . import backfill
 from .claims import ends, owner, takes
 from .leavers import Leavers
-from .sets import Work
 
 AHEAD = 100  # jobs or gangs that are counted
 TRIES = 2000  # hosts at some moment that are tried, for all of them

@@ -6,7 +6,7 @@ since the last time: what is taken there and whether it is open (`Cluster.movers
 (`Cluster.leaving`).
 
 What it says must always be what looking all up anew would give. It may be looked up with pauses, as a search for
-victims is (`sets.py`): nothing may change meanwhile.
+victims is (`core/work.py`): nothing may change meanwhile.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ..fitting.fit import closed
 from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
+from ..work import Work
 from .claims import ends
-from .sets import Work
 
 KINDS = 32  # that are known; all are forgotten when there is one more
 _LOOKED, _RECKONED, _SORTED = 3, 10, 300  # hosts in the time of a try: looked up, reckoned with, put in order

@@ -27,10 +27,10 @@ from ..state.cluster import Cluster
 from ..state.hosts import Host
 from ..state.jobs import Job, Party, Request
 from ..state.tables import AllocationState
+from ..work import Work, done
 from .claims import fits_without, leaving, owner
 from .queue import Lane
 from .search import Found, search
-from .sets import Work, done
 from .victims import Eligible, Victims, borrows, entitled, may_have_victims, may_stop
 
 HOSTS = 512  # where victims are looked for: those with the most free GPUs, where the fewest must leave

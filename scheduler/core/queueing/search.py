@@ -19,8 +19,9 @@ from ..state.books import Claim
 from ..state.cluster import Cluster
 from ..state.hosts import Allocation, Host
 from ..state.jobs import Job
+from ..work import Work
 from .claims import fits_without, leaving
-from .sets import Work, greedy, kinds, largest_first, needed, sets_of, youngest_first
+from .sets import greedy, kinds, largest_first, needed, sets_of, youngest_first
 from .victims import Eligible, Victims, ages, guarantees, loans_only, on_host, within_loans
 
 MOST = 8  # victims, in sets that are all tried

@@ -5,43 +5,19 @@ there is one set to look at, and no other can be better. Where even these are to
 then all are let off, the oldest first, who could stay after all.
 
 It must never end with a set of which one could stay. It computes, on copies of hosts, and says now and then what it has
-cost (`Work`), so that others may run meanwhile.
+cost (`core/work.py`), so that others may run meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from ..state.facts import UnitState
 from ..state.hosts import Allocation, Host
+from ..work import Work
 from .victims import Victims, ages
 
-PAUSE = 50  # tries; some 5 ms
-
-_T = TypeVar("_T")
-Work = Generator[int, None, _T]  # yields what it has just done costs, in tries: each some 0.1 ms
 Works = Callable[[Victims], bool]  # whether it is enough that these leave; it is asked for each try
-
-
-def done(work: Work[_T]) -> _T:
-    """Do it all at once."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            found: _T = end.value
-            return found
-
-
-def pauses(work: Work[object]) -> Iterator[None]:
-    """Do it, with a pause whenever it has cost as much as PAUSE tries."""
-    cost = 0
-    for more in work:
-        cost += more
-        if cost >= PAUSE:
-            cost = 0
-            yield
 
 
 def kinds(host: Host, victims: Iterable[Allocation], own: Collection[str] = ()) -> list[list[Allocation]]:
